@@ -1,0 +1,28 @@
+//! What the XDP program and its user space agree on: the compiled policy's layout, the counters'
+//! layout, and the names of verdicts and reasons. No logic of either side lives here.
+//!
+//! Everything in this crate is part of the *layout*: the maps are pinned, and a later portsteer
+//! may find the maps of an earlier one. Whoever changes the size, order or meaning of anything
+//! here raises [`LAYOUT_VERSION`].
+#![no_std]
+
+pub mod counters;
+pub mod image;
+pub mod reason;
+pub mod verdict;
+pub mod wire;
+
+pub use counters::{Counter, InterfaceCounters, RuleCounterPage};
+pub use image::{Image, PortProtocol, Rule};
+pub use reason::{Fault, Reason};
+pub use verdict::Verdict;
+
+/// The version of everything that lives in pinned maps. A portsteer that finds pins of another
+/// version leaves them alone and says so.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// How many interfaces one instance can be attached to at the same time.
+///
+/// Each has a *slot*, a number below this, which is a constant in the program that is attached
+/// to it.
+pub const INTERFACE_SLOTS: u32 = 128;

@@ -1,0 +1,1 @@
+//! The parts of the program that do not touch the kernel.
