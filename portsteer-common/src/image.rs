@@ -125,8 +125,9 @@ impl Rule {
 /// into it needs nothing but a mask.
 pub const PORT_TABLE_ROWS: usize = 8;
 
-/// The compiled policy.
+/// The compiled policy. Three megabytes: only ever behind a pointer.
 #[repr(C)]
+#[expect(missing_debug_implementations, reason = "nobody wants to read half a million numbers")]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub struct Image {
     /// The number of the rule that decides, by [`PortProtocol`] and destination port.

@@ -54,6 +54,29 @@ pub const MAX_VLAN_TAGS: usize = 2;
 /// The most IPv6 extension headers that are parsed.
 pub const MAX_EXTENSIONS: usize = 6;
 
+/// An Ethernet header (IEEE 802.3). That of `network-types` has an alignment of 2, which a frame's
+/// bytes need not have.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct EthernetHeader {
+    pub dst_mac: [u8; 6],
+    pub src_mac: [u8; 6],
+    /// What follows; below 0x0600 the length of an 802.3 frame.
+    pub ether_type_be: [u8; 2],
+}
+
+impl EthernetHeader {
+    /// Bytes.
+    pub const LEN: usize = size_of::<Self>();
+
+    /// What follows.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ether_type(&self) -> u16 {
+        u16::from_be_bytes(self.ether_type_be)
+    }
+}
+
 /// A VLAN tag as it follows the MAC addresses' EtherType (IEEE 802.1Q section 9).
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -83,7 +106,7 @@ impl VlanTag {
 pub struct ExtensionHeader {
     /// The kind of the header that follows.
     pub next_header: u8,
-    /// Length in units that depend on the kind, see [`ExtensionHeader::len`].
+    /// Length in units that depend on the kind, see [`ExtensionHeader::len_as`].
     pub length: u8,
     /// For a fragment header: offset in units of 8 bytes (13 bits), reserved (2), more fragments
     /// (1). Else the kind's own.
@@ -100,7 +123,7 @@ impl ExtensionHeader {
     /// (RFC 4302 section 2.2), 8 for a fragment header, else units of 8 bytes less 1.
     #[inline(always)]
     #[must_use]
-    pub const fn len(&self, kind: u8) -> u32 {
+    pub const fn len_as(&self, kind: u8) -> u32 {
         match kind {
             protocol::AUTHENTICATION => (self.length as u32 + 2) * 4,
             protocol::FRAGMENT => 8,

@@ -1,1 +1,9 @@
-//! The parts of the program that do not touch the kernel.
+//! The parts of the XDP program that do not touch the kernel: [`frame`] reads packet bytes and
+//! [`parse`] turns them into headers or a reason. They are built into the program and, from the
+//! same source, for the host, where they are tested.
+#![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+pub mod bound;
+pub mod frame;
+pub mod parse;

@@ -1,1 +1,20 @@
-fn main() {}
+//! portsteer's XDP program: frame → headers → rule → verdict, and one exit that counts.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod classify;
+#[cfg(target_arch = "bpf")]
+mod count;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod program;
+#[cfg(target_arch = "bpf")]
+mod verdict;
+
+/// For the host there is no program, only the library: see `cargo xtask ebpf`.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    eprintln!("this is a program for the kernel: build it with `cargo xtask ebpf`");
+    std::process::exit(1);
+}

@@ -1,0 +1,44 @@
+//! Bounds that the verifier can see.
+//!
+//! The compiler removes a mask that it knows to be redundant. The verifier of older kernels knows
+//! less: it takes the result of a byte swap as unknown, and then refuses the access that the mask
+//! was there for. So these masks hide from the compiler behind inline assembly. On the host they
+//! are ordinary masks.
+
+macro_rules! bound {
+    ($($(#[$doc:meta])+ $name:ident, $mask:literal;)+) => {
+        $(
+            $(#[$doc])+
+            #[inline(always)]
+            #[must_use]
+            pub fn $name(value: usize) -> usize {
+                #[cfg(target_arch = "bpf")]
+                {
+                    let mut value = value;
+                    // SAFETY: one `and` on a register of the compiler's choice; no memory, no
+                    // control flow.
+                    unsafe {
+                        core::arch::asm!(
+                            concat!("{0} &= ", $mask),
+                            inout(reg) value,
+                            options(pure, nomem, nostack),
+                        );
+                    }
+                    value
+                }
+                #[cfg(not(target_arch = "bpf"))]
+                {
+                    value & $mask
+                }
+            }
+        )+
+    };
+}
+
+bound! {
+    /// An offset into a frame, below 16,384. Two VLAN tags, an IP header and six extension
+    /// headers of 2,048 bytes stay below that.
+    frame_offset, 0x3fff;
+    /// An index into the port table: 8 rows of 65,536.
+    port_index, 0x7ffff;
+}

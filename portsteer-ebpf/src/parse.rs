@@ -1,0 +1,391 @@
+//! Frame to headers, or to the reason why there are none.
+//!
+//! [`parse`] has a fast path for what nearly every packet is: untagged Ethernet, IPv4 without
+//! options or IPv6 without extension headers, not a fragment, TCP or UDP, in one buffer. The fast
+//! path never decides that a packet is at fault; whatever it does not like takes the slow path,
+//! which names the reason.
+//!
+//! Every length is checked twice: against the frame, and against what the header around it
+//! claims. A port is only ever read from a transport header that lies within its IP packet.
+//! Checksums are not verified: a packet whose checksum is wrong is discarded by its receiver.
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use portsteer_common::{
+    PortProtocol, Reason,
+    wire::{EthernetHeader, ExtensionHeader, MAX_EXTENSIONS, MAX_VLAN_TAGS, VlanTag, ether_type, protocol},
+};
+
+use crate::frame::{Buffer, Frame, PlainIpv4, PlainIpv6, TransportStart};
+
+/// What the rules judge a packet by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Headers {
+    /// A whole packet or a first fragment of a protocol that has ports.
+    Ports { protocol: PortProtocol, dst_port: u16 },
+    /// A whole ICMP packet over IPv4, or its first fragment.
+    Icmp { kind: u8, code: u8 },
+    /// A whole ICMPv6 packet over IPv6, or its first fragment.
+    Icmpv6 { kind: u8 },
+    /// Any other protocol, by its number; and every non-first fragment, which has no ports.
+    Portless { protocol: u8 },
+}
+
+/// Where a packet stands in the datagram that it is a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fragment {
+    /// It is the whole datagram.
+    Whole,
+    /// It is the datagram's start, and more follow.
+    First,
+    /// It starts somewhere inside.
+    Later,
+}
+
+/// The longest IP packet in bytes (RFC 791, RFC 8200 section 4.5).
+const MAX_PACKET: u32 = 65_535;
+const ETHERNET_LEN: u32 = EthernetHeader::LEN as u32;
+const IPV4_LEN: u32 = Ipv4Hdr::LEN as u32;
+const IPV6_LEN: u32 = Ipv6Hdr::LEN as u32;
+
+/// Parses a frame that starts with an Ethernet header.
+///
+/// # Errors
+///
+/// The reason why the rules cannot judge the frame, [`Reason::NotIp`] among them.
+#[inline(always)]
+pub fn parse<B: Buffer>(frame: &mut Frame<B>) -> Result<Headers, Reason> {
+    match parse_plain(frame) {
+        Some(headers) => Ok(headers),
+        None => {
+            frame.measure();
+            parse_ethernet(frame)
+        }
+    }
+}
+
+/// The fast path.
+#[inline(always)]
+fn parse_plain<B: Buffer>(frame: &Frame<B>) -> Option<Headers> {
+    let plain = frame.get::<PlainIpv4>(0)?;
+    if plain.ethernet.ether_type_be == ether_type::IPV4.to_be_bytes() {
+        let ip = &plain.ip;
+        let total_len = u32::from(u16::from_be_bytes(ip.tot_len));
+        // Neither more fragments nor an offset; the bits "reserved" and "don't fragment" are free.
+        let whole = u16::from_ne_bytes(ip.frags) & 0x3fffu16.to_be() == 0;
+        if ip.vihl != 0x45 || !whole || ETHERNET_LEN + total_len > frame.first_len() {
+            return None;
+        }
+        let payload = total_len.checked_sub(IPV4_LEN)?;
+        let l4_off = (ETHERNET_LEN + IPV4_LEN) as usize;
+        return transport_plain(frame, ip.proto, &plain.transport, l4_off, payload);
+    }
+    if plain.ethernet.ether_type_be == ether_type::IPV6.to_be_bytes() {
+        let plain = frame.get::<PlainIpv6>(0)?;
+        let payload = u32::from(u16::from_be_bytes(plain.ip.payload_len));
+        if plain.ip.vcf[0] >> 4 != 6 || ETHERNET_LEN + IPV6_LEN + payload > frame.first_len() {
+            return None;
+        }
+        let l4_off = (ETHERNET_LEN + IPV6_LEN) as usize;
+        return transport_plain(frame, plain.ip.next_hdr, &plain.transport, l4_off, payload);
+    }
+    None
+}
+
+/// The end of the fast path: TCP and UDP with lengths that fit.
+#[inline(always)]
+fn transport_plain<B: Buffer>(
+    frame: &Frame<B>,
+    protocol: u8,
+    start: &TransportStart,
+    l4_off: usize,
+    payload: u32,
+) -> Option<Headers> {
+    let dst_port = u16::from_be_bytes(start.dst_port_be);
+    if protocol == PortProtocol::Tcp.number() {
+        let header_len = tcp_header_len(*frame.get::<u8>(l4_off + TCP_DATA_OFFSET)?);
+        let fits = header_len >= PortProtocol::Tcp.header_len() && header_len <= payload;
+        return fits.then_some(Headers::Ports { protocol: PortProtocol::Tcp, dst_port });
+    }
+    if protocol == PortProtocol::Udp.number() {
+        let len = u32::from(u16::from_be_bytes(start.third_be));
+        let fits = len >= PortProtocol::Udp.header_len() && len <= payload;
+        return fits.then_some(Headers::Ports { protocol: PortProtocol::Udp, dst_port });
+    }
+    None
+}
+
+#[inline(always)]
+fn parse_ethernet<B: Buffer>(frame: &Frame<B>) -> Result<Headers, Reason> {
+    let mut kind = frame.header::<EthernetHeader>(0)?.ether_type();
+    let mut l3_off = EthernetHeader::LEN;
+    for _ in 0..MAX_VLAN_TAGS {
+        if !is_vlan(kind) {
+            break;
+        }
+        kind = frame.header::<VlanTag>(l3_off)?.ether_type();
+        l3_off += VlanTag::LEN;
+    }
+    match kind {
+        ether_type::IPV4 => parse_ipv4(frame, l3_off),
+        ether_type::IPV6 => parse_ipv6(frame, l3_off),
+        kind if is_vlan(kind) => Err(Reason::VlanDepth),
+        _ => Err(Reason::NotIp),
+    }
+}
+
+#[inline(always)]
+fn is_vlan(kind: u16) -> bool {
+    kind == ether_type::VLAN || kind == ether_type::SERVICE_VLAN
+}
+
+/// RFC 791. Options are skipped unread.
+#[inline(always)]
+fn parse_ipv4<B: Buffer>(frame: &Frame<B>, l3_off: usize) -> Result<Headers, Reason> {
+    let ip = frame.header::<Ipv4Hdr>(l3_off)?;
+    if ip.vihl >> 4 != 4 {
+        return Err(Reason::IpVersion);
+    }
+    let header_len = u32::from(ip.vihl & 0xf) * 4;
+    let total_len = u32::from(u16::from_be_bytes(ip.tot_len));
+    if header_len < IPV4_LEN || header_len > total_len {
+        return Err(Reason::IpHeaderLength);
+    }
+    if l3_off as u32 + total_len > frame.len() {
+        return Err(Reason::Truncated);
+    }
+    let payload = total_len - header_len;
+    let field = u16::from_be_bytes(ip.frags);
+    let (offset, more) = (u32::from(field & 0x1fff) * 8, field & 0x2000 != 0);
+    let fragment = check_fragment(ip.proto, offset, more, header_len, payload)?;
+    if fragment == Fragment::Later {
+        return Ok(Headers::Portless { protocol: ip.proto });
+    }
+    let l4_off = l3_off + header_len as usize;
+    if ip.proto == protocol::ICMP {
+        let [kind, code] = read_icmp(frame, l4_off, payload, ICMP_HEADER_LEN, fragment)?;
+        return Ok(Headers::Icmp { kind, code });
+    }
+    parse_transport(frame, ip.proto, l4_off, payload, fragment)
+}
+
+/// RFC 8200, with at most [`MAX_EXTENSIONS`] extension headers.
+#[inline(always)]
+fn parse_ipv6<B: Buffer>(frame: &Frame<B>, l3_off: usize) -> Result<Headers, Reason> {
+    let ip = frame.header::<Ipv6Hdr>(l3_off)?;
+    if ip.vcf[0] >> 4 != 6 {
+        return Err(Reason::IpVersion);
+    }
+    let mut payload = u32::from(u16::from_be_bytes(ip.payload_len));
+    let mut kind = ip.next_hdr;
+    if payload == 0 && kind == protocol::HOP_BY_HOP {
+        return Err(Reason::Jumbogram);
+    }
+    if l3_off as u32 + IPV6_LEN + payload > frame.len() {
+        return Err(Reason::Truncated);
+    }
+
+    let mut l4_off = l3_off + Ipv6Hdr::LEN;
+    let mut extensions_len = 0;
+    let mut fragment = None;
+    for index in 0..MAX_EXTENSIONS {
+        if !ExtensionHeader::is_extension(kind) {
+            break;
+        }
+        let misplaced = kind == protocol::HOP_BY_HOP && index > 0
+            || kind == protocol::FRAGMENT && fragment.is_some();
+        if misplaced {
+            return Err(Reason::ExtensionOrder);
+        }
+        let too_short = match fragment {
+            Some(Fragment::First) => Reason::FragmentTiny,
+            _ => Reason::ExtensionLength,
+        };
+        if payload < ExtensionHeader::MIN_LEN {
+            return Err(too_short);
+        }
+        let extension = frame.header::<ExtensionHeader>(l4_off)?;
+        let len = extension.len_as(kind);
+        if len > payload {
+            return Err(too_short);
+        }
+        if kind == protocol::AUTHENTICATION && extension.length == 0 {
+            return Err(Reason::ExtensionLength);
+        }
+        payload -= len;
+        if kind == protocol::FRAGMENT {
+            let (offset, more) = extension.fragment();
+            let next = extension.next_header;
+            let place = check_fragment(next, offset, more, extensions_len, payload)?;
+            if place == Fragment::Later {
+                return if ExtensionHeader::is_extension(next) {
+                    Err(Reason::FragmentChain)
+                } else {
+                    Ok(Headers::Portless { protocol: next })
+                };
+            }
+            fragment = Some(place);
+        }
+        extensions_len += len;
+        l4_off += len as usize;
+        kind = extension.next_header;
+    }
+    if ExtensionHeader::is_extension(kind) {
+        return Err(Reason::ExtensionDepth);
+    }
+
+    let fragment = fragment.unwrap_or(Fragment::Whole);
+    if kind == protocol::ICMPV6 {
+        let [kind, _] = read_icmp(frame, l4_off, payload, ICMPV6_HEADER_LEN, fragment)?;
+        return Ok(Headers::Icmpv6 { kind });
+    }
+    parse_transport(frame, kind, l4_off, payload, fragment)
+}
+
+/// Where the packet stands in its datagram, from its `offset` and `payload` in bytes.
+///
+/// `header_len` are the bytes that reassembly puts before the payload and that count towards the
+/// datagram's length.
+#[inline(always)]
+fn check_fragment(
+    protocol: u8,
+    offset: u32,
+    more: bool,
+    header_len: u32,
+    payload: u32,
+) -> Result<Fragment, Reason> {
+    if offset == 0 && !more {
+        return Ok(Fragment::Whole);
+    }
+    let impossible = payload == 0
+        || more && !payload.is_multiple_of(8)
+        || header_len + offset + payload > MAX_PACKET;
+    if impossible {
+        return Err(Reason::FragmentLength);
+    }
+    if offset == 0 {
+        return Ok(Fragment::First);
+    }
+    match PortProtocol::from_number(protocol) {
+        Some(protocol) if offset < protocol.header_len() => Err(Reason::FragmentOverlap),
+        _ => Ok(Fragment::Later),
+    }
+}
+
+/// The least length of an ICMP header (RFC 792) and of an ICMPv6 header (RFC 4443 section 2.1).
+const ICMP_HEADER_LEN: u32 = 8;
+const ICMPV6_HEADER_LEN: u32 = 4;
+
+/// Type and code of an ICMP or ICMPv6 header.
+#[inline(always)]
+fn read_icmp<B: Buffer>(
+    frame: &Frame<B>,
+    l4_off: usize,
+    payload: u32,
+    header_len: u32,
+    fragment: Fragment,
+) -> Result<[u8; 2], Reason> {
+    if payload < header_len {
+        return Err(too_short(fragment));
+    }
+    Ok([byte(frame, l4_off)?, byte(frame, l4_off + 1)?])
+}
+
+/// Offsets of length fields in transport headers, in bytes.
+const TCP_DATA_OFFSET: usize = 12;
+const DCCP_DATA_OFFSET: usize = 4;
+const DCCP_TYPE_AND_X: usize = 8;
+
+/// RFC 9293 section 3.1: the header's length in bytes, 0 to 60, from the byte with the data offset.
+#[inline(always)]
+fn tcp_header_len(byte: u8) -> u32 {
+    u32::from(byte >> 4) * 4
+}
+
+/// A transport header, or a protocol without ports.
+#[inline(always)]
+fn parse_transport<B: Buffer>(
+    frame: &Frame<B>,
+    number: u8,
+    l4_off: usize,
+    payload: u32,
+    fragment: Fragment,
+) -> Result<Headers, Reason> {
+    let Some(protocol) = PortProtocol::from_number(number) else {
+        return Ok(Headers::Portless { protocol: number });
+    };
+    if payload < protocol.header_len() {
+        return Err(too_short(fragment));
+    }
+    let start = frame.header::<TransportStart>(l4_off)?;
+    match protocol {
+        PortProtocol::Tcp => {
+            let header_len = tcp_header_len(byte(frame, l4_off + TCP_DATA_OFFSET)?);
+            check_header_len(header_len, protocol.header_len(), payload, fragment)?;
+        }
+        PortProtocol::Udp => {
+            let len = u32::from(u16::from_be_bytes(start.third_be));
+            check_covered_len(len, payload, fragment)?;
+        }
+        PortProtocol::UdpLite => {
+            // RFC 3828 section 3.1: zero covers the whole packet.
+            let coverage = u32::from(u16::from_be_bytes(start.third_be));
+            if coverage != 0 {
+                check_covered_len(coverage, payload, fragment)?;
+            }
+        }
+        PortProtocol::Sctp => {}
+        PortProtocol::Dccp => {
+            // RFC 4340 section 5.1: extended sequence numbers make the generic header longer.
+            let extended = byte(frame, l4_off + DCCP_TYPE_AND_X)? & 1 != 0;
+            let least = if extended { 16 } else { 12 };
+            let header_len = u32::from(byte(frame, l4_off + DCCP_DATA_OFFSET)?) * 4;
+            check_header_len(header_len, least, payload, fragment)?;
+        }
+    }
+    Ok(Headers::Ports { protocol, dst_port: u16::from_be_bytes(start.dst_port_be) })
+}
+
+#[inline(always)]
+fn byte<B: Buffer>(frame: &Frame<B>, offset: usize) -> Result<u8, Reason> {
+    frame.header::<u8>(offset).copied()
+}
+
+/// A header length in bytes: at least `least`, and within the packet.
+#[inline(always)]
+fn check_header_len(
+    header_len: u32,
+    least: u32,
+    payload: u32,
+    fragment: Fragment,
+) -> Result<(), Reason> {
+    if header_len < least {
+        return Err(Reason::TransportLength);
+    }
+    if header_len > payload {
+        return Err(match fragment {
+            Fragment::First => Reason::FragmentTiny,
+            _ => Reason::TransportLength,
+        });
+    }
+    Ok(())
+}
+
+/// A UDP length or UDP-Lite coverage in bytes: at least the header, and at most the payload,
+/// which may be longer (RFC 9868). In a first fragment it speaks of the whole datagram.
+#[inline(always)]
+fn check_covered_len(len: u32, payload: u32, fragment: Fragment) -> Result<(), Reason> {
+    let too_long = fragment == Fragment::Whole && len > payload;
+    if len < PortProtocol::Udp.header_len() || too_long {
+        return Err(Reason::TransportLength);
+    }
+    Ok(())
+}
+
+/// A payload too short for its header.
+#[inline(always)]
+fn too_short(fragment: Fragment) -> Reason {
+    match fragment {
+        Fragment::First => Reason::FragmentTiny,
+        _ => Reason::TransportTruncated,
+    }
+}
