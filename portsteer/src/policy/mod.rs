@@ -129,6 +129,22 @@ impl Mode {
 }
 
 impl Rule {
+    /// What the rule matches, as text: `tcp dst_port 80,8000-8080`.
+    #[must_use]
+    pub fn matches(&self) -> String {
+        let protocols = if self.protocols.is_empty() {
+            "any".to_owned()
+        } else {
+            comma_list(self.protocols.iter().map(|&number| protocol_name(number)))
+        };
+        if self.dst_ports.is_empty() {
+            protocols
+        } else {
+            let ports = comma_list(self.dst_ports.iter().map(ToString::to_string));
+            format!("{protocols} dst_port {ports}")
+        }
+    }
+
     /// What the rule is called in listings and what its counter belongs to: its name, or, without
     /// one, its match and action.
     #[must_use]
@@ -137,26 +153,23 @@ impl Rule {
     }
 }
 
+impl PortRange {
+    /// One port.
+    #[must_use]
+    pub const fn single(port: u16) -> Self {
+        Self { first: port, last: port }
+    }
+}
+
 /// The rule's match and action: `tcp dst_port 80,8000-8080 drop`.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let comma_list = |items: Vec<String>| items.join(",");
-        if self.protocols.is_empty() {
-            f.write_str("any")?;
-        } else {
-            f.write_str(&comma_list(
-                self.protocols.iter().map(|&number| protocol_name(number)).collect(),
-            ))?;
-        }
-        if !self.dst_ports.is_empty() {
-            write!(
-                f,
-                " dst_port {}",
-                comma_list(self.dst_ports.iter().map(ToString::to_string).collect())
-            )?;
-        }
-        write!(f, " {}", self.action.name())
+        write!(f, "{} {}", self.matches(), self.action.name())
     }
+}
+
+fn comma_list(items: impl Iterator<Item = String>) -> String {
+    items.collect::<Vec<_>>().join(",")
 }
 
 impl fmt::Display for PortRange {
@@ -168,6 +181,13 @@ impl fmt::Display for PortRange {
         }
     }
 }
+
+/// The port ranges that have a name in the policy file (RFC 6335 section 6).
+pub const RANGE_NAMES: [(&str, PortRange); 3] = [
+    ("well-known", PortRange { first: 0, last: 1023 }),
+    ("registered", PortRange { first: 1024, last: 49_151 }),
+    ("dynamic", PortRange { first: 49_152, last: 65_535 }),
+];
 
 /// The protocols that have a name in the policy file, with their numbers.
 pub const PROTOCOL_NAMES: [(&str, u8); 7] = [

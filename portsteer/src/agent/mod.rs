@@ -1,0 +1,244 @@
+//! The agent in the foreground: attaches, applies the policy file again on SIGHUP, and ends with
+//! the dataplane in force (SIGTERM) or taken off (Ctrl-C, or when its time is up).
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use crate::{
+    dataplane::{Applied, Change, Dataplane, Error as DataplaneError, Instance},
+    policy::{self, Action, Policy, diagnostic::Diagnostic, services::Services},
+};
+
+/// What the agent is to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub policy: PathBuf,
+    pub instance: Instance,
+    /// Take the dataplane off after this time.
+    pub lifetime: Option<Duration>,
+}
+
+/// Why the agent ended without doing its work.
+#[derive(Debug)]
+pub enum Error {
+    /// The policy file cannot be read.
+    Unreadable { path: PathBuf, source: io::Error },
+    /// The policy has errors.
+    Policy { path: PathBuf, text: String, diagnostics: Vec<Diagnostic> },
+    /// The kernel, or what is in it already, refused.
+    Dataplane(DataplaneError),
+    /// The signals cannot be listened for.
+    Signals(io::Error),
+}
+
+impl From<DataplaneError> for Error {
+    fn from(error: DataplaneError) -> Self {
+        Self::Dataplane(error)
+    }
+}
+
+/// A policy file that was read and understood.
+#[derive(Debug)]
+pub struct LoadedPolicy {
+    pub path: PathBuf,
+    pub text: String,
+    pub policy: Policy,
+    /// What the parser and the lints have to say.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Reads a policy file.
+///
+/// # Errors
+///
+/// It cannot be read, or it has errors.
+pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
+    let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
+    let bytes = fs::read(path).map_err(unreadable)?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        unreadable(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it is not UTF-8 from byte {at} on"),
+        ))
+    })?;
+    // The host's own file adds names; without it the embedded ones remain.
+    let services = match fs::read_to_string("/etc/services") {
+        Ok(text) => Services::embedded().with_etc_services(&text),
+        Err(_) => Services::embedded(),
+    };
+    match policy::file::parse(&text, &services) {
+        Ok(parsed) => {
+            let mut warnings = parsed.warnings;
+            warnings.extend(policy::lint::lint(&parsed.policy, &host_facts()));
+            Ok(LoadedPolicy { path: path.to_owned(), text, policy: parsed.policy, warnings })
+        }
+        Err(diagnostics) => Err(Error::Policy { path: path.to_owned(), text, diagnostics }),
+    }
+}
+
+/// What the lints want to know of this host.
+fn host_facts() -> policy::lint::HostFacts {
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let ephemeral_ports = read("/proc/sys/net/ipv4/ip_local_port_range").and_then(|text| {
+        let mut numbers = text.split_whitespace().map(str::parse::<u16>);
+        let (first, last) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        (first <= last).then_some(policy::PortRange { first, last })
+    });
+    let forwards = |path| read(path).map(|text| text.trim() != "0");
+    let v4 = forwards("/proc/sys/net/ipv4/ip_forward");
+    let v6 = forwards("/proc/sys/net/ipv6/conf/all/forwarding");
+    let forwards = match (v4, v6) {
+        (None, None) => None,
+        (v4, v6) => Some(v4 == Some(true) || v6 == Some(true)),
+    };
+    policy::lint::HostFacts { ephemeral_ports, forwards }
+}
+
+/// What the agent has to say while it runs.
+pub trait Reporter {
+    /// A policy is in force.
+    fn applied(&mut self, loaded: &LoadedPolicy, applied: &Applied);
+    /// A policy was not put in force, and the one before is.
+    fn refused(&mut self, error: &Error);
+    /// Anything else.
+    fn note(&mut self, text: &str);
+}
+
+/// How often the agent looks whether somebody has detached its instance.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Runs the agent until a signal or its lifetime ends it.
+///
+/// # Errors
+///
+/// The policy cannot be put in force at the start. Later failures are reported and change
+/// nothing.
+pub async fn run(options: Options, reporter: &mut impl Reporter) -> Result<(), Error> {
+    // Listened for before anything is attached, so that no signal finds the agent deaf.
+    let listen = |kind| signal(kind).map_err(Error::Signals);
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+
+    let loaded = load_policy(&options.policy)?;
+    let dataplane = Dataplane::lock(options.instance.clone())?;
+    let mut running = Some(apply(dataplane, &loaded, reporter)?);
+
+    let end = options.lifetime.map(|lifetime| Instant::now() + lifetime);
+    let mut check = interval(CHECK_INTERVAL);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let lifetime = async {
+            match end {
+                Some(end) => sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = hangup.recv() => reload(&options, &mut running, reporter),
+            _ = terminate.recv() => {
+                if running.is_some() {
+                    let name = options.instance.name();
+                    reporter.note(&format!(
+                        "ending; the dataplane stays in force (`portsteer detach --instance \
+                         {name}` takes it off)"
+                    ));
+                }
+                return Ok(());
+            }
+            _ = interrupt.recv() => return take_off(running, "interrupted", reporter),
+            () = lifetime => return take_off(running, "the time is up", reporter),
+            _ = check.tick() => notice_detach(&mut running, reporter),
+        }
+    }
+}
+
+fn apply(
+    dataplane: Dataplane,
+    loaded: &LoadedPolicy,
+    reporter: &mut impl Reporter,
+) -> Result<Dataplane, Error> {
+    let applied = dataplane.apply(&loaded.policy, &loaded.path.to_string_lossy(), &loaded.text);
+    match applied {
+        Ok(applied) => {
+            reporter.applied(loaded, &applied);
+            Ok(dataplane)
+        }
+        Err(error) => {
+            if dataplane.is_idle() {
+                dataplane.abandon();
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn reload(options: &Options, running: &mut Option<Dataplane>, reporter: &mut impl Reporter) {
+    notice_detach(running, reporter);
+    let loaded = match load_policy(&options.policy) {
+        Ok(loaded) => loaded,
+        Err(error) => return reporter.refused(&error),
+    };
+    let result = match running {
+        Some(dataplane) => dataplane
+            .apply(&loaded.policy, &loaded.path.to_string_lossy(), &loaded.text)
+            .map(|applied| reporter.applied(&loaded, &applied))
+            .map_err(Error::from),
+        None => Dataplane::lock(options.instance.clone())
+            .map_err(Error::from)
+            .and_then(|dataplane| apply(dataplane, &loaded, reporter))
+            .map(|dataplane| *running = Some(dataplane)),
+    };
+    if let Err(error) = result {
+        reporter.refused(&error);
+    }
+}
+
+/// After `portsteer detach` the agent keeps its hands off until it is told to apply again.
+fn notice_detach(running: &mut Option<Dataplane>, reporter: &mut impl Reporter) {
+    if running.as_ref().is_some_and(Dataplane::was_detached) {
+        *running = None;
+        reporter.note("detached from outside; SIGHUP attaches again");
+    }
+}
+
+fn take_off(
+    running: Option<Dataplane>,
+    cause: &str,
+    reporter: &mut impl Reporter,
+) -> Result<(), Error> {
+    let Some(dataplane) = running else { return Ok(()) };
+    match dataplane.detach() {
+        Ok(names) => {
+            reporter.note(&format!("{cause}; detached from {}", names.join(", ")));
+            Ok(())
+        }
+        Err(DataplaneError::NotAttached(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a default calls for a loud word.
+#[must_use]
+pub fn drops_by_default(policy: &Policy) -> bool {
+    policy.default == Action::Drop
+}
+
+/// How a change of an interface is put.
+#[must_use]
+pub const fn change_word(change: Change) -> &'static str {
+    match change {
+        Change::New => "attached to",
+        Change::Kept => "still on",
+        Change::Upgraded => "program replaced on",
+    }
+}

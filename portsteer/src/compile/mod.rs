@@ -1,0 +1,157 @@
+//! Policy to image. A pure function: no system calls, and the same policy and counters give the
+//! same bytes.
+//!
+//! Every cell of the tables gets the number of the first rule that matches it. Rules are taken in
+//! order and a cell, once taken, is skipped by all later rules ([`Row`] finds the next free cell),
+//! so the work grows with cells plus rules, not with their product.
+
+use portsteer_common::{
+    Image, PortProtocol, Reason, Rule as ImageRule, Verdict,
+    image::{FIRST_RULE, MAX_RULES, Special},
+};
+
+use crate::policy::{Action, Policy, PortRange, Rule};
+
+/// Why a policy cannot be compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// More rules than an image holds.
+    #[error("the policy has {count} rules, and this portsteer takes at most {MAX_RULES}")]
+    TooManyRules { count: usize },
+}
+
+/// Compiles a policy. Rule `i` counts in counter `counters[i]`.
+///
+/// # Errors
+///
+/// The policy is beyond the image's budget.
+///
+/// # Panics
+///
+/// If there are not as many counters as rules.
+pub fn compile(policy: &Policy, counters: &[u32]) -> Result<Box<Image>, CompileError> {
+    assert_eq!(policy.rules.len(), counters.len(), "each rule has a counter");
+    if policy.rules.len() > MAX_RULES {
+        return Err(CompileError::TooManyRules { count: policy.rules.len() });
+    }
+    let mut image: Box<Image> = bytemuck::zeroed_box();
+
+    let specials = [
+        (Special::Default, policy.default, Reason::NoRule),
+        (Special::Fragments, policy.options.fragments, Reason::FragmentWithoutPorts),
+        // The reasons of these two stand in for the parser's.
+        (Special::Malformed, policy.options.malformed, Reason::Truncated),
+        (Special::Unsupported, policy.options.unsupported, Reason::VlanDepth),
+    ];
+    for (special, action, reason) in specials {
+        image.rules[special as usize] =
+            ImageRule::new(verdict(action), reason, ImageRule::UNLISTED_COUNTER);
+    }
+    for (index, (rule, &counter)) in policy.rules.iter().zip(counters).enumerate() {
+        image.rules[FIRST_RULE as usize + index] =
+            ImageRule::new(verdict(rule.action), Reason::Rule, counter);
+    }
+
+    for protocol in PortProtocol::ALL {
+        fill_ports(policy, protocol, &mut image.by_port[protocol as usize]);
+    }
+    for (number, cell) in (0..=u8::MAX).zip(&mut image.by_protocol) {
+        *cell = without_ports(policy, number);
+    }
+    Ok(image)
+}
+
+const fn verdict(action: Action) -> Verdict {
+    match action {
+        Action::Pass => Verdict::Pass,
+        Action::Drop => Verdict::Drop,
+    }
+}
+
+/// The number of the rule at this index of the policy.
+const fn number(index: usize) -> u32 {
+    FIRST_RULE + index as u32
+}
+
+/// What a rule says about one protocol.
+fn matches_protocol(rule: &Rule, protocol: u8) -> bool {
+    rule.protocols.is_empty() || rule.protocols.binary_search(&protocol).is_ok()
+}
+
+fn fill_ports(policy: &Policy, protocol: PortProtocol, cells: &mut [u32; 65_536]) {
+    const ALL: PortRange = PortRange { first: 0, last: u16::MAX };
+    cells.fill(Special::Default as u32);
+    let mut row = Row::new();
+    for (index, rule) in policy.rules.iter().enumerate() {
+        if !matches_protocol(rule, protocol.number()) {
+            continue;
+        }
+        let ranges = if rule.dst_ports.is_empty() { &[ALL][..] } else { &rule.dst_ports };
+        for &range in ranges {
+            row.take(range, |port| cells[usize::from(port)] = number(index));
+        }
+        if row.is_full() {
+            break;
+        }
+    }
+}
+
+/// The rule for packets of a protocol that have no ports: the first that matches decides, unless
+/// one with ports comes first, which these packets do not have.
+fn without_ports(policy: &Policy, protocol: u8) -> u32 {
+    let has_ports = PortProtocol::from_number(protocol).is_some();
+    for (index, rule) in policy.rules.iter().enumerate() {
+        if !matches_protocol(rule, protocol) {
+            continue;
+        }
+        if rule.dst_ports.is_empty() {
+            return number(index);
+        }
+        if has_ports {
+            return Special::Fragments as u32;
+        }
+    }
+    Special::Default as u32
+}
+
+/// Which ports of one protocol are still free: a union-find forest in which every port points to
+/// the next free one at or after it.
+struct Row {
+    next: Vec<u32>,
+}
+
+impl Row {
+    const END: u32 = 65_536;
+
+    fn new() -> Self {
+        Self { next: (0..=Self::END).collect() }
+    }
+
+    /// The first free port at or after `port`, or [`Row::END`].
+    fn next_free(&mut self, port: u32) -> u32 {
+        let mut free = port;
+        while self.next[free as usize] != free {
+            free = self.next[free as usize];
+        }
+        let mut at = port;
+        while at != free {
+            at = std::mem::replace(&mut self.next[at as usize], free);
+        }
+        free
+    }
+
+    /// Takes all free ports of a range.
+    fn take(&mut self, range: PortRange, mut taken: impl FnMut(u16)) {
+        let mut free = self.next_free(u32::from(range.first));
+        while free <= u32::from(range.last) {
+            // Below END, so a port.
+            taken(free as u16);
+            self.next[free as usize] = free + 1;
+            free = self.next_free(free + 1);
+        }
+    }
+
+    fn is_full(&mut self) -> bool {
+        self.next_free(0) == Self::END
+    }
+}

@@ -1,0 +1,172 @@
+//! What the kernel, or what is already in it, can refuse, and what to do about it.
+
+use std::{io, path::PathBuf};
+
+use portsteer_common::INTERFACE_SLOTS;
+
+use crate::compile::CompileError;
+
+/// Why the dataplane could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "`{0}` is no name for an instance: 1 to 32 letters, digits, `-` and `_` are"
+    )]
+    InstanceName(String),
+    #[error("{action} was not permitted: {source}")]
+    NotPermitted { action: String, source: io::Error },
+    #[error("no BPF file system is mounted on {}", .0.display())]
+    NoBpffs(PathBuf),
+    #[error("the kernel is {release}, and portsteer needs {} or later", super::kernel::OLDEST)]
+    OldKernel { release: String },
+    #[error("another agent{} runs instance `{instance}`", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    InstanceBusy { instance: String, pid: Option<u32> },
+    #[error("{} holds pins of another layout: {detail}", directory.display())]
+    OtherLayout { instance: String, directory: PathBuf, detail: String },
+    #[error("instance `{instance}` is attached in another network namespace")]
+    OtherNamespace { instance: String },
+    #[error("instance `{0}` is not attached to anything")]
+    NotAttached(String),
+    #[error("there is no interface `{name}`")]
+    UnknownInterface { name: String, existing: Vec<String> },
+    #[error("no interface matches {}", patterns.join(", "))]
+    NoInterface { patterns: Vec<String>, existing: Vec<String> },
+    #[error("`{name}` carries no Ethernet frames (hardware type {hardware_type})")]
+    NotEthernet { name: String, hardware_type: u16 },
+    #[error("the policy's interfaces match {count} devices, and an instance takes {INTERFACE_SLOTS}")]
+    TooManyInterfaces { count: usize },
+    #[error("another XDP program{} is attached to `{name}`", program_id.map(|id| format!(" (id {id})")).unwrap_or_default())]
+    InterfaceBusy { name: String, program_id: Option<u32> },
+    #[error("`{name}` refuses {mode} mode: {}", explain(source))]
+    AttachRefused { name: String, mode: &'static str, mtu: u32, source: io::Error },
+    #[error("`{name}` is attached in {obtained} mode, and the policy now asks for {wanted} mode")]
+    ModeChange { name: String, obtained: &'static str, wanted: &'static str },
+    #[error("the policy needs {needed} rule counters, and the running dataplane has {available}")]
+    CountersFull { instance: String, needed: usize, available: usize },
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error("the kernel refused the program: {0}")]
+    Load(String),
+    #[error("{action}: {source}")]
+    Io { action: String, source: io::Error },
+}
+
+impl Error {
+    /// Wraps a system call's error; those about permission become [`Error::NotPermitted`].
+    pub(super) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let action = action.into();
+        |source| match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { action, source },
+            _ => Self::Io { action, source },
+        }
+    }
+
+    /// What to do about it, if there is something.
+    #[must_use]
+    pub fn help(&self) -> Option<String> {
+        Some(match self {
+            Self::NotPermitted { .. } => {
+                "run portsteer as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and \
+                 CAP_SYS_ADMIN"
+                    .to_owned()
+            }
+            Self::NoBpffs(path) => format!("mount it: mount -t bpf bpf {}", path.display()),
+            Self::OldKernel { .. } => "boot a newer kernel".to_owned(),
+            Self::InstanceBusy { instance, .. } => format!(
+                "end that agent, or send it SIGHUP to make it read its policy again; an agent \
+                 of its own needs another name than `--instance {instance}`"
+            ),
+            Self::OtherLayout { instance, .. } => format!(
+                "another version of portsteer has put them there and may still be at work; \
+                 `portsteer detach --instance {instance}` takes its dataplane off"
+            ),
+            Self::OtherNamespace { instance } => format!(
+                "pins are shared between network namespaces: use another `--instance` than \
+                 `{instance}` here"
+            ),
+            Self::UnknownInterface { name, existing } => {
+                let near = existing
+                    .iter()
+                    .filter(|existing| strsim::damerau_levenshtein(existing, name) <= 2)
+                    .min_by_key(|existing| strsim::damerau_levenshtein(existing, name));
+                match near {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("there are: {}", existing.join(", ")),
+                }
+            }
+            Self::NoInterface { existing, .. } => format!("there are: {}", existing.join(", ")),
+            Self::NotEthernet { .. } => {
+                "portsteer reads Ethernet frames: attach to the device below it".to_owned()
+            }
+            Self::InterfaceBusy { name, .. } => format!(
+                "take it off first: `ip link set dev {name} xdp off`, or end the program that \
+                 holds it (`bpftool net`, `bpftool link`)"
+            ),
+            Self::AttachRefused { name, mode, mtu, source } => match source.raw_os_error() {
+                Some(libc::ERANGE) => format!(
+                    "the MTU of {mtu} is too large for native XDP on this driver: lower it \
+                     (`ip link set dev {name} mtu 1500`), or set mode = \"generic\""
+                ),
+                Some(libc::ENOSPC) => format!(
+                    "the device needs as many receive queues as its peer has transmit queues \
+                     (`ethtool -L {name} rx N`), or set mode = \"generic\""
+                ),
+                _ if *mode == "native" => "set mode = \"auto\" or \"generic\"".to_owned(),
+                _ => return None,
+            },
+            Self::ModeChange { .. } => {
+                "a change of mode leaves the interface open for a moment, so it is not made in \
+                 passing: `portsteer detach` first, then start the agent again"
+                    .to_owned()
+            }
+            Self::CountersFull { instance, .. } => format!(
+                "the room for counters is settled when an instance is loaded: `portsteer detach \
+                 --instance {instance}`, then start the agent again (the counts start at zero)"
+            ),
+            _ => return None,
+        })
+    }
+}
+
+/// An error number in the words of XDP.
+fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => "its driver has no XDP".to_owned(),
+        Some(libc::ERANGE) => "its MTU is too large".to_owned(),
+        Some(libc::ENOSPC) => "it has too few receive queues for its peer".to_owned(),
+        Some(libc::ENOTCONN) => "its peer is gone".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(errno: i32) -> Error {
+        Error::AttachRefused {
+            name: "eth0".to_owned(),
+            mode: "native",
+            mtu: 9000,
+            source: io::Error::from_raw_os_error(errno),
+        }
+    }
+
+    #[test]
+    fn a_refused_mtu_says_which_and_what_to_do() {
+        let error = refused(libc::ERANGE);
+        assert_eq!(error.to_string(), "`eth0` refuses native mode: its MTU is too large");
+        let help = error.help().unwrap();
+        assert!(help.contains("MTU of 9000") && help.contains("mode = \"generic\""), "{help}");
+    }
+
+    #[test]
+    fn permission_errors_are_told_apart() {
+        for errno in [libc::EPERM, libc::EACCES] {
+            let error = Error::io("opening it")(io::Error::from_raw_os_error(errno));
+            assert!(matches!(error, Error::NotPermitted { .. }), "{error}");
+        }
+        let error = Error::io("opening it")(io::Error::from_raw_os_error(libc::EIO));
+        assert!(matches!(error, Error::Io { .. }), "{error}");
+    }
+}

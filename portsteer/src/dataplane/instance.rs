@@ -1,0 +1,208 @@
+//! An instance: a name, a directory of pins, and a lock.
+//!
+//! ```text
+//! /sys/fs/bpf/portsteer/NAME/
+//!     active, images, rule_counters, if_counters   the program's maps
+//!     interfaces                                   which interface has which slot
+//!     manifest_0, manifest_1                       what the image in that bank was compiled from
+//!     link_SLOT                                    one per attached interface
+//! ```
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::PathBuf,
+};
+
+use super::{Error, kernel::BPFFS, sys};
+
+/// A name under which a dataplane is kept apart from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    name: String,
+}
+
+/// The exclusive right to change an instance. It ends with the value, or with the process.
+#[derive(Debug)]
+pub struct Lock {
+    /// Held for its lock.
+    directory: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Whether the directory is still the one that was locked: `detach` removes it.
+    pub(super) fn holds(&self) -> bool {
+        match (self.directory.metadata(), fs::metadata(&self.path)) {
+            (Ok(locked), Ok(now)) => locked.ino() == now.ino(),
+            _ => false,
+        }
+    }
+}
+
+impl Instance {
+    /// The instance that commands mean when none is named.
+    pub const DEFAULT: &str = "main";
+
+    /// # Errors
+    ///
+    /// The name has other characters than letters, digits, `-` and `_`, or not 1 to 32 of them.
+    pub fn new(name: &str) -> Result<Self, Error> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if name.is_empty() || name.len() > 32 || !name.chars().all(fits) {
+            return Err(Error::InstanceName(name.to_owned()));
+        }
+        Ok(Self { name: name.to_owned() })
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its pins are.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        PathBuf::from(BPFFS).join("portsteer").join(&self.name)
+    }
+
+    pub(super) fn pin(&self, name: &str) -> PathBuf {
+        self.directory().join(name)
+    }
+
+    pub(super) fn link_pin(&self, slot: u32) -> PathBuf {
+        self.pin(&format!("link_{slot}"))
+    }
+
+    pub(super) fn manifest_pin(&self, bank: u32) -> PathBuf {
+        self.pin(&format!("manifest_{bank}"))
+    }
+
+    /// Whether there are pins of this instance.
+    ///
+    /// # Errors
+    ///
+    /// The BPF file system may not be looked at.
+    pub fn exists(&self) -> Result<bool, Error> {
+        let directory = self.directory();
+        directory
+            .try_exists()
+            .map_err(Error::io(format!("looking at {}", directory.display())))
+    }
+
+    /// Makes the directory if it is missing and takes the lock on it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InstanceBusy`] if another process holds it.
+    pub fn lock(&self) -> Result<Lock, Error> {
+        let path = self.directory();
+        loop {
+            match fs::create_dir_all(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result
+                    .map_err(Error::io(format!("making the directory {}", path.display())))?,
+            }
+            let opening = || Error::io(format!("opening {}", path.display()));
+            let directory = match File::open(&path) {
+                // Somebody's `detach` was faster.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result.map_err(opening())?,
+            };
+            let inode = directory.metadata().map_err(opening())?.ino();
+            let locked = sys::try_lock(directory.as_fd())
+                .map_err(Error::io(format!("locking {}", path.display())))?;
+            if !locked {
+                return Err(Error::InstanceBusy {
+                    instance: self.name.clone(),
+                    pid: lock_holder(inode),
+                });
+            }
+            let lock = Lock { directory, path: path.clone() };
+            // A lock on a directory that `detach` has removed meanwhile keeps nobody out.
+            if lock.holds() {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Removes the directory, which must be empty, and that of all instances if this was the
+    /// last.
+    pub(super) fn remove_directory(&self) -> Result<(), Error> {
+        let directory = self.directory();
+        match fs::remove_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io(format!("removing {}", directory.display()))(error));
+            }
+            _ => {}
+        }
+        if let Some(parent) = directory.parent() {
+            // Refused while other instances live in it.
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+
+    /// The slots that have a link pin, ascending.
+    pub(super) fn linked_slots(&self) -> Result<Vec<u32>, Error> {
+        let mut slots: Vec<u32> = self
+            .pins()?
+            .iter()
+            .filter_map(|name| name.strip_prefix("link_")?.parse().ok())
+            .collect();
+        slots.sort_unstable();
+        Ok(slots)
+    }
+
+    /// The names of all pins.
+    pub(super) fn pins(&self) -> Result<Vec<String>, Error> {
+        let directory = self.directory();
+        let reading = || Error::io(format!("reading {}", directory.display()));
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(reading())? {
+            names.push(entry.map_err(reading())?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+}
+
+/// The process that holds the lock on a directory's inode, as /proc/locks tells.
+fn lock_holder(inode: u64) -> Option<u32> {
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    find_lock_holder(&locks, inode)
+}
+
+/// Lines like `7: FLOCK  ADVISORY  WRITE 4242 00:20:1723 0 EOF` (proc_locks(5)).
+fn find_lock_holder(locks: &str, inode: u64) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, file, ..] = fields[..] else { return None };
+        (file.rsplit(':').next()?.parse::<u64>().ok()? == inode).then(|| pid.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_file_names() {
+        for name in ["main", "demo-4711", "a_b", "X"] {
+            assert_eq!(Instance::new(name).unwrap().name(), name);
+        }
+        for name in ["", ".", "..", "a/b", "a b", "eth0.1", "ä", &"x".repeat(33)] {
+            assert!(Instance::new(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_lock_holder_is_found() {
+        let locks = "1: POSIX  ADVISORY  WRITE 17 00:20:5 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 4242 00:20:1723 0 EOF\n";
+        assert_eq!(find_lock_holder(locks, 1723), Some(4242));
+        assert_eq!(find_lock_holder(locks, 5), None);
+        assert_eq!(find_lock_holder("garbage", 5), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! Which interfaces a policy means, and how the program gets onto one.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use portsteer_common::INTERFACE_SLOTS;
+
+use super::{Error, slots::AttachedMode, sys};
+use crate::{
+    netlink::Link,
+    policy::{InterfacePattern, Mode},
+};
+
+/// ARPHRD_ETHER and ARPHRD_LOOPBACK (include/uapi/linux/if_arp.h): the kinds of device whose
+/// frames start with an Ethernet header.
+const ETHERNET: u16 = 1;
+const LOOPBACK: u16 = 772;
+
+/// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` (include/uapi/linux/if_link.h).
+const GENERIC_FLAG: u32 = 1 << 1;
+const NATIVE_FLAG: u32 = 1 << 2;
+
+/// The interfaces that the patterns name, in the kernel's order, each once. A glob means only
+/// Ethernet devices; the loopback device must be named.
+pub(super) fn select(patterns: &[InterfacePattern], links: &[Link]) -> Result<Vec<Link>, Error> {
+    let existing = || links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
+    let mut selected: Vec<&Link> = Vec::new();
+    for pattern in patterns {
+        if pattern.is_glob {
+            // The policy's parser has compiled it before.
+            let Ok(glob) = globset::Glob::new(&pattern.text) else { continue };
+            let matcher = glob.compile_matcher();
+            let matches = |link: &&Link| {
+                link.hardware_type == ETHERNET && matcher.is_match(&link.name)
+            };
+            selected.extend(links.iter().filter(matches));
+        } else {
+            let Some(link) = links.iter().find(|link| link.name == pattern.text) else {
+                let (name, existing) = (pattern.text.clone(), existing());
+                return Err(Error::UnknownInterface { name, existing });
+            };
+            if link.hardware_type != ETHERNET && link.hardware_type != LOOPBACK {
+                let (name, hardware_type) = (link.name.clone(), link.hardware_type);
+                return Err(Error::NotEthernet { name, hardware_type });
+            }
+            selected.push(link);
+        }
+    }
+    selected.sort_by_key(|link| link.index);
+    selected.dedup_by_key(|link| link.index);
+    if selected.is_empty() {
+        let patterns = patterns.iter().map(|pattern| format!("`{}`", pattern.text)).collect();
+        return Err(Error::NoInterface { patterns, existing: existing() });
+    }
+    if selected.len() > INTERFACE_SLOTS as usize {
+        return Err(Error::TooManyInterfaces { count: selected.len() });
+    }
+    Ok(selected.into_iter().cloned().collect())
+}
+
+/// Attaches a program. Returns the link, the mode obtained, and why native mode was refused if
+/// that was asked for first.
+pub(super) fn attach(
+    program: &OwnedFd,
+    link: &Link,
+    mode: Mode,
+) -> Result<(OwnedFd, AttachedMode, Option<String>), Error> {
+    let link_in = |obtained: AttachedMode| {
+        let flag = match obtained {
+            AttachedMode::Native => NATIVE_FLAG,
+            AttachedMode::Generic => GENERIC_FLAG,
+        };
+        sys::link_xdp(program.as_fd(), link.index, flag).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::EBUSY | libc::EEXIST) => {
+                    Error::InterfaceBusy { name: link.name.clone(), program_id: None }
+                }
+                Some(libc::EPERM | libc::EACCES) => {
+                    Error::io(format!("attaching to `{}`", link.name))(source)
+                }
+                _ => Error::AttachRefused {
+                    name: link.name.clone(),
+                    mode: obtained.name(),
+                    mtu: link.mtu,
+                    source,
+                },
+            }
+        })
+    };
+    match mode {
+        Mode::Native => Ok((link_in(AttachedMode::Native)?, AttachedMode::Native, None)),
+        Mode::Generic => Ok((link_in(AttachedMode::Generic)?, AttachedMode::Generic, None)),
+        Mode::Auto => match link_in(AttachedMode::Native) {
+            Ok(handle) => Ok((handle, AttachedMode::Native, None)),
+            Err(refused @ Error::AttachRefused { .. }) => {
+                let handle = link_in(AttachedMode::Generic)?;
+                Ok((handle, AttachedMode::Generic, Some(refused.to_string())))
+            }
+            Err(error) => Err(error),
+        },
+    }
+}

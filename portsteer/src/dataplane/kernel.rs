@@ -1,0 +1,59 @@
+//! What the running kernel must have.
+
+use std::{fs, path::Path};
+
+use super::{Error, sys};
+
+/// The oldest kernel that is supported.
+pub const OLDEST: &str = "6.1";
+const OLDEST_VERSION: (u32, u32) = (6, 1);
+
+/// Where the BPF file system belongs.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// Checks that this kernel can carry the dataplane.
+///
+/// # Errors
+///
+/// The kernel is too old, or no BPF file system is mounted.
+pub fn check() -> Result<(), Error> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_err(Error::io("reading the kernel's release"))?;
+    check_release(release.trim())?;
+    let bpffs = Path::new(BPFFS);
+    match sys::is_bpffs(bpffs) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::NoBpffs(bpffs.to_owned())),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            Err(Error::NoBpffs(bpffs.to_owned()))
+        }
+        Err(error) => Err(Error::io(format!("looking at {BPFFS}"))(error)),
+    }
+}
+
+fn check_release(release: &str) -> Result<(), Error> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST_VERSION => {
+            Err(Error::OldKernel { release: release.to_owned() })
+        }
+        // A release that does not say its version is not held against it.
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_are_refused_by_name() {
+        for release in ["5.10.0-32-cloud-amd64", "6.0.19", "4.19"] {
+            let error = check_release(release).unwrap_err().to_string();
+            assert!(error.contains(release) && error.contains("6.1"), "{error}");
+        }
+        for release in ["6.1.0", "6.18.44-fc-v595", "6.10", "7.0-rc1", "custom"] {
+            assert!(check_release(release).is_ok(), "{release}");
+        }
+    }
+}

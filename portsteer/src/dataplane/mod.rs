@@ -1,0 +1,579 @@
+//! The dataplane in the kernel: load, attach, pin, swap, read, detach. The kernel is the store:
+//! everything that is in force is pinned, and this module reads it back from there.
+//!
+//! [`Dataplane`] is the right to change an instance, [`read_status`] and [`read_stats`] need no
+//! agent, and [`detach`] needs nothing but the pins.
+
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use portsteer_common::{Counter, INTERFACE_SLOTS, Reason, Verdict, counters::InterfaceCounters};
+
+use crate::{
+    compile::compile,
+    netlink::{self, Link},
+    policy::{Mode, Policy},
+};
+
+mod error;
+mod instance;
+mod interfaces;
+pub mod kernel;
+mod manifest;
+mod maps;
+mod object;
+mod report;
+mod slots;
+pub mod sys;
+
+pub use error::Error;
+pub use instance::{Instance, Lock};
+pub use manifest::{Manifest, ManifestRule};
+pub use object::DIGEST as OBJECT_DIGEST;
+pub use report::{
+    InterfaceStats, InterfaceStatus, PolicyInfo, ReasonStats, RuleStats, Stats, Status,
+};
+pub use slots::AttachedMode;
+
+use maps::Maps;
+use slots::Slot;
+
+/// The exclusive right to change an instance's dataplane, which lives on without it.
+#[derive(Debug)]
+pub struct Dataplane {
+    instance: Instance,
+    lock: Lock,
+}
+
+/// What [`Dataplane::apply`] did.
+#[derive(Debug, Clone, Default)]
+pub struct Applied {
+    /// The interfaces that are attached now, in the order of their slots.
+    pub attached: Vec<Attached>,
+    /// The interfaces that were taken off.
+    pub detached: Vec<String>,
+    /// The rules that are gone, with what they had counted.
+    pub removed: Vec<(String, Counter)>,
+}
+
+/// An interface that a policy was applied to.
+#[derive(Debug, Clone)]
+pub struct Attached {
+    pub name: String,
+    pub mode: AttachedMode,
+    pub change: Change,
+    /// Why native mode could not be had, where `mode = "auto"` asked for it first.
+    pub native_refused: Option<String>,
+}
+
+/// What happened to an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It was attached.
+    New,
+    /// It was attached already, with this program.
+    Kept,
+    /// It was attached already, and its program was replaced by this portsteer's.
+    Upgraded,
+}
+
+/// An interface that an instance's pins say is attached.
+struct Pinned {
+    slot: u32,
+    link: OwnedFd,
+    record: Slot,
+    /// 0 if the interface or the attachment is gone.
+    ifindex: u32,
+    program_id: u32,
+}
+
+impl Dataplane {
+    /// Takes the right to change an instance.
+    ///
+    /// # Errors
+    ///
+    /// The kernel lacks what is needed, or another agent has the instance.
+    pub fn lock(instance: Instance) -> Result<Self, Error> {
+        kernel::check()?;
+        let lock = instance.lock()?;
+        Ok(Self { instance, lock })
+    }
+
+    /// The instance.
+    #[must_use]
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Puts a policy in force on its interfaces and takes all others off. `path` and `text` are
+    /// the policy file, for the listings.
+    ///
+    /// # Errors
+    ///
+    /// What was in force before stays in force, on the same interfaces.
+    pub fn apply(&self, policy: &Policy, path: &str, text: &str) -> Result<Applied, Error> {
+        let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
+        let wanted = interfaces::select(&policy.interfaces, &links)?;
+        self.remove_debris()?;
+        let result = self.apply_to(policy, (path, text), &wanted, &links);
+        if result.is_err() {
+            // Whatever was begun on an instance with no interface is debris now.
+            self.remove_debris()?;
+        }
+        result
+    }
+
+    fn apply_to(
+        &self,
+        policy: &Policy,
+        source: (&str, &str),
+        wanted: &[Link],
+        links: &[Link],
+    ) -> Result<Applied, Error> {
+        let running = !self.instance.linked_slots()?.is_empty();
+        if !running {
+            self.create_maps(policy.rules.len())?;
+        }
+        let maps = Maps::open(&self.instance)?;
+        let bank = maps.active_bank()?;
+        let previous = if running { Some(self.read_manifest(bank)?) } else { None };
+        let pinned = if running { self.pinned(&maps)? } else { Vec::new() };
+        check_namespace(&self.instance, &pinned, links)?;
+
+        let mut counters = maps.rule_counters();
+        let manifest = Manifest::describe(
+            &self.instance,
+            policy,
+            source,
+            previous.as_ref(),
+            maps.rule_counter_count,
+            |id| counters.get(id),
+        )?;
+        let image = compile(policy, &manifest.counters())?;
+        let idle = 1 - bank;
+        maps.fill_bank(idle, &image)?;
+        manifest.write(&self.instance, idle)?;
+
+        let mut work = Attaching::new(self, &maps);
+        let attached = match work.attach_all(policy, wanted, &pinned) {
+            Ok(attached) => attached,
+            Err(error) => {
+                work.undo();
+                return Err(error);
+            }
+        };
+        if let Err(error) = maps.set_active_bank(idle) {
+            work.undo();
+            return Err(error);
+        }
+
+        let mut detached = Vec::new();
+        for pinned in &pinned {
+            let gone = pinned.ifindex == 0;
+            if gone || !wanted.iter().any(|link| link.index == pinned.ifindex) {
+                self.detach_slot(pinned.slot)?;
+                if !gone {
+                    detached.push(pinned.record.name());
+                }
+            }
+        }
+        Ok(Applied { attached, detached, removed: removed(&maps, previous, &manifest)? })
+    }
+
+    /// Takes the dataplane off all interfaces.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAttached`] if there is none.
+    pub fn detach(&self) -> Result<Vec<String>, Error> {
+        detach(&self.instance)
+    }
+
+    /// Whether somebody has taken the dataplane off behind this value's back.
+    #[must_use]
+    pub fn was_detached(&self) -> bool {
+        !self.lock.holds() || self.is_idle()
+    }
+
+    /// Whether no interface is attached.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.instance.linked_slots().is_ok_and(|slots| slots.is_empty())
+    }
+
+    /// Gives an instance with no interface back without a trace.
+    pub fn abandon(self) {
+        // An empty directory does no harm, so nothing is said if it stays.
+        let _ = self.instance.remove_directory();
+    }
+
+    /// Removes what a process that was killed between its first map and its first link left.
+    fn remove_debris(&self) -> Result<(), Error> {
+        if self.instance.linked_slots()?.is_empty() {
+            for name in self.instance.pins()? {
+                remove_pin(&self.instance, &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The program's maps come into being with the first load.
+    fn create_maps(&self, rules: usize) -> Result<(), Error> {
+        object::load(&self.instance, 0, maps::counter_pages(rules))?;
+        Maps::create_interfaces(&self.instance)
+    }
+
+    fn read_manifest(&self, bank: u32) -> Result<Manifest, Error> {
+        read_manifest(&self.instance, bank)
+    }
+
+    fn pinned(&self, maps: &Maps) -> Result<Vec<Pinned>, Error> {
+        pinned(&self.instance, maps)
+    }
+
+    fn detach_slot(&self, slot: u32) -> Result<(), Error> {
+        detach_slot(&self.instance, slot)
+    }
+}
+
+fn read_manifest(instance: &Instance, bank: u32) -> Result<Manifest, Error> {
+    Manifest::read(instance, bank).map_err(|detail| Error::OtherLayout {
+        instance: instance.name().to_owned(),
+        directory: instance.directory(),
+        detail,
+    })
+}
+
+fn pinned(instance: &Instance, maps: &Maps) -> Result<Vec<Pinned>, Error> {
+    let mut pinned = Vec::new();
+    for slot in instance.linked_slots()? {
+        let path = instance.link_pin(slot);
+        let opening = || Error::io(format!("opening {}", path.display()));
+        let link = match sys::open_pin(&path) {
+            // Detached a moment ago.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            result => result.map_err(opening())?,
+        };
+        let info = sys::xdp_link_info(link.as_fd()).map_err(opening())?;
+        let record = Slot::read(maps.interfaces.as_fd(), slot)?;
+        let (ifindex, program_id) = (info.ifindex, info.program_id);
+        pinned.push(Pinned { slot, link, record, ifindex, program_id });
+    }
+    Ok(pinned)
+}
+
+/// Interface indices mean something only in their own network namespace: each link must show up
+/// on the interface of this one that has its index.
+fn check_namespace(instance: &Instance, pinned: &[Pinned], links: &[Link]) -> Result<(), Error> {
+    let strange = |pinned: &&Pinned| {
+        let here = links.iter().any(|link| {
+            link.index == pinned.ifindex
+                && link.xdp.is_some_and(|xdp| xdp.program_id == Some(pinned.program_id))
+        });
+        pinned.ifindex != 0 && !here
+    };
+    match pinned.iter().find(strange) {
+        Some(_) => Err(Error::OtherNamespace { instance: instance.name().to_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// The rules of the policy before that are not in this one, with their last counts.
+fn removed(
+    maps: &Maps,
+    previous: Option<Manifest>,
+    manifest: &Manifest,
+) -> Result<Vec<(String, Counter)>, Error> {
+    let Some(previous) = previous else { return Ok(Vec::new()) };
+    let kept: std::collections::HashSet<u32> = manifest.counters().into_iter().collect();
+    let gone = |rule: &&ManifestRule| !kept.contains(&rule.counter);
+    if !previous.rules.iter().any(|rule| gone(&rule)) {
+        return Ok(Vec::new());
+    }
+    // A program that still judges by the policy before may yet count.
+    sys::wait_for_programs().map_err(Error::io("waiting for the policy before"))?;
+    let mut counters = maps.rule_counters();
+    let mut seen = std::collections::HashSet::new();
+    let mut removed = Vec::new();
+    for rule in previous.rules.iter().filter(gone) {
+        if seen.insert(rule.counter) {
+            removed.push((rule.label.clone(), rule.count(&mut counters)?));
+        }
+    }
+    Ok(removed)
+}
+
+impl ManifestRule {
+    /// What the rule has counted since it came into being.
+    fn count(&self, counters: &mut maps::RuleCounters<'_>) -> Result<Counter, Error> {
+        let counter = counters.get(self.counter)?;
+        Ok(Counter {
+            packets: counter.packets.wrapping_sub(self.base_packets),
+            bytes: counter.bytes.wrapping_sub(self.base_bytes),
+        })
+    }
+}
+
+/// Interfaces being attached, and what it takes to undo that.
+struct Attaching<'a> {
+    dataplane: &'a Dataplane,
+    maps: &'a Maps,
+    new_slots: Vec<u32>,
+    /// Links whose program was replaced, with their slot's record and program before.
+    replaced: Vec<(OwnedFd, u32, Slot, OwnedFd)>,
+}
+
+impl<'a> Attaching<'a> {
+    fn new(dataplane: &'a Dataplane, maps: &'a Maps) -> Self {
+        Self { dataplane, maps, new_slots: Vec::new(), replaced: Vec::new() }
+    }
+
+    fn attach_all(
+        &mut self,
+        policy: &Policy,
+        wanted: &[Link],
+        pinned: &[Pinned],
+    ) -> Result<Vec<Attached>, Error> {
+        let mut attached = Vec::new();
+        for link in wanted {
+            attached.push(match pinned.iter().find(|pinned| pinned.ifindex == link.index) {
+                Some(pinned) => self.keep(policy.mode, link, pinned)?,
+                None => self.attach(policy.mode, link, pinned)?,
+            });
+        }
+        Ok(attached)
+    }
+
+    /// An interface that is attached already: at most its program is replaced.
+    fn keep(&mut self, mode: Mode, link: &Link, pinned: &Pinned) -> Result<Attached, Error> {
+        let obtained = pinned.record.mode();
+        let fits = match mode {
+            Mode::Auto => true,
+            Mode::Native => obtained == AttachedMode::Native,
+            Mode::Generic => obtained == AttachedMode::Generic,
+        };
+        if !fits {
+            return Err(Error::ModeChange {
+                name: link.name.clone(),
+                obtained: obtained.name(),
+                wanted: mode.name(),
+            });
+        }
+        let digest = object::digest();
+        let upgrade = pinned.record.object != digest;
+        if upgrade {
+            let replacing = || Error::io(format!("replacing the program on `{}`", link.name));
+            let before = sys::program_by_id(pinned.program_id).map_err(replacing())?;
+            // The maps exist, so the number of pages does not matter.
+            let program = object::load(&self.dataplane.instance, pinned.slot, 1)?;
+            let handle = pinned.link.try_clone().map_err(replacing())?;
+            sys::link_update(handle.as_fd(), program.as_fd()).map_err(replacing())?;
+            self.replaced.push((handle, pinned.slot, pinned.record, before));
+        }
+        // Written even if nothing but the interface's name has changed.
+        Slot::new(link.index, &link.name, obtained, digest)
+            .write(self.maps.interfaces.as_fd(), pinned.slot)?;
+        let change = if upgrade { Change::Upgraded } else { Change::Kept };
+        Ok(Attached { name: link.name.clone(), mode: obtained, change, native_refused: None })
+    }
+
+    fn attach(&mut self, mode: Mode, link: &Link, pinned: &[Pinned]) -> Result<Attached, Error> {
+        if let Some(xdp) = link.xdp {
+            let (name, program_id) = (link.name.clone(), xdp.program_id);
+            return Err(Error::InterfaceBusy { name, program_id });
+        }
+        let free = |slot: &u32| {
+            !self.new_slots.contains(slot) && !pinned.iter().any(|pinned| pinned.slot == *slot)
+        };
+        let slot = (0..INTERFACE_SLOTS)
+            .find(free)
+            .ok_or(Error::TooManyInterfaces { count: INTERFACE_SLOTS as usize + 1 })?;
+        let program = object::load(&self.dataplane.instance, slot, 1)?;
+        // Another interface may have had the slot before.
+        self.maps.clear_interface_counters(slot)?;
+        let (handle, obtained, native_refused) = interfaces::attach(&program, link, mode)?;
+
+        // From here on the interface is attached until the handle is closed: pinning it is what
+        // makes it stay.
+        Slot::new(link.index, &link.name, obtained, object::digest())
+            .write(self.maps.interfaces.as_fd(), slot)?;
+        sys::pin(handle.as_fd(), &self.dataplane.instance.link_pin(slot))
+            .map_err(Error::io(format!("pinning the link of `{}`", link.name)))?;
+        self.new_slots.push(slot);
+        let name = link.name.clone();
+        Ok(Attached { name, mode: obtained, change: Change::New, native_refused })
+    }
+
+    /// Takes everything back. What fails now is left to the error that is already on its way.
+    fn undo(self) {
+        for slot in self.new_slots {
+            let _ = self.dataplane.detach_slot(slot);
+        }
+        for (link, slot, record, before) in self.replaced {
+            let _ = sys::link_update(link.as_fd(), before.as_fd());
+            let _ = record.write(self.maps.interfaces.as_fd(), slot);
+        }
+    }
+}
+
+/// Takes an instance's dataplane off all interfaces and removes its pins, whatever their layout
+/// and whether or not an agent runs. Returns the interfaces' names.
+///
+/// # Errors
+///
+/// [`Error::NotAttached`] if there are no pins.
+pub fn detach(instance: &Instance) -> Result<Vec<String>, Error> {
+    kernel::check()?;
+    if !instance.exists()? {
+        return Err(Error::NotAttached(instance.name().to_owned()));
+    }
+    let slots = instance.linked_slots()?;
+    let interfaces = sys::open_pin(&instance.pin(maps::INTERFACES)).ok();
+    let name = |slot: u32| {
+        let map = interfaces.as_ref()?;
+        let name = Slot::read(map.as_fd(), slot).ok()?.name();
+        (!name.is_empty()).then_some(name)
+    };
+    let mut names = Vec::new();
+    for slot in slots {
+        names.push(name(slot).unwrap_or_else(|| format!("(slot {slot})")));
+        detach_slot(instance, slot)?;
+    }
+    for name in instance.pins()? {
+        remove_pin(instance, &name)?;
+    }
+    instance.remove_directory()?;
+    if names.is_empty() {
+        return Err(Error::NotAttached(instance.name().to_owned()));
+    }
+    Ok(names)
+}
+
+/// Takes one interface off. The link is detached by force first, since somebody else may hold it
+/// and since removing a pin takes effect only a moment later.
+fn detach_slot(instance: &Instance, slot: u32) -> Result<(), Error> {
+    let path = instance.link_pin(slot);
+    match sys::open_pin(&path) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+        Err(error) => return Err(Error::io(format!("opening {}", path.display()))(error)),
+        Ok(link) => sys::link_detach(link.as_fd())
+            .map_err(Error::io(format!("detaching {}", path.display())))?,
+    }
+    remove_pin(instance, &format!("link_{slot}"))
+}
+
+fn remove_pin(instance: &Instance, name: &str) -> Result<(), Error> {
+    let path = instance.pin(name);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(format!("removing {}", path.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Opens what an instance has in force.
+fn running(instance: &Instance) -> Result<Maps, Error> {
+    kernel::check()?;
+    if !instance.exists()? || instance.linked_slots()?.is_empty() {
+        return Err(Error::NotAttached(instance.name().to_owned()));
+    }
+    Maps::open(instance)
+}
+
+/// How often a reader starts again when a policy is swapped under it.
+const READ_ATTEMPTS: usize = 20;
+
+/// The manifest in force and what `read` makes of it, from a moment without a swap.
+fn consistently<T>(
+    instance: &Instance,
+    maps: &Maps,
+    mut read: impl FnMut(&Manifest) -> Result<T, Error>,
+) -> Result<(Manifest, T), Error> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let bank = maps.active_bank()?;
+        let manifest = read_manifest(instance, bank)?;
+        let value = read(&manifest)?;
+        let bank = maps.active_bank()?;
+        let unchanged = read_manifest(instance, bank)?.generation == manifest.generation;
+        if unchanged || attempt == READ_ATTEMPTS {
+            return Ok((manifest, value));
+        }
+    }
+}
+
+/// What is attached where. Needs no agent.
+///
+/// # Errors
+///
+/// [`Error::NotAttached`] if nothing is.
+pub fn read_status(instance: &Instance) -> Result<Status, Error> {
+    let maps = running(instance)?;
+    let (manifest, ()) = consistently(instance, &maps, |_| Ok(()))?;
+    let interfaces = pinned(instance, &maps)?.iter().map(InterfaceStatus::new).collect();
+    Ok(Status {
+        instance: instance.name().to_owned(),
+        policy: PolicyInfo::new(&manifest),
+        interfaces,
+    })
+}
+
+/// What was counted. Needs no agent.
+///
+/// # Errors
+///
+/// [`Error::NotAttached`] if nothing is attached.
+pub fn read_stats(instance: &Instance) -> Result<Stats, Error> {
+    let maps = running(instance)?;
+    let (manifest, rules) = consistently(instance, &maps, |manifest| {
+        let mut counters = maps.rule_counters();
+        manifest
+            .rules
+            .iter()
+            .map(|rule| Ok(RuleStats::new(rule, rule.count(&mut counters)?)))
+            .collect::<Result<Vec<_>, Error>>()
+    })?;
+    let mut total: Box<InterfaceCounters> = bytemuck::zeroed_box();
+    let mut interfaces = Vec::new();
+    for pinned in pinned(instance, &maps)? {
+        let counters = maps.interface_counters(pinned.slot)?;
+        for (total, counter) in total.counters.iter_mut().zip(&counters.counters) {
+            total.packets += counter.packets;
+            total.bytes += counter.bytes;
+        }
+        interfaces.push(InterfaceStats::new(&pinned, &counters));
+    }
+    let mut reasons = Vec::new();
+    for verdict in Verdict::ALL {
+        for &reason in Reason::ALL {
+            let counter = total.counters[InterfaceCounters::index(verdict, reason)];
+            if counter.packets > 0 {
+                reasons.push(ReasonStats::new(verdict, reason, counter));
+            }
+        }
+    }
+    Ok(Stats {
+        instance: instance.name().to_owned(),
+        policy: PolicyInfo::new(&manifest),
+        rules,
+        reasons,
+        interfaces,
+    })
+}
+
+/// The program that is attached to an interface slot, for test runs.
+///
+/// # Errors
+///
+/// Nothing is attached there.
+pub fn program_in_slot(instance: &Instance, slot: u32) -> Result<OwnedFd, Error> {
+    let maps = running(instance)?;
+    let not_attached = || Error::NotAttached(instance.name().to_owned());
+    let pinned = pinned(instance, &maps)?;
+    let pinned = pinned.iter().find(|pinned| pinned.slot == slot).ok_or_else(not_attached)?;
+    sys::program_by_id(pinned.program_id).map_err(Error::io("opening the attached program"))
+}

@@ -1,0 +1,110 @@
+//! The embedded eBPF object: its digest, and how it is loaded for an interface. The one place
+//! that uses aya.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use aya::{
+    EbpfError, EbpfLoader, include_bytes_aligned,
+    programs::{ProgramError, Xdp},
+};
+
+use super::{Error, instance::Instance, maps};
+
+static OBJECT: &[u8] = include_bytes_aligned!("../../../portsteer-ebpf/portsteer.bpf.o");
+const DIGEST_FILE: &str = include_str!("../../../portsteer-ebpf/portsteer.bpf.digest");
+
+/// SHA-256 of the embedded object, as 64 hexadecimal digits.
+pub const DIGEST: &str = {
+    // The file has a line `object = "..."`; this runs at compile time, so it is written plainly.
+    let bytes = DIGEST_FILE.as_bytes();
+    let key = b"\nobject = \"";
+    let mut start = 0;
+    loop {
+        let mut matched = 0;
+        while matched < key.len() && bytes[start + matched] == key[matched] {
+            matched += 1;
+        }
+        if matched == key.len() {
+            break;
+        }
+        start += 1;
+    }
+    let (_, rest) = DIGEST_FILE.split_at(start + key.len());
+    let (digest, _) = rest.split_at(64);
+    digest
+};
+
+/// [`DIGEST`] as bytes.
+pub(super) fn digest() -> [u8; 32] {
+    let mut digest = [0; 32];
+    for (byte, pair) in digest.iter_mut().zip(DIGEST.as_bytes().chunks(2)) {
+        let text = std::str::from_utf8(pair).unwrap_or("0");
+        *byte = u8::from_str_radix(text, 16).unwrap_or(0);
+    }
+    digest
+}
+
+/// Loads the program for an interface slot. The instance's maps are created and pinned if they
+/// are missing, the rule counters with `counter_pages` pages.
+pub(super) fn load(instance: &Instance, slot: u32, counter_pages: u32) -> Result<OwnedFd, Error> {
+    let mut loader = EbpfLoader::new();
+    // The program needs nothing of the kernel's own types, so their BTF is not read.
+    loader.btf(None);
+    loader.override_global("INTERFACE_SLOT", &slot, true);
+    loader.map_max_entries(maps::RULE_COUNTERS, counter_pages);
+    for name in maps::PROGRAM_MAPS {
+        loader.map_pin_path(name, instance.pin(name));
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+    let missing = || Error::Load("the object has no program `portsteer`".to_owned());
+    let program: &mut Xdp = ebpf
+        .program_mut("portsteer")
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|error: ProgramError| Error::Load(error.to_string()))?;
+    program.load().map_err(|error| match &error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let source = io_error.raw_os_error().map(std::io::Error::from_raw_os_error);
+            match source {
+                Some(source) if source.raw_os_error() == Some(libc::EPERM) => {
+                    Error::io("loading the program")(source)
+                }
+                _ => Error::Load(format!("{io_error}\n{verifier_log}")),
+            }
+        }
+        _ => Error::Load(error.to_string()),
+    })?;
+    let fd = program.fd().map_err(|error| Error::Load(error.to_string()))?;
+    fd.as_fd().try_clone_to_owned().map_err(Error::io("loading the program"))
+}
+
+/// aya's error, with those about permission told apart.
+fn load_error(error: EbpfError) -> Error {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>()
+            && let Some(libc::EPERM | libc::EACCES) = io.raw_os_error()
+        {
+            let io = std::io::Error::from_raw_os_error(io.raw_os_error().unwrap_or(libc::EPERM));
+            return Error::io("creating the maps")(io);
+        }
+        source = cause.source();
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    Error::Load(text)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_digest_is_a_sha_256() {
+        assert_eq!(super::DIGEST.len(), 64);
+        assert!(super::DIGEST.chars().all(|c| c.is_ascii_hexdigit()), "{}", super::DIGEST);
+    }
+}

@@ -1,0 +1,87 @@
+//! Which interface has which slot. A slot is a constant in the program that is attached to its
+//! interface, and the index of the interface's counters.
+
+use std::os::fd::BorrowedFd;
+
+use bytemuck::{Pod, Zeroable};
+use portsteer_common::INTERFACE_SLOTS;
+
+use super::{
+    Error,
+    sys::{self, MapShape, map_type},
+};
+
+/// How an interface was attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachedMode {
+    Native,
+    Generic,
+}
+
+impl AttachedMode {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// What the map `interfaces` says about a slot.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub(super) struct Slot {
+    /// The interface's index, 0 in a slot that was never used.
+    pub(super) ifindex: u32,
+    /// 1 native, 2 generic.
+    mode: u32,
+    /// The interface's name, padded with zeroes.
+    name: [u8; 16],
+    /// SHA-256 of the object that the attached program came from.
+    pub(super) object: [u8; 32],
+}
+
+pub(super) const SHAPE: MapShape = MapShape {
+    map_type: map_type::ARRAY,
+    key_size: 4,
+    value_size: size_of::<Slot>() as u32,
+    max_entries: INTERFACE_SLOTS,
+};
+
+impl Slot {
+    pub(super) fn new(ifindex: u32, name: &str, mode: AttachedMode, object: [u8; 32]) -> Self {
+        let mut padded = [0; 16];
+        for (to, from) in padded.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        let mode = match mode {
+            AttachedMode::Native => 1,
+            AttachedMode::Generic => 2,
+        };
+        Self { ifindex, mode, name: padded, object }
+    }
+
+    pub(super) fn mode(&self) -> AttachedMode {
+        if self.mode == 2 { AttachedMode::Generic } else { AttachedMode::Native }
+    }
+
+    pub(super) fn name(&self) -> String {
+        let len = self.name.iter().position(|&byte| byte == 0).unwrap_or(self.name.len());
+        String::from_utf8_lossy(&self.name[..len]).into_owned()
+    }
+
+    pub(super) fn read(map: BorrowedFd<'_>, slot: u32) -> Result<Self, Error> {
+        let mut record = Self::zeroed();
+        sys::map_lookup(map, slot, bytemuck::bytes_of_mut(&mut record))
+            .map_err(Error::io("reading the interfaces' slots"))?;
+        Ok(record)
+    }
+
+    pub(super) fn write(&self, map: BorrowedFd<'_>, slot: u32) -> Result<(), Error> {
+        sys::map_update(map, slot, bytemuck::bytes_of(self))
+            .map_err(Error::io("writing the interfaces' slots"))
+    }
+}

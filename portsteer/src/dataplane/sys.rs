@@ -1,0 +1,371 @@
+//! The bpf(2) calls that aya does not make: map values behind a pointer (an image is three
+//! megabytes), forced detach, the interface behind a link, map shapes, test runs with a repeat
+//! count of their own, and programs of a few raw instructions for tests and benchmarks.
+//!
+//! With the laboratory's ioctls this is the only user-space module with `unsafe`.
+
+use std::{
+    ffi::CString,
+    io, mem,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{
+    bpf_attr, bpf_attach_type, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info, bpf_map_type,
+    bpf_prog_info, bpf_prog_type,
+};
+
+/// A zeroed argument for bpf(2).
+fn attributes() -> bpf_attr {
+    // SAFETY: a union of structures of integers, for which zeroes are a value; the kernel demands
+    // that whatever a command does not use is zero.
+    unsafe { mem::zeroed() }
+}
+
+fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<i64> {
+    // SAFETY: the argument lives through the call and its size is right; the pointers that the
+    // callers put into it point to buffers that live as long and have the sizes given with them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_mut(attributes),
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The same, for commands that return a file descriptor.
+fn bpf_fd(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attributes)?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd() as u32
+}
+
+fn path_string(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// What a map looks like from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapShape {
+    pub map_type: u32,
+    pub key_size: u32,
+    pub value_size: u32,
+    pub max_entries: u32,
+}
+
+/// The map types that portsteer uses.
+pub mod map_type {
+    use super::bpf_map_type;
+
+    pub const ARRAY: u32 = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    pub const PERCPU_ARRAY: u32 = bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32;
+    pub const ARRAY_OF_MAPS: u32 = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
+}
+
+/// Creates a map. `inner` is the template of a map of maps.
+pub fn map_create(
+    name: &str,
+    shape: MapShape,
+    inner: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_MAP_CREATE reads.
+    let create = unsafe { &mut attributes.__bindgen_anon_1 };
+    create.map_type = shape.map_type;
+    create.key_size = shape.key_size;
+    create.value_size = shape.value_size;
+    create.max_entries = shape.max_entries;
+    create.inner_map_fd = inner.map_or(0, raw);
+    copy_name(&mut create.map_name, name);
+    bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attributes)
+}
+
+/// At most 15 bytes, the rest stays zero.
+fn copy_name(field: &mut [libc::c_char; 16], name: &str) {
+    for (to, from) in field.iter_mut().take(15).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+}
+
+/// Writes the value of `key`.
+///
+/// `value` has the map's value size; for a per-CPU map that times the number of possible CPUs.
+pub fn map_update(fd: BorrowedFd<'_>, key: u32, value: &[u8]) -> io::Result<()> {
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_MAP_UPDATE_ELEM reads.
+    let element = unsafe { &mut attributes.__bindgen_anon_2 };
+    element.map_fd = raw(fd);
+    element.key = &raw const key as u64;
+    element.__bindgen_anon_1.value = value.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+/// Reads the value of `key`; `value` is as long as [`map_update`] says.
+pub fn map_lookup(fd: BorrowedFd<'_>, key: u32, value: &mut [u8]) -> io::Result<()> {
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_MAP_LOOKUP_ELEM reads.
+    let element = unsafe { &mut attributes.__bindgen_anon_2 };
+    element.map_fd = raw(fd);
+    element.key = &raw const key as u64;
+    element.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes).map(drop)
+}
+
+/// Pins an object under a path on a bpffs.
+pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = path_string(path)?;
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_OBJ_PIN reads.
+    let object = unsafe { &mut attributes.__bindgen_anon_4 };
+    object.pathname = path.as_ptr() as u64;
+    object.bpf_fd = raw(fd);
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes).map(drop)
+}
+
+/// Opens a pinned object.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = path_string(path)?;
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_OBJ_GET reads.
+    unsafe { &mut attributes.__bindgen_anon_4 }.pathname = path.as_ptr() as u64;
+    bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attributes)
+}
+
+/// A structure of integers that the kernel fills in for a descriptor.
+fn info<T: Copy>(fd: BorrowedFd<'_>) -> io::Result<T> {
+    // SAFETY: the callers ask for structures of integers and arrays of them.
+    let mut info: T = unsafe { mem::zeroed() };
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_OBJ_GET_INFO_BY_FD reads.
+    let request = unsafe { &mut attributes.info };
+    request.bpf_fd = raw(fd);
+    request.info_len = size_of::<T>() as u32;
+    request.info = &raw mut info as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info)
+}
+
+/// What the map looks like.
+pub fn map_shape(fd: BorrowedFd<'_>) -> io::Result<MapShape> {
+    let info: bpf_map_info = info(fd)?;
+    Ok(MapShape {
+        map_type: info.type_,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        max_entries: info.max_entries,
+    })
+}
+
+/// An XDP link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct XdpLinkInfo {
+    /// The program that it holds.
+    pub program_id: u32,
+    /// The interface, as its own network namespace numbers it; 0 once the interface or the
+    /// attachment is gone.
+    pub ifindex: u32,
+}
+
+/// Where an XDP link is attached.
+pub fn xdp_link_info(fd: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
+    let info: bpf_link_info = info(fd)?;
+    // SAFETY: for an XDP link the kernel fills this member in; for any other it is integers too.
+    let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
+    Ok(XdpLinkInfo { program_id: info.prog_id, ifindex })
+}
+
+/// Takes a link off its interface, whoever else holds it.
+pub fn link_detach(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = attributes();
+    attributes.link_detach.link_fd = raw(fd);
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes).map(drop)
+}
+
+/// Puts another program in the place of the one that a link holds. No packet sees neither.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = attributes();
+    attributes.link_update.link_fd = raw(link);
+    attributes.link_update.__bindgen_anon_1.new_prog_fd = raw(program);
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// A program's identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProgramInfo {
+    pub id: u32,
+    /// Instructions that the verifier walked.
+    pub verified_insns: u32,
+}
+
+/// Asks for a program's identity.
+pub fn program_info(fd: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    let info: bpf_prog_info = info(fd)?;
+    Ok(ProgramInfo { id: info.id, verified_insns: info.verified_insns })
+}
+
+/// Opens a loaded program by its id.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_PROG_GET_FD_BY_ID reads.
+    unsafe { &mut attributes.__bindgen_anon_6 }.__bindgen_anon_1.prog_id = id;
+    bpf_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attributes)
+}
+
+/// One eBPF instruction (RFC 9669 section 3).
+#[derive(Debug, Clone, Copy)]
+pub struct Instruction {
+    pub code: u8,
+    /// Destination register in the low four bits, source in the high.
+    pub registers: u8,
+    pub offset: i16,
+    pub immediate: i32,
+}
+
+/// Loads an XDP program of raw instructions: for stubs in tests and benchmarks.
+pub fn load_xdp(name: &str, instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    const _: () = assert!(size_of::<bpf_insn>() == 8);
+    let encoded: Vec<[u8; 8]> = instructions
+        .iter()
+        .map(|insn| {
+            let mut bytes = [insn.code, insn.registers, 0, 0, 0, 0, 0, 0];
+            bytes[2..4].copy_from_slice(&insn.offset.to_ne_bytes());
+            bytes[4..8].copy_from_slice(&insn.immediate.to_ne_bytes());
+            bytes
+        })
+        .collect();
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_PROG_LOAD reads.
+    let load = unsafe { &mut attributes.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
+    load.insns = encoded.as_ptr() as u64;
+    load.insn_cnt = encoded.len() as u32;
+    load.license = c"Dual MIT/GPL".as_ptr() as u64;
+    load.expected_attach_type = bpf_attach_type::BPF_XDP as u32;
+    // BPF_F_XDP_HAS_FRAGS, as portsteer's own program has it.
+    load.prog_flags = 1 << 5;
+    copy_name(&mut load.prog_name, name);
+    bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attributes)
+}
+
+/// Attaches an XDP program to an interface until the descriptor is closed.
+pub fn link_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    attributes.link_create.__bindgen_anon_1.prog_fd = raw(program);
+    attributes.link_create.__bindgen_anon_2.target_ifindex = ifindex;
+    attributes.link_create.attach_type = bpf_attach_type::BPF_XDP as u32;
+    attributes.link_create.flags = flags;
+    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attributes)
+}
+
+/// How to run a program outside its hook (kernel Documentation/bpf/bpf_prog_run.rst).
+#[derive(Debug, Clone, Copy)]
+pub struct TestRun<'a> {
+    /// The frame, at least 14 bytes.
+    pub frame: &'a [u8],
+    /// How often; 1 or more. The program sees what it left behind the time before.
+    pub repeat: u32,
+    /// `BPF_F_TEST_XDP_LIVE_FRAMES`: what the program returns is done.
+    pub live: bool,
+    /// The length of the first buffer in bytes, if the frame is to have several. The kernel
+    /// allows at most a page less its own overhead.
+    pub first_buffer: Option<u32>,
+}
+
+/// What a test run gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TestRunResult {
+    /// The program's return value, an XDP action.
+    pub action: u32,
+    /// Whole nanoseconds per run, as the kernel has measured.
+    pub nanoseconds: u32,
+}
+
+/// `struct xdp_md` as a test run takes it.
+#[repr(C)]
+#[derive(Default)]
+struct XdpContext {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+/// Runs a program on a frame.
+pub fn test_run(program: BorrowedFd<'_>, run: TestRun<'_>) -> io::Result<TestRunResult> {
+    const LIVE_FRAMES: u32 = 1 << 1;
+    let context = run
+        .first_buffer
+        .map(|data_end| XdpContext { data_end, ..XdpContext::default() });
+    let mut attributes = attributes();
+    attributes.test.prog_fd = raw(program);
+    // SAFETY: the structure that BPF_PROG_TEST_RUN reads.
+    let test = unsafe { &mut attributes.test };
+    test.data_in = run.frame.as_ptr() as u64;
+    test.data_size_in = run.frame.len() as u32;
+    test.repeat = run.repeat;
+    if let Some(context) = &context {
+        test.ctx_in = std::ptr::from_ref(context) as u64;
+        test.ctx_size_in = size_of::<XdpContext>() as u32;
+    }
+    if run.live {
+        test.flags = LIVE_FRAMES;
+        test.batch_size = 64;
+    }
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes)?;
+    // SAFETY: the kernel has filled the structure in.
+    let test = unsafe { &attributes.test };
+    Ok(TestRunResult { action: test.retval, nanoseconds: test.duration })
+}
+
+/// Waits until every program that was running when this was called has ended.
+///
+/// The kernel waits for a grace period when a slot of a map of maps is replaced
+/// (`maybe_wait_bpf_programs` in kernel/bpf/syscall.c), so a map of maps made for this purpose is
+/// a barrier. It takes some milliseconds. `membarrier(2)` would do as well, but is refused where
+/// `nohz_full` is set.
+pub fn wait_for_programs() -> io::Result<()> {
+    let word = MapShape { map_type: map_type::ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
+    let inner = map_create("barrier_inner", word, None)?;
+    let outer_shape = MapShape { map_type: map_type::ARRAY_OF_MAPS, ..word };
+    let outer = map_create("barrier", outer_shape, Some(inner.as_fd()))?;
+    map_update(outer.as_fd(), 0, &inner.as_raw_fd().to_ne_bytes())
+}
+
+/// Takes the exclusive lock of an open directory; `false` if somebody else has it. The lock ends
+/// with the descriptor, so also with the process.
+pub fn try_lock(directory: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: a descriptor that lives through the call, and no pointers.
+    let result = unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    if result == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EWOULDBLOCK) { Ok(false) } else { Err(error) }
+}
+
+/// Whether a path lies on a bpffs.
+pub fn is_bpffs(path: &Path) -> io::Result<bool> {
+    // include/uapi/linux/magic.h
+    const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
+    let path = path_string(path)?;
+    // SAFETY: a structure of integers.
+    let mut status: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: a terminated string and a structure of the right type, both alive.
+    if unsafe { libc::statfs(path.as_ptr(), &raw mut status) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(status.f_type as u32 == BPF_FS_MAGIC)
+}

@@ -1,0 +1,155 @@
+//! The system calls that the standard library does not have, and all the `unsafe` of the lab.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd},
+        unix::process::CommandExt as _,
+    },
+    process::{Child, Command},
+    time::Duration,
+};
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Gives the calling thread namespaces of its own.
+pub(super) fn unshare(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: a plain number. No file descriptor table is unshared (CLONE_FILES), which is the
+    // one thing the standard library would not expect.
+    check(unsafe { libc::unshare(flags & !libc::CLONE_FILES) }).map(|_| ())
+}
+
+/// Moves the calling thread into a network namespace.
+pub(super) fn enter_network_namespace(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: a file descriptor that is open as long as it is borrowed, and a number.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }).map(|_| ())
+}
+
+/// Mounts, or changes a mount's flags.
+pub(super) fn mount(
+    source: &CStr,
+    target: &CStr,
+    kind: &CStr,
+    flags: libc::c_ulong,
+) -> io::Result<()> {
+    // SAFETY: three strings that end in NUL and are alive during the call. No data is passed.
+    check(unsafe {
+        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null())
+    })
+    .map(|_| ())
+}
+
+/// Makes the child run in a network namespace.
+pub(super) fn spawn_inside(
+    command: &mut Command,
+    namespace: impl AsFd + Send + Sync + 'static,
+) -> &mut Command {
+    let enter = move || enter_network_namespace(namespace.as_fd());
+    // SAFETY: between fork and exec, the closure makes one system call and, if that fails, an
+    // error without text: it neither allocates nor takes a lock. The namespace's descriptor is
+    // owned by the closure, so it is open in the child, which has a copy of all descriptors.
+    unsafe { command.pre_exec(enter) }
+}
+
+/// Makes the child die when the thread that spawns it ends.
+pub(super) fn die_with_spawner(command: &mut Command) -> &mut Command {
+    let parent = std::process::id() as libc::pid_t;
+    let bind = move || {
+        // SAFETY: a plain number each.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong) })?;
+        // SAFETY: no arguments, and it cannot fail.
+        if unsafe { libc::getppid() } == parent {
+            Ok(())
+        } else {
+            // The parent died before the child was bound to it.
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        }
+    };
+    // SAFETY: between fork and exec, the closure makes two system calls and, if they fail, errors
+    // without text: it neither allocates nor takes a lock.
+    unsafe { command.pre_exec(bind) }
+}
+
+/// Sends a signal to a child.
+///
+/// # Errors
+///
+/// `ESRCH` if the child was already waited for.
+pub fn send_signal(child: &mut Child, signal: libc::c_int) -> io::Result<()> {
+    // Whoever was waited for has no process id any more: it may be somebody else's.
+    if child.try_wait()?.is_some() {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    // SAFETY: plain numbers. The child was not waited for, so the id is still its own.
+    check(unsafe { libc::kill(child.id() as libc::pid_t, signal) }).map(|_| ())
+}
+
+/// Waits until any of the sockets has something to read (or to accept, or an error to tell), and
+/// says which have; none if that takes longer than `timeout`.
+///
+/// # Errors
+///
+/// If the kernel refuses. An interruption by a signal counts as nothing to read.
+pub fn poll_readable(sockets: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<Vec<usize>> {
+    let mut polled: Vec<libc::pollfd> = sockets
+        .iter()
+        .map(|socket| libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+        .collect();
+    let milliseconds = libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer and the count are those of a vector that outlives the call.
+    let result = check(unsafe {
+        libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, milliseconds)
+    });
+    match result {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    }
+    Ok((0..polled.len()).filter(|&index| polled[index].revents != 0).collect())
+}
+
+/// `struct ifreq` with a name and nothing else.
+fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: `ifreq` is plain data of the kernel's, for which all zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.is_empty() || name.len() >= request.ifr_name.len() || name.contains('\0') {
+        let message = format!("{name:?} cannot be an interface's name");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
+}
+
+/// `SIOCETHTOOL` with a `struct ethtool_value`: returns the value that the kernel left there.
+pub(super) fn ethtool_value(
+    socket: impl AsFd,
+    interface: &str,
+    command: u32,
+    value: u32,
+) -> io::Result<u32> {
+    let mut argument = [command, value];
+    let mut request = interface_request(interface)?;
+    request.ifr_ifru.ifru_data = argument.as_mut_ptr().cast();
+    // SAFETY: for SIOCETHTOOL the kernel reads `request`, and through its data pointer, for the
+    // commands of `super::ethtool`, a `struct ethtool_value`: two u32, which it may write back.
+    // `argument` is that, and outlives the call.
+    check(unsafe {
+        libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request)
+    })?;
+    Ok(argument[1])
+}
+
+/// `TUNSETIFF`: makes the open `/dev/net/tun` an interface.
+pub(super) fn make_tun(tun: impl AsFd, name: &str, flags: libc::c_int) -> io::Result<()> {
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: for TUNSETIFF the kernel reads and writes the `struct ifreq` that is passed, which
+    // outlives the call.
+    check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
+        .map(|_| ())
+}
