@@ -1,1 +1,4 @@
-//! For tests and benchmarks only.
+//! For tests and benchmarks only: packets, and an agent as a process.
+
+pub mod agent;
+pub mod packet;

@@ -37,6 +37,7 @@ impl Agent {
         let instance = format!("demo-{}", std::process::id());
         let mut child = namespace
             .command(PROGRAM)
+            .arg0("portsteer")
             .arg("agent")
             .arg("--policy")
             .arg(policy)
@@ -137,7 +138,7 @@ impl Agent {
 
     fn ask(&self, command: &str) -> io::Result<Output> {
         let mut asked: Command = self.namespace.command(PROGRAM);
-        asked.args([command, "--json", "--instance", &self.instance]);
+        asked.arg0("portsteer").args([command, "--json", "--instance", &self.instance]);
         asked.stdin(Stdio::null()).process_group(0).output()
     }
 }

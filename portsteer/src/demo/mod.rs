@@ -81,6 +81,8 @@ struct Summary {
     mode: String,
     kernel: String,
     seconds: f64,
+    /// How many there were. In JSON the rows themselves stand there.
+    #[serde(skip)]
     rows: usize,
     packets: u64,
     passed: u64,

@@ -179,7 +179,10 @@ impl Row {
         // Silence ends before anything is sent again, so a rule that drops sees exactly what was
         // sent. The default's counter also sees what IPv6 sends of its own.
         let exact = self.group == Group::Dropped
-            && experiences.iter().all(|experience| experience.milliseconds < SENT_AGAIN_AFTER_MS);
+            && experiences.iter().all(|experience| {
+                matches!(experience.outcome, Outcome::Silence)
+                    && experience.milliseconds < SENT_AGAIN_AFTER_MS
+            });
         if packets < least || (exact && packets != least) {
             let wanted = if exact { "exactly" } else { "at least" };
             deviations.push(format!(

@@ -138,7 +138,6 @@ struct Json<'a> {
     ok: bool,
     #[serde(flatten)]
     summary: &'a Summary,
-    #[serde(rename = "results")]
     rows: &'a [JsonRow],
 }
 

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use annotate_snippets::{
     Annotation, AnnotationKind, Element, Group, Level, Origin, Renderer, Snippet,
+    normalize_untrusted_str,
 };
 
 /// A text and what to call it.
@@ -50,8 +51,14 @@ pub const MAX_SHOWN: usize = 20;
 /// How many related places of one diagnostic [`render`] shows.
 const MAX_RELATED: usize = 6;
 
-/// The longest part of the text that is quoted at once, in bytes.
-const MAX_QUOTED: usize = 64 << 10;
+/// The longest line that is quoted, in bytes. What is printed of it is shorter.
+const MAX_LINE: usize = 64 << 10;
+
+/// The longest part of the text that is quoted because places in it belong together, in bytes.
+const MAX_TOGETHER: usize = 4 << 10;
+
+/// The longest text that is underlined, in characters.
+const MAX_UNDERLINED: usize = 100;
 
 /// Related places at most this many lines from the main one are quoted together with it.
 const NEAR_LINES: usize = 30;
@@ -103,14 +110,16 @@ impl Diagnostic {
 }
 
 /// The diagnostics as text for people, each with the lines that it is about. Ends with a newline
-/// unless there are none. Only the first [`MAX_SHOWN`] are shown, and the others counted.
+/// unless there are none. Only the first [`MAX_SHOWN`] are shown, and the others counted. Control
+/// characters from the file or its name are made visible.
 #[must_use]
 pub fn render(source: &Source, diagnostics: &[Diagnostic], color: bool) -> String {
     let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+    let name = normalize_untrusted_str(&source.name);
     let mut shown: Vec<String> = diagnostics
         .iter()
         .take(MAX_SHOWN)
-        .map(|diagnostic| renderer.render(&[group(source, diagnostic)]) + "\n")
+        .map(|diagnostic| renderer.render(&[group(&name, &source.text, diagnostic)]) + "\n")
         .collect();
     if diagnostics.len() > MAX_SHOWN {
         shown.push(format!("and {} more\n", diagnostics.len() - MAX_SHOWN));
@@ -133,7 +142,7 @@ pub fn line_column(text: &str, offset: usize) -> (usize, usize) {
 pub fn suggest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     const LONGEST: usize = 40; // the distance takes time in proportion to both lengths
     let len = word.chars().count();
-    if len < 2 || len > LONGEST {
+    if !(2..=LONGEST).contains(&len) {
         return None;
     }
     let word = word.to_lowercase();
@@ -179,6 +188,8 @@ impl Place {
         let line_end = line_start + line_text.len();
         let start = start.min(line_end); // it may be the line's end itself
         let end = text.ceil_char_boundary(span.end).clamp(start, line_end);
+        let mut characters = text[start..end].char_indices();
+        let end = characters.nth(MAX_UNDERLINED).map_or(end, |(index, _)| start + index);
         Self {
             line: 1 + before.bytes().filter(|&byte| byte == b'\n').count(),
             column: 1 + text[line_start..start].chars().count(),
@@ -193,38 +204,43 @@ impl Place {
         label: Option<&'a str>,
         base: usize,
     ) -> Annotation<'a> {
-        kind.span(self.span.start - base..self.span.end - base).label(label)
+        kind.span(self.span.start - base..self.span.end - base)
+            .label(label.map(normalize_untrusted_str))
     }
 }
 
-fn group<'a>(source: &'a Source, diagnostic: &'a Diagnostic) -> Group<'a> {
+fn group<'a>(name: &'a str, text: &'a str, diagnostic: &'a Diagnostic) -> Group<'a> {
     let level = match diagnostic.severity {
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
-    let group = Group::with_title(level.primary_title(&diagnostic.message));
+    let group =
+        Group::with_title(level.primary_title(normalize_untrusted_str(&diagnostic.message)));
     let group = group.elements(match &diagnostic.span {
-        Some(span) => snippets(source, diagnostic, span),
-        None => vec![Origin::path(&source.name).into()],
+        Some(span) => snippets(name, text, diagnostic, span),
+        None => vec![Origin::path(name).into()],
     });
-    group.elements(diagnostic.help.as_deref().map(|help| Level::HELP.message(help)))
+    group.elements(
+        diagnostic.help.as_deref().map(|help| Level::HELP.message(normalize_untrusted_str(help))),
+    )
 }
 
 /// The quoted lines: one piece for the main place and the related ones near it, one for each of
 /// the others.
 fn snippets<'a>(
-    source: &'a Source,
+    name: &'a str,
+    text: &'a str,
     diagnostic: &'a Diagnostic,
     span: &Range<usize>,
 ) -> Vec<Element<'a>> {
-    let main = Place::new(&source.text, span);
+    let main = Place::new(text, span);
     let mut quoted = main.line_span.clone();
     let mut first_line = main.line;
     let (mut near, mut far) = (Vec::new(), Vec::new());
     for (span, label) in diagnostic.related.iter().take(MAX_RELATED) {
-        let place = Place::new(&source.text, span);
+        let place = Place::new(text, span);
         let both = quoted.start.min(place.line_span.start)..quoted.end.max(place.line_span.end);
-        if place.line.abs_diff(main.line) <= NEAR_LINES && both.len() <= MAX_QUOTED {
+        if place.line.abs_diff(main.line) <= NEAR_LINES && both.len() <= MAX_TOGETHER {
             quoted = both;
             first_line = first_line.min(place.line);
             near.push((place, label));
@@ -235,34 +251,34 @@ fn snippets<'a>(
 
     let label = diagnostic.label.as_deref();
     let mut elements = Vec::new();
-    if quoted.len() <= MAX_QUOTED {
+    if quoted.len() <= MAX_LINE {
         let annotations = near.iter().map(|(place, label)| {
             place.annotation(AnnotationKind::Context, Some(label), quoted.start)
         });
         elements.push(
-            Snippet::source(&source.text[quoted.clone()])
-                .path(&source.name)
+            Snippet::source(&text[quoted.clone()])
+                .path(name)
                 .line_start(first_line)
                 .annotation(main.annotation(AnnotationKind::Primary, label, quoted.start))
                 .annotations(annotations)
                 .into(),
         );
     } else {
-        elements.extend(unquoted(source, &main, label));
+        elements.extend(unquoted(name, &main, label));
     }
     for (place, label) in far {
-        if place.line_span.len() <= MAX_QUOTED {
+        if place.line_span.len() <= MAX_LINE {
             let annotation =
                 place.annotation(AnnotationKind::Context, Some(label), place.line_span.start);
             elements.push(
-                Snippet::source(&source.text[place.line_span.clone()])
-                    .path(&source.name)
+                Snippet::source(&text[place.line_span.clone()])
+                    .path(name)
                     .line_start(place.line)
                     .annotation(annotation)
                     .into(),
             );
         } else {
-            elements.extend(unquoted(source, &place, Some(label)));
+            elements.extend(unquoted(name, &place, Some(label)));
         }
     }
     if diagnostic.related.len() > MAX_RELATED {
@@ -273,11 +289,11 @@ fn snippets<'a>(
 }
 
 /// A place whose line is too long to be quoted.
-fn unquoted<'a>(source: &'a Source, place: &Place, label: Option<&'a str>) -> [Element<'a>; 2] {
+fn unquoted<'a>(name: &'a str, place: &Place, label: Option<&'a str>) -> [Element<'a>; 2] {
     let label = label.unwrap_or("the line is too long to be shown");
     [
-        Origin::path(&source.name).line(place.line).char_column(place.column).into(),
-        Level::NOTE.message(label).into(),
+        Origin::path(name).line(place.line).char_column(place.column).into(),
+        Level::NOTE.message(normalize_untrusted_str(label)).into(),
     ]
 }
 
@@ -419,9 +435,15 @@ error: far
 
     #[test]
     fn nothing_in_the_text_reaches_the_terminal_raw() {
-        let source = Source { name: "\u{1b}[31m".into(), text: "\u{1b}[2J\u{202e}".into() };
-        let diagnostic = Diagnostic::error("x").at(0..4).related(1..2, "y");
-        let text = render(&source, &[diagnostic], false);
+        const RAW: &str = "\u{1b}[2J\u{202e}";
+        let source = Source { name: RAW.into(), text: RAW.into() };
+        let diagnostic = Diagnostic::error(RAW)
+            .at(0..4)
+            .label(RAW)
+            .related(1..2, RAW)
+            .help(RAW)
+            .related(4..9, RAW);
+        let text = render(&source, &[diagnostic, Diagnostic::warning(RAW)], false);
         assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
     }
 
@@ -475,7 +497,8 @@ error: far
                 }
             }
             let text = render(&source(&text), &[diagnostic], color);
-            prop_assert!(text.starts_with(if color { "\u{1b}[" } else { "error: " }));
+            let start = if color { "\u{1b}[" } else { "error: " };
+            prop_assert!(text.starts_with(start));
         }
     }
 }

@@ -279,7 +279,7 @@ impl Reader<'_> {
         }
         let mut first_spans: HashMap<&str, Range<usize>> = HashMap::new();
         let mut patterns = Vec::new();
-        for item in items.iter() {
+        for item in items {
             let Some(text) = item.get_ref().as_str() else {
                 self.wrong_type(item, "an interface's name or a glob, as a string", None);
                 continue;
@@ -541,7 +541,7 @@ impl Reader<'_> {
         }
         let mut protocols: Vec<ProtocolItem> = Vec::new();
         let mut seen: [Option<Range<usize>>; 256] = [const { None }; 256];
-        for item in items.iter() {
+        for item in items {
             let Some(protocol) = self.read_protocol(item) else { continue };
             if let Some(first) = &seen[usize::from(protocol.number)] {
                 self.warnings.push(
@@ -1086,7 +1086,7 @@ fn dismantle(root: DeTable<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, fmt::Write as _};
+    use std::fmt::Write as _;
 
     use proptest::prelude::*;
 
@@ -2244,25 +2244,25 @@ error: the policy has no `interfaces`
             writeln!(text, "protocol = {}", list(&items)).unwrap();
         }
         let mut items = Vec::new();
-        let mut matched = BTreeSet::new();
+        let mut matched = vec![false; 65_536];
         if protocols.iter().all(|&number| PortProtocol::from_number(number).is_some()) {
             for &(a, b, form) in ports {
                 let (first, last) = (a.min(b), a.max(b));
-                let (item, matches) = match (form, Services::name_of(a)) {
-                    (0, _) => (a.to_string(), a..=a),
-                    (1, Some(service)) => (format!("\"{service}\""), a..=a),
-                    (1, None) => (format!("\"{a}\""), a..=a),
-                    _ => (format!("\"{first}-{last}\""), first..=last),
+                let (item, (from, to)) = match (form, Services::name_of(a)) {
+                    (0, _) => (a.to_string(), (a, a)),
+                    (1, Some(service)) => (format!("\"{service}\""), (a, a)),
+                    (1, None) => (format!("\"{a}\""), (a, a)),
+                    _ => (format!("\"{first}-{last}\""), (first, last)),
                 };
                 items.push(item);
-                matched.extend(matches);
+                matched[usize::from(from)..=usize::from(to)].fill(true);
             }
         }
         if !items.is_empty() {
             writeln!(text, "dst_port = {}", list(&items)).unwrap();
         }
         let mut dst_ports: Vec<PortRange> = Vec::new();
-        for port in matched {
+        for port in (0..=u16::MAX).filter(|&port| matched[usize::from(port)]) {
             match dst_ports.last_mut() {
                 Some(last) if last.last + 1 == port => last.last = port,
                 _ => dst_ports.push(PortRange::single(port)),
@@ -2276,6 +2276,8 @@ error: the policy has no `interfaces`
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
         #[test]
         fn no_text_panics(pieces in prop::collection::vec(piece(), 0..40), has_head: bool) {
             let text = if has_head { HEAD } else { "" }.to_owned() + &pieces.concat();

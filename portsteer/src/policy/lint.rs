@@ -571,11 +571,14 @@ mod tests {
 
     #[test]
     fn extension_headers_are_skipped_in_ipv6() {
-        for number in 0..=u8::MAX {
-            let messages = messages(&policy(&format!("a {number} - pass")), &UNKNOWN_HOST);
-            let expected = [0, 43, 44, 51, 60].contains(&number);
-            assert_eq!(messages.len(), usize::from(expected), "{number}");
-        }
+        let all: Vec<String> = (0..=u8::MAX).map(|number| format!("- {number} - pass")).collect();
+        let found: Vec<String> = lint(&policy(&all.join("\n")), &UNKNOWN_HOST)
+            .into_iter()
+            .filter_map(|warning| warning.label)
+            .collect();
+        let expected =
+            [0, 43, 44, 51, 60].map(|number| format!("in IPv6 {number} is an extension header"));
+        assert_eq!(found, expected);
         assert_eq!(
             messages(&policy("a 60,tcp,0 - pass"), &UNKNOWN_HOST),
             ["`a` (line 3) matches protocols 0, 60 in IPv4 only"]
@@ -673,6 +676,8 @@ warning: `status` (line 10) can never decide: `web` (line 4) matches first whate
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn owners_are_what_a_walk_finds(rules in any_rules()) {
             let policy = many(rules.into_iter());
