@@ -140,7 +140,14 @@ impl Bench {
         keep.push(self.link(&pass, sender.index())?);
         let redirect = load_redirect(sender.index())?;
         let name = name.to_owned();
-        self.contestants.push(Contestant { name, sender, receiver, program, _keep: keep, redirect });
+        self.contestants.push(Contestant {
+            name,
+            sender,
+            receiver,
+            program,
+            _keep: keep,
+            redirect,
+        });
         Ok(())
     }
 
@@ -165,9 +172,8 @@ impl Bench {
             let policy: Policy = file::parse(&text, &Services::embedded())
                 .map_err(|errors| format!("{} errors in the policy", errors.len()))?
                 .policy;
-            namespace.run(|| {
-                Dataplane::lock(instance.clone())?.apply(&policy, "bench", "").map(drop)
-            })?;
+            namespace
+                .run(|| Dataplane::lock(instance.clone())?.apply(&policy, "bench", "").map(drop))?;
             Ok((Some(program_in_slot(&instance, 0)?), Vec::new()))
         })
     }
@@ -194,9 +200,8 @@ impl Bench {
             return Ok(());
         }
         let all = (1..=30_000u32).map(|port| port.to_string()).collect::<Vec<_>>().join(", ");
-        let in_a_row = (10_000..10_999)
-            .map(|port| format!("udp dport {port} drop\n"))
-            .collect::<String>();
+        let in_a_row =
+            (10_000..10_999).map(|port| format!("udp dport {port} drop\n")).collect::<String>();
         let rulesets = [
             ("nftables ingress, 1 rule", format!("udp dport {PORT} drop")),
             ("nftables ingress, set of 30,000 ports", format!("udp dport {{ {all} }} drop")),
@@ -281,7 +286,8 @@ impl Bench {
             }
         }
         let reference = rates[0].clone();
-        let mut text = "live frames into veth, dropped on port 9, Mpps at the receiver\n".to_owned();
+        let mut text =
+            "live frames into veth, dropped on port 9, Mpps at the receiver\n".to_owned();
         writeln!(text, "  {:<40} {:>8} {:>16}", "", "Mpps", "of empty drop")?;
         let mut rows = Vec::new();
         let mut ratios_of = Vec::new();

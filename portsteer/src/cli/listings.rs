@@ -20,8 +20,7 @@ pub fn status(status: &Status) -> String {
             vec![name.clone(), mode.name().to_owned(), state(*attached)]
         })
         .collect();
-    let columns =
-        [("INTERFACE", Align::Left), ("MODE", Align::Left), ("STATE", Align::Left)];
+    let columns = [("INTERFACE", Align::Left), ("MODE", Align::Left), ("STATE", Align::Left)];
     format!("{}\n{}", headline(&status.instance, &status.policy), table(&columns, &rows))
 }
 
@@ -82,8 +81,11 @@ pub fn stats(stats: &Stats) -> String {
         .interfaces
         .iter()
         .map(|interface| {
-            let mut row =
-                vec![interface.name.clone(), interface.mode.name().to_owned(), state(interface.attached)];
+            let mut row = vec![
+                interface.name.clone(),
+                interface.mode.name().to_owned(),
+                state(interface.attached),
+            ];
             let numbers = [
                 interface.packets,
                 interface.bytes,

@@ -41,8 +41,9 @@ struct Arguments {
 }
 
 /// `portsteer 0.1.0` and the digest of the embedded object.
-static LONG_VERSION: std::sync::LazyLock<String> =
-    std::sync::LazyLock::new(|| format!("{}\neBPF object: sha256 {OBJECT_DIGEST}", env!("CARGO_PKG_VERSION")));
+static LONG_VERSION: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+    format!("{}\neBPF object: sha256 {OBJECT_DIGEST}", env!("CARGO_PKG_VERSION"))
+});
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 a negative answer, 2 bad input, 3 the kernel or the agent refused.";
@@ -175,7 +176,11 @@ fn run_check(file: &Path, strict: bool) -> u8 {
                 file.display(),
                 listings::count(rules, "rule"),
                 loaded.policy.default.name(),
-                if warnings == 0 { "fine".to_owned() } else { listings::count(warnings, "warning") },
+                if warnings == 0 {
+                    "fine".to_owned()
+                } else {
+                    listings::count(warnings, "warning")
+                },
             ));
             if strict && warnings > 0 { NEGATIVE } else { 0 }
         }
@@ -268,7 +273,9 @@ impl agent::Reporter for AgentLog {
         }
         for (label, counter) in &applied.removed {
             let (packets, bytes) = (counter.packets, counter.bytes);
-            self.note(&format!("rule `{label}` is gone; it counted {packets} packets, {bytes} bytes"));
+            self.note(&format!(
+                "rule `{label}` is gone; it counted {packets} packets, {bytes} bytes"
+            ));
         }
         let rules = listings::count(loaded.policy.rules.len(), "rule");
         let default = loaded.policy.default.name();

@@ -9,9 +9,7 @@ use crate::compile::CompileError;
 /// Why the dataplane could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(
-        "`{0}` is no name for an instance: 1 to 32 letters, digits, `-` and `_` are"
-    )]
+    #[error("`{0}` is no name for an instance: 1 to 32 letters, digits, `-` and `_` are")]
     InstanceName(String),
     #[error("{action} was not permitted: {source}")]
     NotPermitted { action: String, source: io::Error },
@@ -33,7 +31,9 @@ pub enum Error {
     NoInterface { patterns: Vec<String>, existing: Vec<String> },
     #[error("`{name}` carries no Ethernet frames (hardware type {hardware_type})")]
     NotEthernet { name: String, hardware_type: u16 },
-    #[error("the policy's interfaces match {count} devices, and an instance takes {INTERFACE_SLOTS}")]
+    #[error(
+        "the policy's interfaces match {count} devices, and an instance takes {INTERFACE_SLOTS}"
+    )]
     TooManyInterfaces { count: usize },
     #[error("another XDP program{} is attached to `{name}`", program_id.map(|id| format!(" (id {id})")).unwrap_or_default())]
     InterfaceBusy { name: String, program_id: Option<u32> },

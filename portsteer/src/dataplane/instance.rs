@@ -87,9 +87,7 @@ impl Instance {
     /// The BPF file system may not be looked at.
     pub fn exists(&self) -> Result<bool, Error> {
         let directory = self.directory();
-        directory
-            .try_exists()
-            .map_err(Error::io(format!("looking at {}", directory.display())))
+        directory.try_exists().map_err(Error::io(format!("looking at {}", directory.display())))
     }
 
     /// Makes the directory if it is missing and takes the lock on it.
@@ -102,8 +100,9 @@ impl Instance {
         loop {
             match fs::create_dir_all(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                result => result
-                    .map_err(Error::io(format!("making the directory {}", path.display())))?,
+                result => {
+                    result.map_err(Error::io(format!("making the directory {}", path.display())))?
+                }
             }
             let opening = || Error::io(format!("opening {}", path.display()));
             let directory = match File::open(&path) {

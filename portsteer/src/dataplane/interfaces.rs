@@ -29,9 +29,8 @@ pub(super) fn select(patterns: &[InterfacePattern], links: &[Link]) -> Result<Ve
             // The policy's parser has compiled it before.
             let Ok(glob) = globset::Glob::new(&pattern.text) else { continue };
             let matcher = glob.compile_matcher();
-            let matches = |link: &&Link| {
-                link.hardware_type == ETHERNET && matcher.is_match(&link.name)
-            };
+            let matches =
+                |link: &&Link| link.hardware_type == ETHERNET && matcher.is_match(&link.name);
             selected.extend(links.iter().filter(matches));
         } else {
             let Some(link) = links.iter().find(|link| link.name == pattern.text) else {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use aya_obj::generated::{
-    bpf_attr, bpf_attach_type, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info, bpf_map_type,
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info, bpf_map_type,
     bpf_prog_info, bpf_prog_type,
 };
 
@@ -306,9 +306,7 @@ struct XdpContext {
 /// Runs a program on a frame.
 pub fn test_run(program: BorrowedFd<'_>, run: TestRun<'_>) -> io::Result<TestRunResult> {
     const LIVE_FRAMES: u32 = 1 << 1;
-    let context = run
-        .first_buffer
-        .map(|data_end| XdpContext { data_end, ..XdpContext::default() });
+    let context = run.first_buffer.map(|data_end| XdpContext { data_end, ..XdpContext::default() });
     let mut attributes = attributes();
     attributes.test.prog_fd = raw(program);
     // SAFETY: the structure that BPF_PROG_TEST_RUN reads.

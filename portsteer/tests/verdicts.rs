@@ -1,0 +1,17 @@
+//! What the program decides about single packets, by the kernel's own test run.
+//!
+//! Every frame is judged three times: by the attached program in the kernel, by the same parser
+//! on the host followed by the oracle, and by hand (the tables) or by a property (the sweeps).
+
+#[path = "verdicts/bench.rs"]
+mod bench;
+#[path = "verdicts/differential.rs"]
+mod differential;
+#[path = "verdicts/multi_buffer.rs"]
+mod multi_buffer;
+#[path = "verdicts/options.rs"]
+mod options;
+#[path = "verdicts/sweep.rs"]
+mod sweep;
+#[path = "verdicts/table.rs"]
+mod table;

@@ -1,0 +1,209 @@
+//! The test bench: the program, attached to an interface of its own, and frames to run it on.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use portsteer::{
+    dataplane::{
+        Dataplane, Instance, Stats, program_in_slot, read_stats,
+        sys::{self, TestRun},
+    },
+    lab::{self, End, Namespace, Veth},
+    oracle::{self, Decision},
+    policy::{Action, Policy, file, services::Services},
+};
+use portsteer_common::{Fault, Reason};
+use portsteer_ebpf::{
+    frame::Frame,
+    parse::{Headers, parse},
+};
+
+/// Why a frame got its verdict, and from which rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// The rule of this name.
+    Rule(String),
+    /// Anything else.
+    Reason(Reason),
+}
+
+/// What became of a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub action: Action,
+    pub cause: Cause,
+}
+
+/// A policy in force.
+pub struct Bench {
+    pub policy: Policy,
+    instance: Instance,
+    dataplane: Dataplane,
+    program: OwnedFd,
+    _namespace: Namespace,
+    _veth: Veth,
+}
+
+/// Runs a test body in private mounts, where its pins vanish with it.
+pub fn on_bench(policy: &str, body: impl FnOnce(&mut Bench) + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            lab::private_mounts().expect("root is needed: this test mounts a private bpffs");
+            let mut bench = Bench::new(policy);
+            body(&mut bench);
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn parse_policy(text: &str) -> Policy {
+    match file::parse(text, &Services::embedded()) {
+        Ok(parsed) => parsed.policy,
+        Err(errors) => panic!("{errors:#?}\n{text}"),
+    }
+}
+
+impl Bench {
+    fn new(text: &str) -> Self {
+        let namespace = Namespace::new().expect("root is needed: this test makes namespaces");
+        let veth = Veth::between(End::new(&namespace, "dut"), End::new(&namespace, "peer"))
+            .create()
+            .expect("a veth pair");
+        let instance = Instance::new("verdicts").unwrap();
+        let policy = parse_policy(text);
+        let dataplane = namespace.run(|| {
+            let dataplane = Dataplane::lock(instance.clone()).unwrap();
+            dataplane.apply(&policy, "verdicts.toml", text).unwrap();
+            dataplane
+        });
+        let program = program_in_slot(&instance, 0).unwrap();
+        Self { policy, instance, dataplane, program, _namespace: namespace, _veth: veth }
+    }
+
+    /// Puts another policy in force.
+    pub fn swap(&mut self, text: &str) {
+        self.policy = parse_policy(text);
+        let Self { dataplane, policy, .. } = self;
+        self._namespace.run(|| dataplane.apply(policy, "verdicts.toml", text)).unwrap();
+    }
+
+    pub fn stats(&self) -> Stats {
+        read_stats(&self.instance).unwrap()
+    }
+
+    /// Has the kernel judge a frame, and reads from the counters why.
+    pub fn judge(&self, frame: &[u8]) -> Outcome {
+        self.judge_split(frame, None).unwrap()
+    }
+
+    /// The same with a first buffer of this length.
+    pub fn judge_split(&self, frame: &[u8], first: Option<u32>) -> std::io::Result<Outcome> {
+        let before = self.stats();
+        let run = TestRun { frame, repeat: 1, live: false, first_buffer: first };
+        let result = sys::test_run(self.program.as_fd(), run)?;
+        let outcome = self.read_outcome(&before, &self.stats(), frame.len() as u64);
+        let action = match result.action {
+            1 => Action::Drop,
+            2 => Action::Pass,
+            other => panic!("XDP action {other} for {frame:02x?}"),
+        };
+        assert_eq!(outcome.action, action, "the counted verdict is the one given: {frame:02x?}");
+        Ok(outcome)
+    }
+
+    /// Exactly one reason has grown, by one packet of this length, and a rule's counter if and
+    /// only if the reason is a rule.
+    fn read_outcome(&self, before: &Stats, after: &Stats, len: u64) -> Outcome {
+        let mut grown = after.reasons.iter().filter_map(|now| {
+            let same = |then: &&portsteer::dataplane::ReasonStats| {
+                then.reason == now.reason && then.verdict == now.verdict
+            };
+            let then = before.reasons.iter().find(same).map_or((0, 0), |r| (r.packets, r.bytes));
+            (now.packets != then.0).then(|| (now, now.packets - then.0, now.bytes - then.1))
+        });
+        let (entry, packets, bytes) = grown.next().expect("a reason was counted");
+        assert!(grown.next().is_none(), "one reason was counted");
+        assert_eq!((packets, bytes), (1, len), "one packet with all its bytes");
+
+        let mut rules = after.rules.iter().zip(&before.rules).filter_map(|(now, then)| {
+            (now.packets != then.packets)
+                .then(|| (now.name.clone(), now.packets - then.packets, now.bytes - then.bytes))
+        });
+        let rule = rules.next();
+        assert!(rules.next().is_none(), "at most one rule counts a packet");
+        let reason = *Reason::ALL.iter().find(|reason| reason.name() == entry.reason).unwrap();
+        let cause = match rule {
+            Some((name, packets, bytes)) => {
+                assert_eq!((packets, bytes), (1, len), "one packet with all its bytes");
+                assert_eq!(reason, Reason::Rule);
+                Cause::Rule(name)
+            }
+            None => {
+                assert_ne!(reason, Reason::Rule);
+                Cause::Reason(reason)
+            }
+        };
+        let action = if entry.verdict == "pass" { Action::Pass } else { Action::Drop };
+        Outcome { action, cause }
+    }
+
+    /// What the parser on the host and the oracle say.
+    pub fn expect(&self, frame: &[u8]) -> Outcome {
+        let policy = &self.policy;
+        match parse(&mut Frame::new(frame)) {
+            Ok(headers) => {
+                let decision = oracle::judge(policy, &as_oracle_packet(frame, headers));
+                let cause = match decision {
+                    Decision::Rule(index) => Cause::Rule(policy.rules[index].label()),
+                    Decision::Fragments => Cause::Reason(Reason::FragmentWithoutPorts),
+                    Decision::Default => Cause::Reason(Reason::NoRule),
+                    Decision::SparedDiscovery => Cause::Reason(Reason::NeighborDiscovery),
+                    Decision::SparedPathMtu => Cause::Reason(Reason::PathMtu),
+                };
+                Outcome { action: oracle::action(policy, decision), cause }
+            }
+            Err(reason) => {
+                let action = match reason.fault() {
+                    Some(Fault::Malformed) => policy.options.malformed,
+                    Some(Fault::Unsupported) => policy.options.unsupported,
+                    None => Action::Pass,
+                };
+                Outcome { action, cause: Cause::Reason(reason) }
+            }
+        }
+    }
+
+    /// Judges a frame in the kernel and on the host, which must agree.
+    pub fn agree(&self, frame: &[u8]) -> Outcome {
+        let expected = self.expect(frame);
+        let judged = self.judge(frame);
+        assert_eq!(judged, expected, "kernel (left) and host (right) disagree on {frame:02x?}");
+        judged
+    }
+}
+
+fn as_oracle_packet(frame: &[u8], headers: Headers) -> oracle::Packet {
+    let packet = oracle::Packet {
+        protocol: 0,
+        dst_port: None,
+        icmp: None,
+        icmpv6: None,
+        later_fragment: false,
+    };
+    match headers {
+        Headers::Ports { protocol, dst_port } => {
+            oracle::Packet { protocol: protocol.number(), dst_port: Some(dst_port), ..packet }
+        }
+        Headers::Icmp { kind, code } => {
+            oracle::Packet { protocol: 1, icmp: Some((kind, code)), ..packet }
+        }
+        Headers::Icmpv6 { kind } => oracle::Packet { protocol: 58, icmpv6: Some(kind), ..packet },
+        // Of the protocols with ports only later fragments come without them.
+        Headers::Portless { protocol } => oracle::Packet {
+            protocol,
+            later_fragment: [6, 17, 33, 132, 136].contains(&protocol) && frame.len() > 14,
+            ..packet
+        },
+    }
+}

@@ -1,0 +1,282 @@
+//! Random policies and random frames: compiled tables, oracle and kernel agree.
+
+use std::cell::RefCell;
+
+use portsteer::{
+    compile::compile,
+    oracle::{self, Decision, Packet},
+    policy::{Action, InterfacePattern, Mode, Options, Policy, PortRange, Rule},
+};
+use portsteer_common::{
+    Image, PortProtocol,
+    image::{FIRST_RULE, Special},
+};
+use portsteer_testkit::packet::*;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+
+use crate::{
+    bench::on_bench,
+    table::{CANARY, POLICY},
+};
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![Just(Action::Pass), Just(Action::Drop)]
+}
+
+/// Ports that meet at their boundaries more often than chance would have it.
+fn port() -> impl Strategy<Value = u16> {
+    prop_oneof![
+        Just(0),
+        Just(1),
+        Just(u16::MAX),
+        Just(u16::MAX - 1),
+        20u16..30,
+        255u16..258,
+        any::<u16>()
+    ]
+}
+
+fn ranges() -> impl Strategy<Value = Vec<PortRange>> {
+    prop::collection::vec((port(), port()), 0..4).prop_map(|pairs| {
+        let mut ranges: Vec<PortRange> =
+            pairs.into_iter().map(|(a, b)| PortRange { first: a.min(b), last: a.max(b) }).collect();
+        ranges.sort();
+        let mut merged: Vec<PortRange> = Vec::new();
+        for range in ranges {
+            match merged.last_mut() {
+                Some(last) if u32::from(range.first) <= u32::from(last.last) + 1 => {
+                    last.last = last.last.max(range.last);
+                }
+                _ => merged.push(range),
+            }
+        }
+        merged
+    })
+}
+
+const WITH_PORTS: [u8; 5] = [6, 17, 33, 132, 136];
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let any_protocol = prop_oneof![
+        prop::sample::select(&WITH_PORTS[..]),
+        prop::sample::select(&[0u8, 1, 47, 58, 255][..]),
+    ];
+    let protocols = prop::collection::vec(any_protocol, 0..4);
+    (protocols, ranges(), action()).prop_map(|(mut protocols, dst_ports, action)| {
+        if !dst_ports.is_empty() {
+            protocols.retain(|protocol| WITH_PORTS.contains(protocol));
+        }
+        protocols.sort_unstable();
+        protocols.dedup();
+        Rule { name: None, protocols, dst_ports, action, span: 0..0, line: 1 }
+    })
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    let options = (action(), action(), action()).prop_map(|(fragments, malformed, unsupported)| {
+        Options { fragments, malformed, unsupported }
+    });
+    (prop::collection::vec(rule(), 0..12), action(), options).prop_map(
+        |(rules, default, options)| Policy {
+            interfaces: vec![InterfacePattern {
+                text: "dut".to_owned(),
+                is_glob: false,
+                span: 0..0,
+            }],
+            mode: Mode::Auto,
+            default,
+            options,
+            rules,
+        },
+    )
+}
+
+/// What the image says, as the oracle would put it.
+fn decision(number: u32) -> Decision {
+    match number {
+        n if n == Special::Default as u32 => Decision::Default,
+        n if n == Special::Fragments as u32 => Decision::Fragments,
+        n => Decision::Rule((n - FIRST_RULE) as usize),
+    }
+}
+
+fn compiled(policy: &Policy) -> Box<Image> {
+    let counters: Vec<u32> = (1..).take(policy.rules.len()).collect();
+    compile(policy, &counters).unwrap()
+}
+
+/// Every cell of the tables is what the oracle says, for all ports and all protocols.
+#[test]
+fn the_compiled_tables_agree_with_the_oracle() {
+    let mut runner =
+        TestRunner::new(Config { cases: 48, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&policy(), |policy| {
+            let image = compiled(&policy);
+            let bare = Packet {
+                protocol: 0,
+                dst_port: None,
+                icmp: None,
+                icmpv6: None,
+                later_fragment: false,
+            };
+            for protocol in PortProtocol::ALL {
+                for port in 0..=u16::MAX {
+                    let packet =
+                        Packet { protocol: protocol.number(), dst_port: Some(port), ..bare };
+                    let number = image.by_port[protocol as usize][usize::from(port)];
+                    prop_assert_eq!(decision(number), oracle::judge(&policy, &packet));
+                }
+            }
+            for protocol in 0..=u8::MAX {
+                let later_fragment = WITH_PORTS.contains(&protocol);
+                let packet = Packet { protocol, later_fragment, ..bare };
+                let number = image.by_protocol[usize::from(protocol)];
+                let judged = oracle::judge(&policy, &packet);
+                prop_assert_eq!(decision(number), judged, "protocol {}", protocol);
+            }
+            // The same policy gives the same bytes.
+            prop_assert!(bytes(&image) == bytes(&compiled(&policy)));
+            Ok(())
+        })
+        .unwrap();
+}
+
+fn bytes(image: &Image) -> Vec<u32> {
+    let rules = image.rules.iter().flat_map(|rule| {
+        [rule.counter, u32::from(rule.verdict.0), u32::from(rule.reason), u32::from(rule.target)]
+    });
+    image.by_port.iter().flatten().copied().chain(image.by_protocol).chain(rules).collect()
+}
+
+/// A frame that is right but for a few bytes.
+fn frame() -> impl Strategy<Value = Vec<u8>> {
+    let base = (0usize..12, port(), 0usize..40).prop_map(|(kind, port, len)| {
+        let fill = vec![CANARY; len];
+        match kind {
+            0 => ethernet(IPV4, ipv4(UDP, udp(7, port, fill))),
+            1 => ethernet(IPV4, ipv4(TCP, tcp(7, port, fill))),
+            2 => ethernet(IPV6, ipv6(UDP, udp(7, port, fill))),
+            3 => ethernet(IPV6, ipv6(TCP, tcp(7, port, fill))),
+            4 => ethernet(IPV6, ipv6(HOP_BY_HOP, options(UDP, 1, udp(7, port, fill)))),
+            5 => ethernet(IPV6, ipv6(FRAGMENT, fragment(TCP, 0, false, tcp(7, port, fill)))),
+            6 => ethernet(VLAN, vlan(12, IPV4, ipv4(SCTP, sctp(7, port, fill)))),
+            7 => ethernet(IPV4, ipv4(DCCP, dccp(7, port, fill))),
+            8 => ethernet(IPV4, ipv4(UDPLITE, udplite(7, port, fill))),
+            9 => ethernet(IPV4, ipv4(ICMP, icmp(8, 0, fill))),
+            10 => ethernet(IPV6, ipv6(ICMPV6, icmp(135, 0, fill))),
+            _ => ethernet(
+                IPV6,
+                ipv6(DESTINATION_OPTIONS, options(AH, 1, authentication(UDP, udp(7, port, fill)))),
+            ),
+        }
+    });
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 0..4);
+    (base, changes, prop::option::of(any::<prop::sample::Index>())).prop_map(
+        |(mut frame, changes, cut)| {
+            for (at, value, how) in changes {
+                // Nearly all that matters stands in the first 80 bytes.
+                let at = at.index(frame.len().min(80));
+                frame[at] = match how {
+                    0 => value,
+                    1 => frame[at].wrapping_add(1),
+                    _ => frame[at] ^ (1 << (value % 8)),
+                };
+            }
+            if let Some(cut) = cut {
+                frame.truncate(cut.index(frame.len() + 1).max(14));
+            }
+            frame
+        },
+    )
+}
+
+/// The kernel and the host agree on frames that nobody thought of.
+#[test]
+fn the_kernel_agrees_with_the_host_on_mutated_frames() {
+    on_bench(POLICY, |bench| {
+        let seen = RefCell::new(std::collections::BTreeMap::new());
+        let config = Config { cases: 3_000, failure_persistence: None, ..Config::default() };
+        TestRunner::new(config)
+            .run(&frame(), |frame| {
+                let outcome = bench.agree(&frame);
+                *seen.borrow_mut().entry(format!("{:?}", outcome.cause)).or_insert(0) += 1;
+                Ok(())
+            })
+            .unwrap();
+        // Mutations that never get anywhere would prove nothing.
+        assert!(seen.borrow().len() >= 8, "{seen:?}");
+    });
+}
+
+/// The kernel and the oracle agree on random policies, at the boundaries of their rules.
+#[test]
+fn the_kernel_agrees_with_the_oracle_on_random_policies() {
+    on_bench(POLICY, |bench| {
+        let bench = RefCell::new(bench);
+        let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
+        TestRunner::new(config)
+            .run(&policy(), |policy| {
+                let mut bench = bench.borrow_mut();
+                bench.swap(&as_text(&policy));
+                let mut ports = vec![0, u16::MAX];
+                for range in policy.rules.iter().flat_map(|rule| &rule.dst_ports) {
+                    ports.extend([
+                        range.first.saturating_sub(1),
+                        range.first,
+                        range.last,
+                        range.last.saturating_add(1),
+                    ]);
+                }
+                ports.sort_unstable();
+                ports.dedup();
+                for port in ports {
+                    bench.agree(&ethernet(IPV4, ipv4(TCP, tcp(7, port, []))));
+                    bench.agree(&ethernet(IPV6, ipv6(UDP, udp(7, port, []))));
+                    bench.agree(&ethernet(IPV4, ipv4(SCTP, sctp(7, port, []))));
+                }
+                let later = Ipv4 { fragment_offset: 64, ..Ipv4::default() };
+                for protocol in WITH_PORTS.into_iter().chain([GRE, 255]) {
+                    bench.agree(&ethernet(IPV4, later.packet(protocol, [CANARY; 8])));
+                }
+                bench.agree(&ethernet(IPV6, ipv6(ICMPV6, icmp(136, 0, [0; 16]))));
+                bench.agree(&ethernet(IPV4, ipv4(ICMP, icmp(3, 4, [0; 16]))));
+                Ok(())
+            })
+            .unwrap();
+    });
+}
+
+/// The policy file that means this policy. Rules are named by their place, so that each counts
+/// for itself.
+fn as_text(policy: &Policy) -> String {
+    use std::fmt::Write;
+    let options = policy.options;
+    let mut text = format!(
+        "version = 1\ninterfaces = [\"dut\"]\ndefault = \"{}\"\n[options]\nfragments = \"{}\"\n\
+         malformed = \"{}\"\nunsupported = \"{}\"\n",
+        policy.default.name(),
+        options.fragments.name(),
+        options.malformed.name(),
+        options.unsupported.name()
+    );
+    for (index, rule) in policy.rules.iter().enumerate() {
+        write!(text, "[[rules]]\nname = \"rule-{index}\"\naction = \"{}\"\n", rule.action.name())
+            .unwrap();
+        if !rule.protocols.is_empty() {
+            writeln!(text, "protocol = {:?}", rule.protocols).unwrap();
+        }
+        if !rule.dst_ports.is_empty() {
+            let ranges: Vec<String> = rule
+                .dst_ports
+                .iter()
+                .map(|range| format!("\"{}-{}\"", range.first, range.last))
+                .collect();
+            writeln!(text, "dst_port = [{}]", ranges.join(", ")).unwrap();
+        }
+    }
+    text
+}
