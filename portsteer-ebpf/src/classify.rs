@@ -1,11 +1,6 @@
 //! Headers to the rule that decides. One or two loads, whatever the number of rules.
 
-use portsteer_common::{
-    image::Special,
-    verdict::VerdictCode,
-    wire::icmp,
-    Reason, Rule, Verdict,
-};
+use portsteer_common::{Reason, Rule, Verdict, image::Special, verdict::VerdictCode, wire::icmp};
 use portsteer_ebpf::parse::Headers;
 
 use crate::maps::Policy;

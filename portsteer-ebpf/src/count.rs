@@ -1,7 +1,7 @@
 //! The one exit: every packet is counted here, once per rule and once per interface, verdict and
 //! reason.
 
-use portsteer_common::{reason::REASON_SLOTS, Rule};
+use portsteer_common::{Rule, reason::REASON_SLOTS};
 
 use crate::maps;
 

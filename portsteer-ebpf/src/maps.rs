@@ -3,14 +3,14 @@
 //! The verifier checks every access again, at load time: an index that it cannot bound is refused.
 
 use aya_ebpf::{
+    Global,
     btf_maps::{Array, PerCpuArray},
     macros::btf_map,
-    Global,
 };
 use portsteer_common::{
+    Counter, INTERFACE_SLOTS, Image, InterfaceCounters, PortProtocol, Rule, RuleCounterPage,
     counters::{MAX_RULE_COUNTER_PAGES, RULE_COUNTERS_PER_PAGE},
-    image::{Special, BANKS, RULES},
-    Counter, Image, InterfaceCounters, PortProtocol, Rule, RuleCounterPage, INTERFACE_SLOTS,
+    image::{BANKS, RULES, Special},
 };
 use portsteer_ebpf::bound;
 

@@ -12,7 +12,10 @@
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use portsteer_common::{
     PortProtocol, Reason,
-    wire::{EthernetHeader, ExtensionHeader, MAX_EXTENSIONS, MAX_VLAN_TAGS, VlanTag, ether_type, protocol},
+    wire::{
+        EthernetHeader, ExtensionHeader, MAX_EXTENSIONS, MAX_VLAN_TAGS, VlanTag, ether_type,
+        protocol,
+    },
 };
 
 use crate::frame::{Buffer, Frame, PlainIpv4, PlainIpv6, TransportStart};

@@ -1,1 +1,66 @@
-fn main() {}
+//! What the README and CI call. `cargo xtask help` lists the commands.
+//!
+//! A file is one idea: [`toolchain`] holds the pins and fetches what they name, [`ebpf`] builds the
+//! object, [`digest`] says what it was built from, [`run`] runs the demo and the tests on this
+//! machine, [`vm`] on other kernels.
+
+mod digest;
+mod ebpf;
+mod process;
+mod run;
+mod strip;
+mod toolchain;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "portsteer's set-up, builds and tests")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fetches the pinned nightly and builds bpf-linker; only `ebpf` needs either
+    Setup,
+    /// Rebuilds the checked-in eBPF object and its digest
+    Ebpf {
+        /// Change nothing: fail if the sources and the checked-in object differ
+        #[arg(long)]
+        check: bool,
+    },
+    /// Runs all tests on this machine's kernel; arguments go to `cargo test`
+    Test {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+        arguments: Vec<String>,
+    },
+    /// Runs `portsteer demo`: the main job on a network of its own
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+        arguments: Vec<String>,
+    },
+    /// Boots the supported kernels under emulation and runs the demo and the tests there
+    Vm(vm::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Setup => toolchain::setup().map(|_| ExitCode::SUCCESS),
+        Command::Ebpf { check: false } => ebpf::build().map(|()| ExitCode::SUCCESS),
+        Command::Ebpf { check: true } => ebpf::check().map(|()| ExitCode::SUCCESS),
+        Command::Test { arguments } => run::test(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Demo { arguments } => run::demo(&arguments),
+        Command::Vm(options) => vm::vm(&options).map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| {
+        // Never a backtrace: what is wrong is outside of this program.
+        eprintln!("error: {error}");
+        error.chain().skip(1).for_each(|cause| eprintln!("  because {cause}"));
+        ExitCode::FAILURE
+    })
+}

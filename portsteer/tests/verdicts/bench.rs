@@ -67,6 +67,13 @@ fn parse_policy(text: &str) -> Policy {
 impl Bench {
     fn new(text: &str) -> Self {
         let namespace = Namespace::new().expect("root is needed: this test makes namespaces");
+        // Not a packet may come over the wire: the counters are read to see what a test run did.
+        namespace.run(|| {
+            for scope in ["all", "default"] {
+                let path = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
+                std::fs::write(path, "1").expect("IPv6 can be switched off");
+            }
+        });
         let veth = Veth::between(End::new(&namespace, "dut"), End::new(&namespace, "peer"))
             .create()
             .expect("a veth pair");
