@@ -1,0 +1,74 @@
+//! The README's two commands: the demo, and all tests.
+
+use std::{
+    env, fs,
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    ebpf,
+    process::{is_root, run, say, shown},
+    workspace,
+};
+
+/// Runs `portsteer demo` and passes its exit code on.
+pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
+    ensure_root("demo")?;
+    let mut command = cargo()?;
+    command.args(["run", "--release", "--quiet", "--package", "portsteer", "--", "demo"]);
+    // Only this one keeps its standard input: it may be watched by somebody.
+    let status = command.args(arguments).status();
+    let status = status.with_context(|| format!("cannot run {}", shown(&command)))?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Runs all tests: the object's digest, then the tests of every crate. The arguments go to cargo.
+pub(crate) fn test(arguments: &[String]) -> Result<()> {
+    ensure_root("test")?;
+    ensure_bpffs()?;
+    ebpf::check_digest()?;
+    // The whole workspace, with the parts of the eBPF crate that do not touch the kernel.
+    run(cargo()?.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(arguments))
+}
+
+/// The cargo that runs xtask, in the workspace.
+fn cargo() -> Result<Command> {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace::root()?);
+    Ok(command)
+}
+
+fn ensure_root(command: &str) -> Result<()> {
+    if is_root() {
+        return Ok(());
+    }
+    bail!(
+        "loading programs into the kernel and making network namespaces needs root: \
+         sudo env PATH=\"$PATH\" cargo xtask {command}"
+    )
+}
+
+/// Pins live in the BPF file system, which not every machine mounts by itself.
+fn ensure_bpffs() -> Result<()> {
+    const BPFFS: &str = "/sys/fs/bpf";
+    let mounts =
+        fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    let is_mounted = mounts.lines().any(|line| {
+        let mut words = line.split(' ').skip(1);
+        words.next() == Some(BPFFS) && words.next() == Some("bpf")
+    });
+    if is_mounted {
+        return Ok(());
+    }
+    if !Path::new(BPFFS).exists() {
+        bail!("this kernel has no {BPFFS}: it was built without CONFIG_BPF_SYSCALL");
+    }
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "bpf", "bpf", BPFFS]);
+    say(format!("{BPFFS} is not mounted: {}", shown(&mount)));
+    run(&mut mount)
+}

@@ -1,0 +1,178 @@
+//! What runs in the guest: portsteer, its tests and the init, linked statically, with the modules
+//! in one archive.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::{initramfs::Initramfs, modules::Module};
+use crate::{
+    process::{output, run, say, shown},
+    workspace,
+};
+
+/// Integration tests of the package portsteer that run in the guest as well as on the host.
+const TESTS: &[&str] = &[];
+/// How long such a test binary may take there.
+const TEST_SECONDS: u32 = 900;
+/// How long `portsteer demo` may take there.
+const DEMO_SECONDS: u32 = 180;
+/// How long a command of one's own may take there.
+const OWN_SECONDS: u32 = 600;
+
+/// For binaries that need nothing of the file system they run on.
+const TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// A command that the guest runs.
+#[derive(Debug, Clone)]
+pub(super) struct GuestCommand {
+    name: String,
+    seconds: u32,
+    words: Vec<String>,
+}
+
+impl GuestCommand {
+    /// A command that somebody typed.
+    pub(super) fn own(words: &[String]) -> Result<Self> {
+        if words.iter().any(|word| word.contains(['\t', '\n'])) {
+            bail!("the guest's commands cannot have tabs or line ends in them");
+        }
+        Ok(Self { name: words.join(" "), seconds: OWN_SECONDS, words: words.to_vec() })
+    }
+
+    /// How long it may take.
+    pub(super) fn seconds(&self) -> u32 {
+        self.seconds
+    }
+}
+
+/// The binaries and commands that all kernels' guests share.
+#[derive(Debug)]
+pub(super) struct Guest {
+    programs: Vec<(String, PathBuf)>,
+    pub(super) commands: Vec<GuestCommand>,
+}
+
+impl Guest {
+    /// Builds the binaries. Without a command of one's own, the guest runs the demo and
+    /// [`TESTS`].
+    pub(super) fn build(own: Option<GuestCommand>) -> Result<Self> {
+        add_target()?;
+        let root = workspace::root()?;
+        say("building the guest's programs");
+        run(cargo(&root)?.arg("build").args(["--package", "xtask", "--bin", "vm-init"]).args([
+            "--package",
+            "portsteer",
+            "--bin",
+            "portsteer",
+        ]))?;
+        let built = root.join("target/vm").join(TARGET).join("debug");
+        let mut guest = Self {
+            programs: vec![
+                ("init".to_owned(), built.join("vm-init")),
+                ("bin/portsteer".to_owned(), built.join("portsteer")),
+            ],
+            commands: Vec::new(),
+        };
+        if let Some(own) = own {
+            guest.commands.push(own);
+            return Ok(guest);
+        }
+        guest.commands.push(GuestCommand {
+            name: "demo".to_owned(),
+            seconds: DEMO_SECONDS,
+            words: vec!["/bin/portsteer".to_owned(), "demo".to_owned()],
+        });
+        for &test in TESTS {
+            let path = format!("bin/test-{test}");
+            guest.commands.push(GuestCommand {
+                name: format!("test-{test}"),
+                seconds: TEST_SECONDS,
+                words: vec![format!("/{path}")],
+            });
+            guest.programs.push((path, build_test(&root, test)?));
+        }
+        Ok(guest)
+    }
+
+    /// The guest's file system for a kernel with these modules.
+    pub(super) fn initramfs(&self, modules: &[Module]) -> Result<Vec<u8>> {
+        let mut archive = Initramfs::default();
+        for (path, file) in &self.programs {
+            let content =
+                fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            archive.program(path, &content);
+        }
+        let mut list = String::new();
+        for module in modules {
+            let path = format!("lib/modules/{}.ko", module.name);
+            archive.file(&path, &module.content);
+            list.push_str(&format!("/{path}\n"));
+        }
+        archive.file("etc/portsteer-vm/modules", list.as_bytes());
+        let lines: Vec<String> = self
+            .commands
+            .iter()
+            .map(|command| {
+                format!("{}\t{}\t{}\n", command.name, command.seconds, command.words.join("\t"))
+            })
+            .collect();
+        archive.file("etc/portsteer-vm/commands", lines.concat().as_bytes());
+        // The init's standard output, before it mounts anything.
+        archive.device("dev/console", (5, 1));
+        Ok(archive.finish())
+    }
+}
+
+/// Builds an integration test of the package portsteer and returns the binary.
+fn build_test(root: &Path, name: &str) -> Result<PathBuf> {
+    let mut command = cargo(root)?;
+    command.args(["test", "--no-run", "--package", "portsteer", "--test", name]);
+    command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let messages = output(&mut command)?;
+    let executable = messages.lines().find_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let is_it = message["target"]["name"] == name && message["profile"]["test"] == true;
+        is_it.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
+    });
+    executable.with_context(|| format!("{} named no executable", shown(&command)))
+}
+
+/// Cargo, set up to link statically with what the toolchain brings along.
+fn cargo(root: &Path) -> Result<Command> {
+    let mut command = Command::new(this_cargo());
+    command
+        .current_dir(root)
+        .env("CARGO_BUILD_TARGET", TARGET)
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
+        .env("CARGO_TARGET_DIR", root.join("target/vm"))
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        // Emulation is slow enough.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+    Ok(command)
+}
+
+/// The cargo that runs xtask.
+fn this_cargo() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// Gets the target's standard library, if it is missing.
+fn add_target() -> Result<()> {
+    let libraries =
+        output(Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]))?;
+    if Path::new(libraries.trim_end()).is_dir() {
+        return Ok(());
+    }
+    say(format!("adding the target {TARGET}"));
+    run(Command::new("rustup").args(["target", "add", TARGET])).with_context(|| {
+        format!("the standard library for {TARGET} is missing, and only rustup can add it")
+    })
+}

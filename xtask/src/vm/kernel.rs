@@ -1,0 +1,237 @@
+//! The kernels that guests boot: Debian's packages, downloaded and unpacked, never installed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    process::{exists, output, run, say},
+    workspace,
+};
+
+/// A line of the matrix: a kernel that portsteer promises to run on.
+#[derive(Debug)]
+pub(super) struct Release {
+    /// What `--kernel` calls it, and the beginning of what `uname -r` says.
+    pub(super) name: &'static str,
+    /// The Debian suite that has it.
+    suite: &'static str,
+    /// The package that depends on the newest build of it.
+    package: &'static str,
+}
+
+/// The matrix.
+pub(super) const MATRIX: &[Release] =
+    &[Release { name: "6.1", suite: "bookworm", package: "linux-image-cloud-amd64" }];
+
+/// Where the archive's signing key stands on Debian.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A kernel on disk, ready to boot.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub(super) name: String,
+    pub(super) image: PathBuf,
+    /// Its `lib/modules/RELEASE`.
+    pub(super) modules: PathBuf,
+}
+
+impl Kernel {
+    /// A kernel of one's own.
+    pub(super) fn own(image: &Path, modules: &Path) -> Result<Self> {
+        if !image.is_file() {
+            bail!("no kernel image at {}", image.display());
+        }
+        if !modules.join("modules.builtin").is_file() {
+            bail!("{} is no kernel's lib/modules/RELEASE", modules.display());
+        }
+        let name = modules.file_name().context("the directory has no name")?;
+        Ok(Self {
+            name: name.to_string_lossy().into_owned(),
+            image: image.to_owned(),
+            modules: modules.to_owned(),
+        })
+    }
+}
+
+impl Release {
+    /// The kernel, from the cache or, if it is not there or `refresh` asks for the newest build,
+    /// from a Debian mirror.
+    pub(super) fn get(&self, mirror: Option<&str>, refresh: bool) -> Result<Kernel> {
+        let home = workspace::cache()?.join("kernels").join(self.name);
+        if !refresh && let Ok(kernel) = self.find(&home) {
+            say(format!("{}: {} is there", self.name, kernel.image.display()));
+            return Ok(kernel);
+        }
+        self.fetch(mirror, &home).with_context(|| {
+            format!(
+                "cannot get Debian's package {} of {}; a kernel of your own does as well: \
+                 cargo xtask vm --kernel VMLINUZ --modules LIB_MODULES_RELEASE",
+                self.package, self.suite
+            )
+        })?;
+        self.find(&home)
+    }
+
+    /// Finds the image and the modules in an unpacked package.
+    fn find(&self, home: &Path) -> Result<Kernel> {
+        let modules = only_entry(&home.join("lib/modules"), "")
+            .or_else(|_| only_entry(&home.join("usr/lib/modules"), ""))?;
+        let image =
+            only_entry(&home.join("boot"), "vmlinuz-").unwrap_or_else(|_| modules.join("vmlinuz"));
+        if !image.is_file() {
+            bail!("no kernel image in {}", home.display());
+        }
+        Ok(Kernel { name: self.name.to_owned(), image, modules })
+    }
+
+    /// Downloads and unpacks the package into `home`.
+    fn fetch(&self, mirror: Option<&str>, home: &Path) -> Result<()> {
+        for tool in ["apt-get", "apt-cache", "dpkg"] {
+            if !exists(tool) {
+                bail!("{tool} is missing: this is not a Debian or one of its descendants");
+            }
+        }
+        let parent = home.parent().context("a directory without a parent")?;
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        let scratch = tempfile::Builder::new().prefix("fetching-").tempdir_in(parent)?;
+        let apt = Apt::new(&scratch.path().join("apt"))?;
+        let mirror = match mirror {
+            Some(mirror) => mirror.trim_end_matches('/').to_owned(),
+            None => apt.configured_mirror()?,
+        };
+        say(format!("{}: asking {mirror} for {} of {}", self.name, self.package, self.suite));
+        apt.use_only(&mirror, self.suite)?;
+        let package = apt.kernel_behind(self.package)?;
+        say(format!("{}: downloading {package}", self.name));
+        let archive = apt.download(&package)?;
+        let unpacked = scratch.path().join("root");
+        run(Command::new("dpkg").arg("--extract").arg(&archive).arg(&unpacked))?;
+
+        // Only a whole kernel ever gets the name that is looked for.
+        if home.exists() {
+            fs::rename(home, scratch.path().join("old"))?;
+        }
+        fs::rename(&unpacked, home).with_context(|| format!("cannot make {}", home.display()))
+    }
+}
+
+/// apt with sources and lists of its own: the machine's are neither used nor changed, save that
+/// its proxies and certificates count.
+#[derive(Debug)]
+struct Apt {
+    dir: PathBuf,
+}
+
+impl Apt {
+    fn new(dir: &Path) -> Result<Self> {
+        for part in ["lists/partial", "cache/archives/partial", "download"] {
+            fs::create_dir_all(dir.join(part))?;
+        }
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// The Debian mirror of the machine's own sources, whatever suite they name.
+    fn configured_mirror(&self) -> Result<String> {
+        let uris = output(
+            Command::new("apt-get")
+                .arg(format!("--option=Dir::State::Lists={}", self.dir.join("lists").display()))
+                .args(["update", "--print-uris"]),
+        )?;
+        let mirror = debian_mirror(&uris).context(
+            "no Debian mirror among this machine's apt sources: name one with --mirror URI",
+        )?;
+        Ok(mirror.to_owned())
+    }
+
+    /// Makes one suite of one mirror the only source, and fetches its list of packages.
+    fn use_only(&self, mirror: &str, suite: &str) -> Result<()> {
+        let mut source = format!(
+            "Types: deb\nURIs: {mirror}\nSuites: {suite}\nComponents: main\n\
+             Architectures: amd64\nTargets: Packages\n"
+        );
+        if Path::new(KEYRING).exists() {
+            source.push_str(&format!("Signed-By: {KEYRING}\n"));
+        }
+        fs::write(self.sources(), source)?;
+        run(self.command("apt-get").args(["--quiet=2", "--error-on=any", "update"]))
+    }
+
+    /// The package with a version in its name that a package without one depends on.
+    fn kernel_behind(&self, package: &str) -> Result<String> {
+        let depends = output(self.command("apt-cache").args(["depends", package]))?;
+        let mut names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let found = names.find(|name| name.starts_with("linux-image-"));
+        Ok(found.with_context(|| format!("{package} depends on no kernel"))?.to_owned())
+    }
+
+    /// Downloads a package and returns its file.
+    fn download(&self, package: &str) -> Result<PathBuf> {
+        let dir = self.dir.join("download");
+        run(self.command("apt-get").args(["--quiet=2", "download", package]).current_dir(&dir))?;
+        only_entry(&dir, "")
+    }
+
+    fn sources(&self) -> PathBuf {
+        self.dir.join("debian.sources")
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for (option, value) in [
+            ("Dir::Etc::SourceList", self.sources()),
+            ("Dir::Etc::SourceParts", PathBuf::from("/dev/null")),
+            ("Dir::State::Lists", self.dir.join("lists")),
+            ("Dir::Cache", self.dir.join("cache")),
+        ] {
+            command.arg(format!("--option={option}={}", value.display()));
+        }
+        // All is written below one directory of this user's, which apt's own user cannot enter.
+        command.arg("--option=APT::Sandbox::User=");
+        command.env("LC_ALL", "C");
+        command
+    }
+}
+
+/// The first mirror of Debian itself in apt's list of what an update would fetch, of lines like
+/// `'http://HOST/debian/dists/SUITE/InRelease' FILE 0`.
+fn debian_mirror(uris: &str) -> Option<&str> {
+    uris.lines().find_map(|line| {
+        let (mirror, _) = line.strip_prefix('\'')?.split_once("/dists/")?;
+        mirror.ends_with("/debian").then_some(mirror)
+    })
+}
+
+/// The one entry of a directory whose name begins so.
+fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            found.push(entry.path());
+        }
+    }
+    match found.as_slice() {
+        [path] => Ok(path.clone()),
+        _ => bail!("{} files in {} begin with \"{prefix}\"", found.len(), dir.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::debian_mirror;
+
+    #[test]
+    fn the_mirror_is_debians_own_and_not_a_neighbour() {
+        let uris = "'https://packages.example/apt/dists/tool/InRelease' tool 0\n\
+                    'http://mirror.example/debian-security/dists/s/InRelease' security 0\n\
+                    'http://mirror.example/debian/dists/s/InRelease' debian 0 \n";
+        assert_eq!(debian_mirror(uris), Some("http://mirror.example/debian"));
+        assert_eq!(debian_mirror("'http://mirror.example/ubuntu/dists/s/InRelease' u 0"), None);
+    }
+}
