@@ -70,6 +70,38 @@ impl PortProtocol {
     }
 }
 
+/// A protocol that has ports, and a destination port: a cell of [`Image::by_port`], as one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortKey(u32);
+
+impl PortKey {
+    /// The key of this protocol and destination port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(protocol: PortProtocol, dst_port: u16) -> Self {
+        Self(((protocol as u32) << 16) | dst_port as u32)
+    }
+
+    /// The cell's index, all rows in a row: below 5 times 65,536.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The protocol.
+    #[must_use]
+    pub const fn protocol(self) -> PortProtocol {
+        PortProtocol::ALL[(self.0 >> 16) as usize]
+    }
+
+    /// The destination port.
+    #[must_use]
+    pub const fn dst_port(self) -> u16 {
+        self.0 as u16
+    }
+}
+
 /// The number of rules that an image has room for, those of [`Special`] included. A power of two.
 pub const RULES: usize = 1 << 17;
 

@@ -1,32 +1,43 @@
 //! Headers to the rule that decides. One or two loads, whatever the number of rules.
 
-use portsteer_common::{Reason, Rule, Verdict, image::Special, verdict::VerdictCode, wire::icmp};
-use portsteer_ebpf::parse::Headers;
+use portsteer_common::{
+    Reason, Rule, Verdict,
+    image::{PortKey, Special},
+    verdict::VerdictCode,
+    wire::icmp,
+};
+use portsteer_ebpf::parse::{Headers, Kind};
 
 use crate::maps::Policy;
 
 /// The rule that decides about a packet with these headers.
 #[inline(always)]
-pub fn classify(policy: Policy, headers: Headers) -> Rule {
-    match headers {
-        Headers::Ports { protocol, dst_port } => policy.rule(policy.by_port(protocol, dst_port)),
-        Headers::Portless { protocol } => policy.rule(policy.by_protocol(protocol)),
-        Headers::Icmp { kind, code } => {
-            let needed = kind == icmp::UNREACHABLE && code == icmp::FRAGMENTATION_NEEDED;
-            let spared = needed.then_some(Reason::PathMtu);
-            unless_spared(policy, portsteer_common::wire::protocol::ICMP, spared)
+pub fn classify(policy: Policy, headers: &Headers) -> Rule {
+    match headers.kind {
+        Kind::Ports => classify_ports(policy, headers.key),
+        Kind::Portless => policy.rule(policy.by_protocol(headers.protocol)),
+        Kind::Icmp => {
+            let needed = headers.icmp_type == icmp::UNREACHABLE
+                && headers.icmp_code == icmp::FRAGMENTATION_NEEDED;
+            unless_spared(policy, headers.protocol, needed.then_some(Reason::PathMtu))
         }
-        Headers::Icmpv6 { kind } => {
-            let spared = match kind {
+        Kind::Icmpv6 => {
+            let spared = match headers.icmp_type {
                 icmp::V6_PACKET_TOO_BIG => Some(Reason::PathMtu),
                 icmp::V6_DISCOVERY_FIRST..=icmp::V6_DISCOVERY_LAST => {
                     Some(Reason::NeighborDiscovery)
                 }
                 _ => None,
             };
-            unless_spared(policy, portsteer_common::wire::protocol::ICMPV6, spared)
+            unless_spared(policy, headers.protocol, spared)
         }
     }
+}
+
+/// The rule that decides about a packet with ports.
+#[inline(always)]
+pub fn classify_ports(policy: Policy, key: PortKey) -> Rule {
+    policy.rule(policy.by_port(key))
 }
 
 /// The rule for a protocol, but a pass for the messages that `default = "drop"` spares.

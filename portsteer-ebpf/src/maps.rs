@@ -8,9 +8,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use portsteer_common::{
-    Counter, INTERFACE_SLOTS, Image, InterfaceCounters, PortProtocol, Rule, RuleCounterPage,
+    Counter, INTERFACE_SLOTS, Image, InterfaceCounters, Rule, RuleCounterPage,
     counters::{MAX_RULE_COUNTER_PAGES, RULE_COUNTERS_PER_PAGE},
-    image::{BANKS, RULES, Special},
+    image::{BANKS, PortKey, RULES, Special},
 };
 use portsteer_ebpf::bound;
 
@@ -49,10 +49,10 @@ impl Policy {
         Some(Self(IMAGES.get_ptr(bank)?))
     }
 
-    /// What decides about packets of `protocol` to `dst_port`: the number of a rule.
+    /// What decides about packets with this protocol and destination port: the number of a rule.
     #[inline(always)]
-    pub fn by_port(self, protocol: PortProtocol, dst_port: u16) -> u32 {
-        let index = bound::port_index((protocol as usize) << 16 | usize::from(dst_port));
+    pub fn by_port(self, key: PortKey) -> u32 {
+        let index = bound::port_index(key.index());
         // SAFETY: `self.0` is a value of `images`, and the index is below 8 rows of 65,536.
         unsafe { (&raw const (*self.0).by_port).cast::<u32>().add(index).read() }
     }

@@ -1,6 +1,6 @@
 //! Frame to headers, or to the reason why there are none.
 //!
-//! [`parse`] has a fast path for what nearly every packet is: untagged Ethernet, IPv4 without
+//! [`parse_plain`] is a fast path for what nearly every packet is: untagged Ethernet, IPv4 without
 //! options or IPv6 without extension headers, not a fragment, TCP or UDP, in one buffer. The fast
 //! path never decides that a packet is at fault; whatever it does not like takes the slow path,
 //! which names the reason.
@@ -12,6 +12,7 @@
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use portsteer_common::{
     PortProtocol, Reason,
+    image::PortKey,
     wire::{
         EthernetHeader, ExtensionHeader, MAX_EXTENSIONS, MAX_VLAN_TAGS, VlanTag, ether_type,
         protocol,
@@ -21,16 +22,49 @@ use portsteer_common::{
 use crate::frame::{Buffer, Frame, PlainIpv4, PlainIpv6, TransportStart};
 
 /// What the rules judge a packet by.
+///
+/// A structure that is filled in place, not a value that is handed up: the compiler would pack a
+/// small return value into one register, and the verifier refuses what it makes of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Headers {
+pub struct Headers {
+    /// What there is besides the protocol.
+    pub kind: Kind,
+    /// The IP protocol number of the transport.
+    pub protocol: u8,
+    /// For [`Kind::Icmp`] and [`Kind::Icmpv6`]: type and code.
+    pub icmp_type: u8,
+    pub icmp_code: u8,
+    /// For [`Kind::Ports`]: protocol and destination port.
+    pub key: PortKey,
+}
+
+/// What kind of transport header a packet has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
     /// A whole packet or a first fragment of a protocol that has ports.
-    Ports { protocol: PortProtocol, dst_port: u16 },
+    Ports,
     /// A whole ICMP packet over IPv4, or its first fragment.
-    Icmp { kind: u8, code: u8 },
+    Icmp,
     /// A whole ICMPv6 packet over IPv6, or its first fragment.
-    Icmpv6 { kind: u8 },
-    /// Any other protocol, by its number; and every non-first fragment, which has no ports.
-    Portless { protocol: u8 },
+    Icmpv6,
+    /// Any other protocol; and every non-first fragment, which has no ports.
+    Portless,
+}
+
+impl Headers {
+    /// The headers of a packet of which nothing is known yet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new() -> Self {
+        let key = PortKey::new(PortProtocol::Tcp, 0);
+        Self { kind: Kind::Portless, protocol: 0, icmp_type: 0, icmp_code: 0, key }
+    }
+}
+
+impl Default for Headers {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Where a packet stands in the datagram that it is a part of.
@@ -52,23 +86,28 @@ const IPV6_LEN: u32 = Ipv6Hdr::LEN as u32;
 
 /// Parses a frame that starts with an Ethernet header.
 ///
+/// The program calls the two halves itself, so that the fast path's one number stays in a
+/// register.
+///
 /// # Errors
 ///
 /// The reason why the rules cannot judge the frame, [`Reason::NotIp`] among them.
 #[inline(always)]
 pub fn parse<B: Buffer>(frame: &mut Frame<B>) -> Result<Headers, Reason> {
+    let mut headers = Headers::new();
     match parse_plain(frame) {
-        Some(headers) => Ok(headers),
-        None => {
-            frame.measure();
-            parse_ethernet(frame)
+        Some(key) => {
+            let protocol = key.protocol().number();
+            headers = Headers { kind: Kind::Ports, protocol, key, ..headers };
         }
+        None => parse_any(frame, &mut headers)?,
     }
+    Ok(headers)
 }
 
-/// The fast path.
+/// The fast path. `None` says nothing about the frame but that it has to take the slow one.
 #[inline(always)]
-fn parse_plain<B: Buffer>(frame: &Frame<B>) -> Option<Headers> {
+pub fn parse_plain<B: Buffer>(frame: &Frame<B>) -> Option<PortKey> {
     let plain = frame.get::<PlainIpv4>(0)?;
     if plain.ethernet.ether_type_be == ether_type::IPV4.to_be_bytes() {
         let ip = &plain.ip;
@@ -80,7 +119,7 @@ fn parse_plain<B: Buffer>(frame: &Frame<B>) -> Option<Headers> {
         }
         let payload = total_len.checked_sub(IPV4_LEN)?;
         let l4_off = (ETHERNET_LEN + IPV4_LEN) as usize;
-        return transport_plain(frame, ip.proto, &plain.transport, l4_off, payload);
+        return parse_plain_transport(frame, ip.proto, &plain.transport, l4_off, payload);
     }
     if plain.ethernet.ether_type_be == ether_type::IPV6.to_be_bytes() {
         let plain = frame.get::<PlainIpv6>(0)?;
@@ -89,36 +128,51 @@ fn parse_plain<B: Buffer>(frame: &Frame<B>) -> Option<Headers> {
             return None;
         }
         let l4_off = (ETHERNET_LEN + IPV6_LEN) as usize;
-        return transport_plain(frame, plain.ip.next_hdr, &plain.transport, l4_off, payload);
+        return parse_plain_transport(frame, plain.ip.next_hdr, &plain.transport, l4_off, payload);
     }
     None
 }
 
 /// The end of the fast path: TCP and UDP with lengths that fit.
 #[inline(always)]
-fn transport_plain<B: Buffer>(
+fn parse_plain_transport<B: Buffer>(
     frame: &Frame<B>,
     protocol: u8,
     start: &TransportStart,
     l4_off: usize,
     payload: u32,
-) -> Option<Headers> {
+) -> Option<PortKey> {
     let dst_port = u16::from_be_bytes(start.dst_port_be);
     if protocol == PortProtocol::Tcp.number() {
         let header_len = tcp_header_len(*frame.get::<u8>(l4_off + TCP_DATA_OFFSET)?);
-        let fits = header_len >= PortProtocol::Tcp.header_len() && header_len <= payload;
-        return fits.then_some(Headers::Ports { protocol: PortProtocol::Tcp, dst_port });
+        if header_len < PortProtocol::Tcp.header_len() || header_len > payload {
+            return None;
+        }
+        return Some(PortKey::new(PortProtocol::Tcp, dst_port));
     }
     if protocol == PortProtocol::Udp.number() {
         let len = u32::from(u16::from_be_bytes(start.third_be));
-        let fits = len >= PortProtocol::Udp.header_len() && len <= payload;
-        return fits.then_some(Headers::Ports { protocol: PortProtocol::Udp, dst_port });
+        if len < PortProtocol::Udp.header_len() || len > payload {
+            return None;
+        }
+        return Some(PortKey::new(PortProtocol::Udp, dst_port));
     }
     None
 }
 
+/// The slow path, which takes any frame and finds the reason where there is one.
+///
+/// # Errors
+///
+/// As [`parse`].
 #[inline(always)]
-fn parse_ethernet<B: Buffer>(frame: &Frame<B>) -> Result<Headers, Reason> {
+pub fn parse_any<B: Buffer>(frame: &mut Frame<B>, headers: &mut Headers) -> Result<(), Reason> {
+    frame.measure();
+    parse_ethernet(frame, headers)
+}
+
+#[inline(always)]
+fn parse_ethernet<B: Buffer>(frame: &Frame<B>, headers: &mut Headers) -> Result<(), Reason> {
     let mut kind = frame.header::<EthernetHeader>(0)?.ether_type();
     let mut l3_off = EthernetHeader::LEN;
     for _ in 0..MAX_VLAN_TAGS {
@@ -129,8 +183,8 @@ fn parse_ethernet<B: Buffer>(frame: &Frame<B>) -> Result<Headers, Reason> {
         l3_off += VlanTag::LEN;
     }
     match kind {
-        ether_type::IPV4 => parse_ipv4(frame, l3_off),
-        ether_type::IPV6 => parse_ipv6(frame, l3_off),
+        ether_type::IPV4 => parse_ipv4(frame, l3_off, headers),
+        ether_type::IPV6 => parse_ipv6(frame, l3_off, headers),
         kind if is_vlan(kind) => Err(Reason::VlanDepth),
         _ => Err(Reason::NotIp),
     }
@@ -143,7 +197,11 @@ fn is_vlan(kind: u16) -> bool {
 
 /// RFC 791. Options are skipped unread.
 #[inline(always)]
-fn parse_ipv4<B: Buffer>(frame: &Frame<B>, l3_off: usize) -> Result<Headers, Reason> {
+fn parse_ipv4<B: Buffer>(
+    frame: &Frame<B>,
+    l3_off: usize,
+    headers: &mut Headers,
+) -> Result<(), Reason> {
     let ip = frame.header::<Ipv4Hdr>(l3_off)?;
     if ip.vihl >> 4 != 4 {
         return Err(Reason::IpVersion);
@@ -161,19 +219,25 @@ fn parse_ipv4<B: Buffer>(frame: &Frame<B>, l3_off: usize) -> Result<Headers, Rea
     let (offset, more) = (u32::from(field & 0x1fff) * 8, field & 0x2000 != 0);
     let fragment = check_fragment(ip.proto, offset, more, header_len, payload)?;
     if fragment == Fragment::Later {
-        return Ok(Headers::Portless { protocol: ip.proto });
+        headers.protocol = ip.proto;
+        return Ok(());
     }
     let l4_off = l3_off + header_len as usize;
+    headers.protocol = ip.proto;
     if ip.proto == protocol::ICMP {
-        let [kind, code] = read_icmp(frame, l4_off, payload, ICMP_HEADER_LEN, fragment)?;
-        return Ok(Headers::Icmp { kind, code });
+        headers.kind = Kind::Icmp;
+        return parse_icmp(frame, l4_off, payload, ICMP_HEADER_LEN, fragment, headers);
     }
-    parse_transport(frame, ip.proto, l4_off, payload, fragment)
+    parse_transport(frame, l4_off, payload, fragment, headers)
 }
 
 /// RFC 8200, with at most [`MAX_EXTENSIONS`] extension headers.
 #[inline(always)]
-fn parse_ipv6<B: Buffer>(frame: &Frame<B>, l3_off: usize) -> Result<Headers, Reason> {
+fn parse_ipv6<B: Buffer>(
+    frame: &Frame<B>,
+    l3_off: usize,
+    headers: &mut Headers,
+) -> Result<(), Reason> {
     let ip = frame.header::<Ipv6Hdr>(l3_off)?;
     if ip.vcf[0] >> 4 != 6 {
         return Err(Reason::IpVersion);
@@ -220,10 +284,11 @@ fn parse_ipv6<B: Buffer>(frame: &Frame<B>, l3_off: usize) -> Result<Headers, Rea
             let next = extension.next_header;
             let place = check_fragment(next, offset, more, extensions_len, payload)?;
             if place == Fragment::Later {
+                headers.protocol = next;
                 return if ExtensionHeader::is_extension(next) {
                     Err(Reason::FragmentChain)
                 } else {
-                    Ok(Headers::Portless { protocol: next })
+                    Ok(())
                 };
             }
             fragment = Some(place);
@@ -237,11 +302,12 @@ fn parse_ipv6<B: Buffer>(frame: &Frame<B>, l3_off: usize) -> Result<Headers, Rea
     }
 
     let fragment = fragment.unwrap_or(Fragment::Whole);
+    headers.protocol = kind;
     if kind == protocol::ICMPV6 {
-        let [kind, _] = read_icmp(frame, l4_off, payload, ICMPV6_HEADER_LEN, fragment)?;
-        return Ok(Headers::Icmpv6 { kind });
+        headers.kind = Kind::Icmpv6;
+        return parse_icmp(frame, l4_off, payload, ICMPV6_HEADER_LEN, fragment, headers);
     }
-    parse_transport(frame, kind, l4_off, payload, fragment)
+    parse_transport(frame, l4_off, payload, fragment, headers)
 }
 
 /// Where the packet stands in its datagram, from its `offset` and `payload` in bytes.
@@ -280,17 +346,20 @@ const ICMPV6_HEADER_LEN: u32 = 4;
 
 /// Type and code of an ICMP or ICMPv6 header.
 #[inline(always)]
-fn read_icmp<B: Buffer>(
+fn parse_icmp<B: Buffer>(
     frame: &Frame<B>,
     l4_off: usize,
     payload: u32,
     header_len: u32,
     fragment: Fragment,
-) -> Result<[u8; 2], Reason> {
+    headers: &mut Headers,
+) -> Result<(), Reason> {
     if payload < header_len {
         return Err(too_short(fragment));
     }
-    Ok([byte(frame, l4_off)?, byte(frame, l4_off + 1)?])
+    headers.icmp_type = byte(frame, l4_off)?;
+    headers.icmp_code = byte(frame, l4_off + 1)?;
+    Ok(())
 }
 
 /// Offsets of length fields in transport headers, in bytes.
@@ -308,13 +377,13 @@ fn tcp_header_len(byte: u8) -> u32 {
 #[inline(always)]
 fn parse_transport<B: Buffer>(
     frame: &Frame<B>,
-    number: u8,
     l4_off: usize,
     payload: u32,
     fragment: Fragment,
-) -> Result<Headers, Reason> {
-    let Some(protocol) = PortProtocol::from_number(number) else {
-        return Ok(Headers::Portless { protocol: number });
+    headers: &mut Headers,
+) -> Result<(), Reason> {
+    let Some(protocol) = PortProtocol::from_number(headers.protocol) else {
+        return Ok(());
     };
     if payload < protocol.header_len() {
         return Err(too_short(fragment));
@@ -345,7 +414,9 @@ fn parse_transport<B: Buffer>(
             check_header_len(header_len, least, payload, fragment)?;
         }
     }
-    Ok(Headers::Ports { protocol, dst_port: u16::from_be_bytes(start.dst_port_be) })
+    headers.kind = Kind::Ports;
+    headers.key = PortKey::new(protocol, u16::from_be_bytes(start.dst_port_be));
+    Ok(())
 }
 
 #[inline(always)]

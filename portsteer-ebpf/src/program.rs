@@ -4,11 +4,11 @@ use aya_ebpf::{helpers::generated::bpf_xdp_get_buff_len, macros::xdp, programs::
 use portsteer_common::{Reason, Rule, Verdict};
 use portsteer_ebpf::{
     frame::{Buffer, Frame},
-    parse::parse,
+    parse::{Headers, parse_any, parse_plain},
 };
 
 use crate::{
-    classify::{classify, without_headers},
+    classify::{classify, classify_ports, without_headers},
     count::count,
     maps::Policy,
     verdict::act,
@@ -28,8 +28,12 @@ fn judge(frame: &mut Frame<Packet>) -> Rule {
     let Some(policy) = Policy::current() else {
         return Rule::new(Verdict::Abort, Reason::Internal, Rule::UNLISTED_COUNTER);
     };
-    match parse(frame) {
-        Ok(headers) => classify(policy, headers),
+    if let Some(key) = parse_plain(frame) {
+        return classify_ports(policy, key);
+    }
+    let mut headers = Headers::new();
+    match parse_any(frame, &mut headers) {
+        Ok(()) => classify(policy, &headers),
         Err(reason) => without_headers(policy, reason),
     }
 }

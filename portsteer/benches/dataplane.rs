@@ -35,13 +35,13 @@ const FRAMES: u32 = 400_000;
 const NATIVE: u32 = 1 << 2;
 
 fn main() -> ExitCode {
-    let json_only = std::env::args().any(|argument| argument == "--json");
-    let quick = std::env::args().any(|argument| argument == "--quick");
+    let asked = |wanted: &str| std::env::args().any(|argument| argument == wanted);
+    let (json, quick) = (asked("--json"), asked("--quick"));
     // Mounts and namespaces belong to a thread.
     let result = thread::spawn(move || run(if quick { 5 } else { ROUNDS })).join();
     match result {
         Ok(Ok(report)) => {
-            if json_only {
+            if json {
                 println!("{:#}", report.json);
             } else {
                 println!("{}", report.text);

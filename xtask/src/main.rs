@@ -44,6 +44,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
         arguments: Vec<String>,
     },
+    /// Measures what a packet costs, beside an empty program and the peers that are installed
+    Bench {
+        /// --json, or --quick for few rounds
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+        arguments: Vec<String>,
+    },
     /// Boots the supported kernels under emulation and runs the demo and the tests there
     Vm(vm::Options),
 }
@@ -55,6 +61,7 @@ fn main() -> ExitCode {
         Command::Ebpf { check: true } => ebpf::check().map(|()| ExitCode::SUCCESS),
         Command::Test { arguments } => run::test(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Demo { arguments } => run::demo(&arguments),
+        Command::Bench { arguments } => run::bench(&arguments),
         Command::Vm(options) => vm::vm(&options).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

@@ -1,4 +1,4 @@
-//! The README's two commands: the demo, and all tests.
+//! The README's commands: the demo, all tests, and the benchmark.
 
 use std::{
     env, fs,
@@ -19,9 +19,20 @@ pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
     ensure_root("demo")?;
     let mut command = cargo()?;
     command.args(["run", "--release", "--quiet", "--package", "portsteer", "--", "demo"]);
-    // Only this one keeps its standard input: it may be watched by somebody.
-    let status = command.args(arguments).status();
-    let status = status.with_context(|| format!("cannot run {}", shown(&command)))?;
+    // It keeps its standard input: it may be watched by somebody.
+    exit_code_of(command.args(arguments))
+}
+
+/// Measures, and passes the exit code on.
+pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
+    ensure_root("bench")?;
+    let mut command = cargo()?;
+    command.args(["bench", "--quiet", "--package", "portsteer", "--bench", "dataplane", "--"]);
+    exit_code_of(command.args(arguments))
+}
+
+fn exit_code_of(command: &mut Command) -> Result<ExitCode> {
+    let status = command.status().with_context(|| format!("cannot run {}", shown(command)))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }

@@ -14,7 +14,7 @@ use portsteer::{
 use portsteer_common::{Fault, Reason};
 use portsteer_ebpf::{
     frame::Frame,
-    parse::{Headers, parse},
+    parse::{Headers, Kind, parse},
 };
 
 /// Why a frame got its verdict, and from which rule.
@@ -160,7 +160,7 @@ impl Bench {
         let policy = &self.policy;
         match parse(&mut Frame::new(frame)) {
             Ok(headers) => {
-                let decision = oracle::judge(policy, &as_oracle_packet(frame, headers));
+                let decision = oracle::judge(policy, &as_oracle_packet(headers));
                 let cause = match decision {
                     Decision::Rule(index) => Cause::Rule(policy.rules[index].label()),
                     Decision::Fragments => Cause::Reason(Reason::FragmentWithoutPorts),
@@ -190,7 +190,7 @@ impl Bench {
     }
 }
 
-fn as_oracle_packet(frame: &[u8], headers: Headers) -> oracle::Packet {
+fn as_oracle_packet(headers: Headers) -> oracle::Packet {
     let packet = oracle::Packet {
         protocol: 0,
         dst_port: None,
@@ -198,18 +198,22 @@ fn as_oracle_packet(frame: &[u8], headers: Headers) -> oracle::Packet {
         icmpv6: None,
         later_fragment: false,
     };
-    match headers {
-        Headers::Ports { protocol, dst_port } => {
-            oracle::Packet { protocol: protocol.number(), dst_port: Some(dst_port), ..packet }
-        }
-        Headers::Icmp { kind, code } => {
-            oracle::Packet { protocol: 1, icmp: Some((kind, code)), ..packet }
-        }
-        Headers::Icmpv6 { kind } => oracle::Packet { protocol: 58, icmpv6: Some(kind), ..packet },
+    match headers.kind {
+        Kind::Ports => oracle::Packet {
+            protocol: headers.key.protocol().number(),
+            dst_port: Some(headers.key.dst_port()),
+            ..packet
+        },
+        Kind::Icmp => oracle::Packet {
+            protocol: 1,
+            icmp: Some((headers.icmp_type, headers.icmp_code)),
+            ..packet
+        },
+        Kind::Icmpv6 => oracle::Packet { protocol: 58, icmpv6: Some(headers.icmp_type), ..packet },
         // Of the protocols with ports only later fragments come without them.
-        Headers::Portless { protocol } => oracle::Packet {
-            protocol,
-            later_fragment: [6, 17, 33, 132, 136].contains(&protocol) && frame.len() > 14,
+        Kind::Portless => oracle::Packet {
+            protocol: headers.protocol,
+            later_fragment: [6, 17, 33, 132, 136].contains(&headers.protocol),
             ..packet
         },
     }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Integration tests of the package portsteer that run in the guest as well as on the host.
-const TESTS: &[&str] = &[];
+const TESTS: &[&str] = &["verdicts"];
 /// How long such a test binary may take there.
 const TEST_SECONDS: u32 = 900;
 /// How long `portsteer demo` may take there.
