@@ -1,6 +1,16 @@
-//! The counters' layout. All counters are per CPU; user space adds the CPUs up.
+//! The counters' layout. Every attached program has a map `counters` of its own, an array of pages,
+//! per CPU; user space adds the CPUs and the interfaces up.
 //!
-//! Counters live outside the policy image, so a swap leaves them alone.
+//! A packet is counted once, in one counter:
+//!
+//! ```text
+//! page 0     packets that no rule decided about, by verdict and reason
+//! page 1...  packets that a rule decided about: one counter per rule and verdict
+//! ```
+//!
+//! All rules that count in a page have the same verdict, and a page never changes its verdict, so
+//! an interface's totals per verdict are sums over pages. The counters live outside the policy, so
+//! a swap leaves them alone.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -14,35 +24,25 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// The number of rule counters in one [`RuleCounterPage`]: a power of two, and small enough for
-/// the per-CPU allocator, which takes no value above 32 KiB.
-pub const RULE_COUNTERS_PER_PAGE: usize = 1024;
+/// The number of counters in a page: a power of two.
+pub const PAGE_COUNTERS: usize = 256;
 
-/// The most pages an instance can have. Twice as many counters as a policy may have rules, so
-/// that a policy in which every rule is new finds room beside the one that it replaces. How many
-/// an instance really has is settled when it is loaded: a page costs 16 KiB per CPU.
-pub const MAX_RULE_COUNTER_PAGES: usize = 256;
+/// The most pages that a map `counters` can have. How many an instance really has is settled when
+/// it is loaded: a page costs 4 KiB per CPU and interface.
+pub const MAX_PAGES: usize = 2048;
 
-/// One entry of the map `rule_counters`. Counter `id` stands in page `id / 1024` at `id % 1024`.
+/// One value of the map `counters`. Counter `id` stands in page `id / 256` at `id % 256`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct RuleCounterPage {
-    pub counters: [Counter; RULE_COUNTERS_PER_PAGE],
+pub struct CounterPage {
+    pub counters: [Counter; PAGE_COUNTERS],
 }
 
-/// One entry of the map `if_counters`: an interface slot's packets by verdict and reason. Sums
-/// over it give the interface's totals, and sums over interfaces a reason's.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct InterfaceCounters {
-    pub counters: [Counter; VERDICT_SLOTS * REASON_SLOTS],
-}
+const _: () = assert!(VERDICT_SLOTS * REASON_SLOTS == PAGE_COUNTERS);
 
-impl InterfaceCounters {
-    /// Where the packets with this verdict and reason are counted.
-    #[inline(always)]
-    #[must_use]
-    pub const fn index(verdict: Verdict, reason: Reason) -> usize {
-        (verdict as usize) * REASON_SLOTS + reason as usize
-    }
+/// The counter, in page 0, of packets with this verdict that no rule decided about.
+#[inline(always)]
+#[must_use]
+pub const fn outcome_counter(verdict: Verdict, reason: Reason) -> u32 {
+    verdict as u32 * REASON_SLOTS as u32 + reason as u32
 }

@@ -1,20 +1,23 @@
-//! The layout of the compiled policy: one value of the map `images`, which has two of them
-//! (*banks*). The program reads the word in the map `active` once per packet and uses that bank
-//! alone, so every packet is judged by exactly one policy.
+//! The layout of the compiled policy: the one value of the map `policy`, which has room for two
+//! images (*banks*) and a word that says which is in force. The program reads the word once per
+//! packet and uses that bank alone, so every packet is judged by exactly one policy.
 //!
-//! A lookup costs the same whatever the number of rules:
+//! A lookup is one load, whatever the number of rules:
 //!
 //! ```text
 //! TCP, UDP, UDP-Lite, SCTP, DCCP with ports   by_port[protocol][dst_port] ─┐
-//! all other IP packets, later fragments       by_protocol[protocol] ───────┴▶ rules[number]
+//! all other IP packets, later fragments       by_protocol[protocol] ───────┴▶ Decision
 //! ```
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Reason, Verdict, verdict::VerdictCode};
+use crate::{
+    Reason, Verdict,
+    counters::{MAX_PAGES, PAGE_COUNTERS, outcome_counter},
+};
 
-/// The number of banks in the map `images`.
-pub const BANKS: u32 = 2;
+/// The number of banks.
+pub const BANKS: usize = 2;
 
 /// The transport protocols that have ports, as rows of [`Image::by_port`].
 #[repr(u8)]
@@ -102,74 +105,77 @@ impl PortKey {
     }
 }
 
-/// The number of rules that an image has room for, those of [`Special`] included. A power of two.
-pub const RULES: usize = 1 << 17;
+/// What is decided about a packet, and where that is counted: the verdict's number in the upper 4
+/// bits, the counter in the lower 28.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct Decision(u32);
 
-/// The entries of [`Image::rules`] that stand for the policy's default and options. The
-/// operator's rules follow them, in file order, from [`FIRST_RULE`] on.
-#[repr(u8)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Special {
-    /// `default`.
-    Default = 0,
-    /// `options.fragments`.
-    Fragments = 1,
-    /// `options.malformed`.
-    Malformed = 2,
-    /// `options.unsupported`.
-    Unsupported = 3,
-}
+impl Decision {
+    const COUNTER_BITS: u32 = 28;
 
-/// The number of the first of the operator's rules in [`Image::rules`].
-pub const FIRST_RULE: u32 = 4;
-
-/// The number of rules that a policy may have.
-pub const MAX_RULES: usize = RULES - FIRST_RULE as usize;
-
-/// What a rule does, and where it counts.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Rule {
-    /// The rule's counter in `rule_counters`. It belongs to the rule's name and is the same in
-    /// every policy that has a rule of that name.
-    pub counter: u32,
-    /// What happens to the packet.
-    pub verdict: VerdictCode,
-    /// Why, as the number of a [`Reason`]. For [`Special::Malformed`] and
-    /// [`Special::Unsupported`] the parser's reason stands in its place.
-    pub reason: u8,
-    /// Zero. Where the packet is steered, once there are targets.
-    pub target: u16,
-}
-
-impl Rule {
-    /// A rule that has no counter of its own uses this one, which no listing shows.
-    pub const UNLISTED_COUNTER: u32 = 0;
-
-    /// An entry with this verdict and reason that counts in `counter`.
+    /// A decision that counts in `counter`, below 268,435,456.
+    #[inline(always)]
     #[must_use]
-    pub const fn new(verdict: Verdict, reason: Reason, counter: u32) -> Self {
-        Self { counter, verdict: verdict.code(), reason: reason as u8, target: 0 }
+    pub const fn new(verdict: Verdict, counter: u32) -> Self {
+        Self(((verdict as u32) << Self::COUNTER_BITS) | counter)
+    }
+
+    /// A decision for another reason than a rule.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without_rule(verdict: Verdict, reason: Reason) -> Self {
+        Self::new(verdict, outcome_counter(verdict, reason))
+    }
+
+    /// The verdict.
+    #[inline(always)]
+    #[must_use]
+    pub const fn verdict(self) -> Verdict {
+        Verdict::from_number(self.0 >> Self::COUNTER_BITS)
+    }
+
+    /// The counter.
+    #[inline(always)]
+    #[must_use]
+    pub const fn counter(self) -> u32 {
+        self.0 & ((1 << Self::COUNTER_BITS) - 1)
     }
 }
 
-/// The number of protocol rows that the port table has room for: a power of two, so that an index
-/// into it needs nothing but a mask.
-pub const PORT_TABLE_ROWS: usize = 8;
+/// The number of rules that a policy may have: all of them can be replaced by as many new ones
+/// while there is a counter for each, and each of their verdicts may leave a page half empty.
+pub const MAX_RULES: usize = MAX_PAGES / 2 * PAGE_COUNTERS - 4 * PAGE_COUNTERS;
 
-/// The compiled policy. Three megabytes: only ever behind a pointer.
+/// The number of rows in [`Image::by_port`].
+pub const ROWS: usize = PortProtocol::ALL.len();
+
+/// The compiled policy. More than a megabyte: only ever behind a pointer.
 #[repr(C)]
-#[expect(missing_debug_implementations, reason = "nobody wants to read half a million numbers")]
 #[derive(Clone, Copy, Pod, Zeroable)]
+#[expect(missing_debug_implementations, reason = "nobody wants to read half a million numbers")]
 pub struct Image {
-    /// The number of the rule that decides, by [`PortProtocol`] and destination port.
-    pub by_port: [[u32; 65_536]; PORT_TABLE_ROWS],
-    /// The number of the rule that decides where there are no ports, by IP protocol number: for
-    /// protocols without ports, and for the non-first fragments of those with ports.
-    pub by_protocol: [u32; 256],
-    /// What the rules do, by number.
-    pub rules: [Rule; RULES],
+    /// By [`PortKey`].
+    pub by_port: [[Decision; 65_536]; ROWS],
+    /// Where there are no ports, by IP protocol number: for protocols without ports, and for the
+    /// non-first fragments of those with ports.
+    pub by_protocol: [Decision; 256],
+    /// What happens to malformed packets: a verdict's number.
+    pub malformed: u32,
+    /// What happens to unsupported packets: a verdict's number.
+    pub unsupported: u32,
+}
+
+/// The value of the map `policy`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[expect(missing_debug_implementations, reason = "as for the image")]
+pub struct PolicyBanks {
+    /// The bank in force: 0 or 1.
+    pub active: u32,
+    pub reserved: u32,
+    pub banks: [Image; BANKS],
 }
 
 // Older kernels refuse map values above 4 MiB.
-const _: () = assert!(size_of::<Image>() < 4 << 20);
+const _: () = assert!(size_of::<PolicyBanks>() < 4 << 20);

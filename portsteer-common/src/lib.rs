@@ -12,8 +12,8 @@ pub mod reason;
 pub mod verdict;
 pub mod wire;
 
-pub use counters::{Counter, InterfaceCounters, RuleCounterPage};
-pub use image::{Image, PortProtocol, Rule};
+pub use counters::{Counter, CounterPage};
+pub use image::{Decision, Image, PolicyBanks, PortKey, PortProtocol};
 pub use reason::{Fault, Reason};
 pub use verdict::Verdict;
 
@@ -21,8 +21,6 @@ pub use verdict::Verdict;
 /// version leaves them alone and says so.
 pub const LAYOUT_VERSION: u32 = 1;
 
-/// How many interfaces one instance can be attached to at the same time.
-///
-/// Each has a *slot*, a number below this, which is a constant in the program that is attached
-/// to it.
+/// How many interfaces one instance can be attached to at the same time. Each has a *slot*, a
+/// number below this.
 pub const INTERFACE_SLOTS: u32 = 128;

@@ -39,6 +39,7 @@ bound! {
     /// An offset into a frame, below 16,384. Two VLAN tags, an IP header and six extension
     /// headers of 2,048 bytes stay below that.
     frame_offset, 0x3fff;
-    /// An index into the port table: 8 rows of 65,536.
+    /// A number below 524,288, of which the compiler knows nothing else, so that it keeps the
+    /// comparison with the port table's length that the verifier needs.
     port_index, 0x7ffff;
 }

@@ -1,21 +1,19 @@
-//! Headers to the rule that decides. One or two loads, whatever the number of rules.
+//! Headers to the decision about them. One load, whatever the number of rules.
 
-use portsteer_common::{
-    Reason, Rule, Verdict,
-    image::{PortKey, Special},
-    verdict::VerdictCode,
-    wire::icmp,
-};
+use portsteer_common::{Decision, Fault, PortKey, Reason, Verdict, wire::icmp};
 use portsteer_ebpf::parse::{Headers, Kind};
 
 use crate::maps::Policy;
 
-/// The rule that decides about a packet with these headers.
+/// A defect in this program.
+pub const BROKEN: Decision = Decision::without_rule(Verdict::Abort, Reason::Internal);
+
+/// What is decided about a packet with these headers.
 #[inline(always)]
-pub fn classify(policy: Policy, headers: &Headers) -> Rule {
+pub fn classify(policy: Policy, headers: &Headers) -> Decision {
     match headers.kind {
         Kind::Ports => classify_ports(policy, headers.key),
-        Kind::Portless => policy.rule(policy.by_protocol(headers.protocol)),
+        Kind::Portless => policy.by_protocol(headers.protocol),
         Kind::Icmp => {
             let needed = headers.icmp_type == icmp::UNREACHABLE
                 && headers.icmp_code == icmp::FRAGMENTATION_NEEDED;
@@ -34,35 +32,30 @@ pub fn classify(policy: Policy, headers: &Headers) -> Rule {
     }
 }
 
-/// The rule that decides about a packet with ports.
+/// What is decided about a packet with ports.
 #[inline(always)]
-pub fn classify_ports(policy: Policy, key: PortKey) -> Rule {
-    policy.rule(policy.by_port(key))
+pub fn classify_ports(policy: Policy, key: PortKey) -> Decision {
+    policy.by_port(key).unwrap_or(BROKEN)
 }
 
-/// The rule for a protocol, but a pass for the messages that `default = "drop"` spares.
+/// What is decided about a protocol, but a pass for the messages that `default = "drop"` spares.
 #[inline(always)]
-fn unless_spared(policy: Policy, protocol: u8, spared: Option<Reason>) -> Rule {
-    let number = policy.by_protocol(protocol);
-    let rule = policy.rule(number);
+fn unless_spared(policy: Policy, protocol: u8, spared: Option<Reason>) -> Decision {
+    const DEFAULT_DROP: Decision = Decision::without_rule(Verdict::Drop, Reason::NoRule);
+    let decision = policy.by_protocol(protocol);
     match spared {
-        Some(reason)
-            if number == Special::Default as u32 && rule.verdict == Verdict::Drop.code() =>
-        {
-            Rule::new(Verdict::Pass, reason, Rule::UNLISTED_COUNTER)
-        }
-        _ => rule,
+        Some(reason) if decision == DEFAULT_DROP => Decision::without_rule(Verdict::Pass, reason),
+        _ => decision,
     }
 }
 
-/// What decides about a packet that has no headers to judge it by.
+/// What is decided about a packet that has no headers to judge it by.
 #[inline(always)]
-pub fn without_headers(policy: Policy, reason: Reason) -> Rule {
-    use portsteer_common::Fault;
+pub fn without_headers(policy: Policy, reason: Reason) -> Decision {
     let verdict = match reason.fault() {
-        Some(Fault::Malformed) => policy.special(Special::Malformed).verdict,
-        Some(Fault::Unsupported) => policy.special(Special::Unsupported).verdict,
-        None => VerdictCode(Verdict::Pass as u8),
+        Some(Fault::Malformed) => policy.malformed(),
+        Some(Fault::Unsupported) => policy.unsupported(),
+        None => Verdict::Pass,
     };
-    Rule { verdict, reason: reason as u8, counter: Rule::UNLISTED_COUNTER, target: 0 }
+    Decision::without_rule(verdict, reason)
 }

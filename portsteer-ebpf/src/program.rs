@@ -1,32 +1,31 @@
 //! The entry point.
 
 use aya_ebpf::{helpers::generated::bpf_xdp_get_buff_len, macros::xdp, programs::XdpContext};
-use portsteer_common::{Reason, Rule, Verdict};
+use portsteer_common::Decision;
 use portsteer_ebpf::{
     frame::{Buffer, Frame},
     parse::{Headers, parse_any, parse_plain},
 };
 
 use crate::{
-    classify::{classify, classify_ports, without_headers},
-    count::count,
-    maps::Policy,
+    classify::{BROKEN, classify, classify_ports, without_headers},
+    maps::{self, Policy},
     verdict::act,
 };
 
-/// Judges one packet.
+/// Judges one packet, counts it, and does what was decided: the one exit.
 #[xdp(frags)]
 pub fn portsteer(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(Packet(ctx));
-    let rule = judge(&mut frame);
-    count(rule, frame.len());
-    act(rule.verdict.verdict())
+    let decision = judge(&mut frame);
+    maps::count(decision.counter(), frame.len());
+    act(decision.verdict())
 }
 
 #[inline(always)]
-fn judge(frame: &mut Frame<Packet>) -> Rule {
+fn judge(frame: &mut Frame<Packet>) -> Decision {
     let Some(policy) = Policy::current() else {
-        return Rule::new(Verdict::Abort, Reason::Internal, Rule::UNLISTED_COUNTER);
+        return BROKEN;
     };
     if let Some(key) = parse_plain(frame) {
         return classify_ports(policy, key);

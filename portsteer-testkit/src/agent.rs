@@ -15,7 +15,13 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// How long anything may take before a test gives up. Emulated machines are slow.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether this machine is emulated, so that tests had better move less: `PORTSTEER_SLOW` is set.
+#[must_use]
+pub fn is_slow() -> bool {
+    env::var_os("PORTSTEER_SLOW").is_some()
+}
 
 /// The binary under test: `PORTSTEER_BIN`, else the one beside this test's own executable.
 ///
@@ -51,17 +57,103 @@ pub fn portsteer<S: AsRef<OsStr>>(namespace: &Namespace, arguments: &[S]) -> Out
         .expect("portsteer can be started")
 }
 
+/// How a process ended, and what it said.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// None if a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Runs a command to its end.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started, or does not end in time.
+    #[must_use]
+    pub fn of(command: &mut Command) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let [out, err] = ["stdout", "stderr"].map(|name| directory.path().join(name));
+        let file = |path| fs::File::create(path).expect("a file for what it says");
+        command.stdin(Stdio::null()).stdout(file(&out)).stderr(file(&err));
+        let mut child = command.spawn().expect("the command can be started");
+        let code = wait(&mut child).map(|status| status.code());
+        let text = |path| String::from_utf8_lossy(&fs::read(path).expect("its words")).into_owned();
+        let (stdout, stderr) = (text(&out), text(&err));
+        let Some(code) = code else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("it does not end: {stdout}{stderr}");
+        };
+        Self { code, stdout, stderr }
+    }
+
+    /// Asserts that it ended with this code and said all of this.
+    ///
+    /// # Panics
+    ///
+    /// If it did not.
+    pub fn expect(&self, code: i32, said: &[&str]) -> &Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        for said in said {
+            let anywhere = self.stderr.contains(said) || self.stdout.contains(said);
+            assert!(anywhere, "it did not say {said:?}: {self:#?}");
+        }
+        assert!(!self.stderr.contains("panicked"), "{self:#?}");
+        self
+    }
+}
+
+/// `portsteer ARGUMENTS` in a namespace, to its end, within a time limit.
+///
+/// # Panics
+///
+/// If it cannot be started, or does not end in time.
+#[must_use]
+pub fn run(namespace: &Namespace, arguments: &[&str]) -> Outcome {
+    Outcome::of(namespace.command(binary()).args(arguments))
+}
+
+/// `portsteer agent` with this policy, expected to end by itself.
+///
+/// # Panics
+///
+/// If it does not end.
+#[must_use]
+pub fn run_agent(namespace: &Namespace, instance: &str, policy: &str) -> Outcome {
+    let directory = TempDir::new().expect("a temporary directory");
+    let path = policy_file(directory.path(), policy);
+    let path = path.to_str().expect("a path of text");
+    run(namespace, &["agent", "--instance", instance, "--policy", path])
+}
+
+/// How a child ended; none if it does not in time.
+fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
 /// A running agent, killed when dropped. Its dataplane outlives it.
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
+    namespace: Namespace,
     instance: String,
+    arguments: Vec<String>,
     directory: TempDir,
     log: PathBuf,
 }
 
 impl Agent {
-    /// Starts an agent with this policy and waits until the policy is in force.
+    /// Starts an agent and waits until its policy is in force.
     ///
     /// # Panics
     ///
@@ -83,23 +175,58 @@ impl Agent {
         policy: &str,
         arguments: &[&str],
     ) -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
-        let path = directory.path().join("policy.toml");
-        fs::write(&path, policy).expect("a policy file");
-        let log = directory.path().join("log");
-        let log_file = fs::File::create(&log).expect("a log file");
-        let mut command: Command = namespace.command(binary());
-        command
-            .args(["agent", "--instance", instance, "--policy"])
-            .arg(&path)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(log_file.try_clone().expect("a log file"))
-            .stderr(log_file);
-        let child = command.spawn().expect("portsteer can be started");
-        let mut agent = Self { child, instance: instance.to_owned(), directory, log };
+        let mut agent = Self::launch(namespace, instance, policy, arguments);
         agent.wait_for_log("in force:", 1);
         agent
+    }
+
+    /// Starts an agent and does not wait for anything.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    #[must_use]
+    pub fn launch(namespace: &Namespace, instance: &str, policy: &str, arguments: &[&str]) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let path = policy_file(directory.path(), policy);
+        let log = directory.path().join("log");
+        let mut all = vec!["agent".to_owned(), "--instance".to_owned(), instance.to_owned()];
+        all.extend(["--policy".to_owned(), path.display().to_string()]);
+        all.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        let child = spawn(namespace, &all, &log);
+        let (namespace, instance) = (namespace.clone(), instance.to_owned());
+        Self { child, namespace, instance, arguments: all, directory, log }
+    }
+
+    /// Starts an agent that has ended again, with the same arguments and the policy file as it is
+    /// now, and waits until the policy is in force. The log goes on.
+    ///
+    /// # Panics
+    ///
+    /// If it runs already, or ends.
+    pub fn restart(&mut self) {
+        let before = self.log().matches("in force:").count();
+        let ended = self.child.try_wait().expect("the agent can be waited for");
+        assert!(ended.is_some(), "the agent has not ended");
+        self.child = spawn(&self.namespace, &self.arguments, &self.log);
+        self.wait_for_log("in force:", before + 1);
+    }
+
+    /// Ends the agent by SIGKILL.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be waited for.
+    pub fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        self.child.wait().expect("the agent can be waited for");
+    }
+
+    /// The agent's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits until `text` stands in the log `times` times.
@@ -171,15 +298,51 @@ impl Agent {
         lab::send_signal(&mut self.child, signal).expect("the agent takes signals");
     }
 
+    /// Writes another policy and has the agent read it; waits until it has refused it, and returns
+    /// what it said.
+    ///
+    /// # Panics
+    ///
+    /// If it takes the policy, or does not answer in time.
+    pub fn swap_refused(&mut self, policy: &str) -> String {
+        self.write_policy(policy);
+        self.hang_up_refused()
+    }
+
+    /// Has the agent read its policy file again; waits until it has refused it, and returns what
+    /// it said.
+    ///
+    /// # Panics
+    ///
+    /// If it takes the policy, or does not answer in time.
+    pub fn hang_up_refused(&mut self) -> String {
+        const REFUSED: &str = "nothing was changed";
+        let before = self.log();
+        self.signal(libc::SIGHUP);
+        self.wait_for_log(REFUSED, before.matches(REFUSED).count() + 1);
+        let said = self.log().split_off(before.len());
+        assert!(!said.contains("in force:"), "{said}");
+        said
+    }
+
     /// Sends a signal and waits for the agent's end.
     ///
     /// # Panics
     ///
     /// If it does not end in time.
     pub fn end(mut self, signal: libc::c_int) -> (ExitStatus, String) {
-        self.signal(signal);
-        let status = self.wait();
+        let status = self.stop(signal);
         (status, self.log())
+    }
+
+    /// The same with an agent that may be started again.
+    ///
+    /// # Panics
+    ///
+    /// If it does not end in time.
+    pub fn stop(&mut self, signal: libc::c_int) -> ExitStatus {
+        self.signal(signal);
+        self.wait()
     }
 
     /// Waits for the agent's end.
@@ -188,14 +351,8 @@ impl Agent {
     ///
     /// If it does not come in time.
     pub fn wait(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("the agent can be waited for") {
-                return status;
-            }
-            assert!(start.elapsed() < PATIENCE, "the agent does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let status = wait(&mut self.child);
+        status.unwrap_or_else(|| panic!("the agent does not end:\n{}", self.log()))
     }
 
     /// `portsteer stats --json` of the agent's instance.
@@ -254,10 +411,79 @@ impl Stats {
         self.sum("interfaces", |interface| interface["name"] == name)
     }
 
-    fn sum(&self, list: &str, wanted: impl Fn(&Value) -> bool) -> u64 {
-        let entries = self.0[list].as_array().into_iter().flatten();
-        entries.filter(|entry| wanted(entry)).filter_map(|entry| entry["packets"].as_u64()).sum()
+    /// Another number of an interface: `passed`, `dropped`, `bytes`, ...
+    #[must_use]
+    pub fn interface_number(&self, name: &str, field: &str) -> u64 {
+        self.number("interfaces", field, |interface| interface["name"] == name)
     }
+
+    /// Whether a rule is listed.
+    #[must_use]
+    pub fn has_rule(&self, name: &str) -> bool {
+        self.list("rules").any(|rule| rule["name"] == name)
+    }
+
+    /// All packets that rules decided.
+    #[must_use]
+    pub fn all_rules(&self) -> u64 {
+        self.sum("rules", |_| true)
+    }
+
+    /// All packets, by reasons.
+    #[must_use]
+    pub fn all_reasons(&self) -> u64 {
+        self.sum("reasons", |_| true)
+    }
+
+    /// How many policies the instance has had.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.0["policy"]["generation"].as_u64().unwrap_or(0)
+    }
+
+    /// Every counter under a name of its own.
+    #[must_use]
+    pub fn counters(&self) -> Vec<(String, u64)> {
+        let mut counters = Vec::new();
+        let lists = [("rules", "name"), ("reasons", "reason"), ("interfaces", "name")];
+        for (list, key) in lists {
+            for entry in self.list(list) {
+                for field in ["packets", "bytes"] {
+                    let name = format!("{list} {} {} {field}", entry[key], entry["verdict"]);
+                    counters.push((name, entry[field].as_u64().unwrap_or(0)));
+                }
+            }
+        }
+        counters
+    }
+
+    fn list(&self, list: &str) -> impl Iterator<Item = &Value> {
+        self.0[list].as_array().into_iter().flatten()
+    }
+
+    fn sum(&self, list: &str, wanted: impl Fn(&Value) -> bool) -> u64 {
+        self.number(list, "packets", wanted)
+    }
+
+    fn number(&self, list: &str, field: &str, wanted: impl Fn(&Value) -> bool) -> u64 {
+        self.list(list)
+            .filter(|entry| wanted(entry))
+            .filter_map(|entry| entry[field].as_u64())
+            .sum()
+    }
+}
+
+/// Starts an agent that appends to its log.
+fn spawn(namespace: &Namespace, arguments: &[String], log: &Path) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log file");
+    namespace
+        .command(binary())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a log file"))
+        .stderr(log)
+        .spawn()
+        .expect("portsteer can be started")
 }
 
 /// Reads all that a process prints until it ends.

@@ -1,4 +1,7 @@
-//! For tests and benchmarks only: packets, and an agent as a process.
+//! For tests and benchmarks only: packets, a network of two hosts, and an agent as a process.
 
 pub mod agent;
 pub mod packet;
+pub mod raw_socket;
+pub mod sandbox;
+pub mod site;

@@ -68,7 +68,7 @@ impl Ipv4 {
         bytes.extend(((header_len + payload.len()) as u16).to_be_bytes());
         bytes.extend([0x12, 0x34]);
         let flags = (u16::from(self.dont_fragment) << 14) | (u16::from(self.more_fragments) << 13);
-        bytes.extend((flags | self.fragment_offset / 8).to_be_bytes());
+        bytes.extend((flags | (self.fragment_offset / 8)).to_be_bytes());
         bytes.extend([64, protocol, 0, 0]);
         bytes.extend([198, 51, 100, 7]);
         bytes.extend([192, 0, 2, 1]);

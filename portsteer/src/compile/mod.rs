@@ -1,14 +1,11 @@
 //! Policy to image. A pure function: no system calls, and the same policy and counters give the
 //! same bytes.
 //!
-//! Every cell of the tables gets the number of the first rule that matches it. Rules are taken in
+//! Every cell of the tables gets the decision of the first rule that matches it. Rules are taken in
 //! order and a cell, once taken, is skipped by all later rules ([`Row`] finds the next free cell),
 //! so the work grows with cells plus rules, not with their product.
 
-use portsteer_common::{
-    Image, PortProtocol, Reason, Rule as ImageRule, Verdict,
-    image::{FIRST_RULE, MAX_RULES, Special},
-};
+use portsteer_common::{Decision, Image, PortProtocol, Reason, Verdict, image::MAX_RULES};
 
 use crate::policy::{Action, Policy, PortRange, Rule};
 
@@ -20,57 +17,49 @@ pub enum CompileError {
     TooManyRules { count: usize },
 }
 
-/// Compiles a policy. Rule `i` counts in counter `counters[i]`.
+/// Compiles a policy into an image, whatever that held before. Rule `i` counts in counter
+/// `counters[i]`.
 ///
 /// # Errors
 ///
-/// The policy is beyond the image's budget.
+/// The policy is beyond the image's budget; the image is as it was.
 ///
 /// # Panics
 ///
 /// If there are not as many counters as rules.
-pub fn compile(policy: &Policy, counters: &[u32]) -> Result<Box<Image>, CompileError> {
+pub fn compile(policy: &Policy, counters: &[u32], image: &mut Image) -> Result<(), CompileError> {
     assert_eq!(policy.rules.len(), counters.len(), "each rule has a counter");
     if policy.rules.len() > MAX_RULES {
         return Err(CompileError::TooManyRules { count: policy.rules.len() });
     }
-    let mut image: Box<Image> = bytemuck::zeroed_box();
-
-    let specials = [
-        (Special::Default, policy.default, Reason::NoRule),
-        (Special::Fragments, policy.options.fragments, Reason::FragmentWithoutPorts),
-        // The reasons of these two stand in for the parser's.
-        (Special::Malformed, policy.options.malformed, Reason::Truncated),
-        (Special::Unsupported, policy.options.unsupported, Reason::VlanDepth),
-    ];
-    for (special, action, reason) in specials {
-        image.rules[special as usize] =
-            ImageRule::new(verdict(action), reason, ImageRule::UNLISTED_COUNTER);
-    }
-    for (index, (rule, &counter)) in policy.rules.iter().zip(counters).enumerate() {
-        image.rules[FIRST_RULE as usize + index] =
-            ImageRule::new(verdict(rule.action), Reason::Rule, counter);
-    }
+    let rules: Vec<(&Rule, Decision)> = policy
+        .rules
+        .iter()
+        .zip(counters)
+        .map(|(rule, &counter)| (rule, Decision::new(verdict(rule.action), counter)))
+        .collect();
+    let default = Decision::without_rule(verdict(policy.default), Reason::NoRule);
+    let fragments =
+        Decision::without_rule(verdict(policy.options.fragments), Reason::FragmentWithoutPorts);
 
     for protocol in PortProtocol::ALL {
-        fill_ports(policy, protocol, &mut image.by_port[protocol as usize]);
+        fill_ports(&rules, default, protocol, &mut image.by_port[protocol as usize]);
     }
     for (number, cell) in (0..=u8::MAX).zip(&mut image.by_protocol) {
-        *cell = without_ports(policy, number);
+        *cell = without_ports(&rules, default, fragments, number);
     }
-    Ok(image)
+    image.malformed = verdict(policy.options.malformed) as u32;
+    image.unsupported = verdict(policy.options.unsupported) as u32;
+    Ok(())
 }
 
-const fn verdict(action: Action) -> Verdict {
+/// The verdict that an action asks for.
+#[must_use]
+pub const fn verdict(action: Action) -> Verdict {
     match action {
         Action::Pass => Verdict::Pass,
         Action::Drop => Verdict::Drop,
     }
-}
-
-/// The number of the rule at this index of the policy.
-const fn number(index: usize) -> u32 {
-    FIRST_RULE + index as u32
 }
 
 /// What a rule says about one protocol.
@@ -78,17 +67,22 @@ fn matches_protocol(rule: &Rule, protocol: u8) -> bool {
     rule.protocols.is_empty() || rule.protocols.binary_search(&protocol).is_ok()
 }
 
-fn fill_ports(policy: &Policy, protocol: PortProtocol, cells: &mut [u32; 65_536]) {
+fn fill_ports(
+    rules: &[(&Rule, Decision)],
+    default: Decision,
+    protocol: PortProtocol,
+    cells: &mut [Decision; 65_536],
+) {
     const ALL: PortRange = PortRange { first: 0, last: u16::MAX };
-    cells.fill(Special::Default as u32);
+    cells.fill(default);
     let mut row = Row::new();
-    for (index, rule) in policy.rules.iter().enumerate() {
+    for &(rule, decision) in rules {
         if !matches_protocol(rule, protocol.number()) {
             continue;
         }
         let ranges = if rule.dst_ports.is_empty() { &[ALL][..] } else { &rule.dst_ports };
         for &range in ranges {
-            row.take(range, |port| cells[usize::from(port)] = number(index));
+            row.take(range, |port| cells[usize::from(port)] = decision);
         }
         if row.is_full() {
             break;
@@ -96,22 +90,27 @@ fn fill_ports(policy: &Policy, protocol: PortProtocol, cells: &mut [u32; 65_536]
     }
 }
 
-/// The rule for packets of a protocol that have no ports: the first that matches decides, unless
-/// one with ports comes first, which these packets do not have.
-fn without_ports(policy: &Policy, protocol: u8) -> u32 {
+/// The decision about packets of a protocol that have no ports: the first rule that matches
+/// decides, unless one with ports comes first, which these packets do not have.
+fn without_ports(
+    rules: &[(&Rule, Decision)],
+    default: Decision,
+    fragments: Decision,
+    protocol: u8,
+) -> Decision {
     let has_ports = PortProtocol::from_number(protocol).is_some();
-    for (index, rule) in policy.rules.iter().enumerate() {
+    for &(rule, decision) in rules {
         if !matches_protocol(rule, protocol) {
             continue;
         }
         if rule.dst_ports.is_empty() {
-            return number(index);
+            return decision;
         }
         if has_ports {
-            return Special::Fragments as u32;
+            return fragments;
         }
     }
-    Special::Default as u32
+    default
 }
 
 /// Which ports of one protocol are still free: a union-find forest in which every port points to

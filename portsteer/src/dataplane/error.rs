@@ -41,8 +41,11 @@ pub enum Error {
     AttachRefused { name: String, mode: &'static str, mtu: u32, source: io::Error },
     #[error("`{name}` is attached in {obtained} mode, and the policy now asks for {wanted} mode")]
     ModeChange { name: String, obtained: &'static str, wanted: &'static str },
-    #[error("the policy needs {needed} rule counters, and the running dataplane has {available}")]
-    CountersFull { instance: String, needed: usize, available: usize },
+    #[error(
+        "the policy has {rules} rules, and beside the policy in force the {available} rule \
+         counters do not suffice for it"
+    )]
+    CountersFull { instance: String, rules: usize, available: usize },
     #[error(transparent)]
     Compile(#[from] CompileError),
     #[error("the kernel refused the program: {0}")]

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! /sys/fs/bpf/portsteer/NAME/
-//!     active, images, rule_counters, if_counters   the program's maps
-//!     interfaces                                   which interface has which slot
-//!     manifest_0, manifest_1                       what the image in that bank was compiled from
-//!     link_SLOT                                    one per attached interface
+//!     policy                   the compiled policy, in two banks
+//!     manifest_0, manifest_1   what the image in that bank was compiled from
+//!     interfaces               which interface has which slot
+//!     link_SLOT                the attachment, one per interface
+//!     counters_SLOT            what its program has counted
+//!     retired                  what interfaces had counted that are no longer attached
 //! ```
 
 use std::{
@@ -72,11 +74,19 @@ impl Instance {
         self.directory().join(name)
     }
 
+    pub(super) fn policy_pin(&self) -> PathBuf {
+        self.pin("policy")
+    }
+
+    pub(super) fn counters_pin(&self, slot: u32) -> PathBuf {
+        self.pin(&format!("counters_{slot}"))
+    }
+
     pub(super) fn link_pin(&self, slot: u32) -> PathBuf {
         self.pin(&format!("link_{slot}"))
     }
 
-    pub(super) fn manifest_pin(&self, bank: u32) -> PathBuf {
+    pub(super) fn manifest_pin(&self, bank: usize) -> PathBuf {
         self.pin(&format!("manifest_{bank}"))
     }
 
@@ -101,7 +111,8 @@ impl Instance {
             match fs::create_dir_all(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 result => {
-                    result.map_err(Error::io(format!("making the directory {}", path.display())))?
+                    result
+                        .map_err(Error::io(format!("making the directory {}", path.display())))?;
                 }
             }
             let opening = || Error::io(format!("opening {}", path.display()));

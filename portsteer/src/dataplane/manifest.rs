@@ -4,12 +4,12 @@
 //! A manifest is JSON in an array map of chunks, the first eight bytes being its length.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     os::fd::{AsFd, BorrowedFd},
 };
 
-use portsteer_common::{Counter, LAYOUT_VERSION, Rule as ImageRule};
+use portsteer_common::{Counter, LAYOUT_VERSION, Verdict, counters::PAGE_COUNTERS};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
     instance::Instance,
     sys::{self, MapShape, map_type},
 };
-use crate::policy::Policy;
+use crate::{compile::verdict, policy::Policy};
 
 const CHUNK: usize = 64 * 1024;
 const LENGTH: usize = size_of::<u64>();
@@ -39,6 +39,9 @@ pub struct Manifest {
     pub default: String,
     /// The rules, in order.
     pub rules: Vec<ManifestRule>,
+    /// The number of the verdict of all rules that ever count in a page of counters, from page 1
+    /// on.
+    pub page_verdicts: Vec<u8>,
 }
 
 /// A rule in a manifest.
@@ -54,11 +57,53 @@ pub struct ManifestRule {
     pub matches: String,
     /// Its action.
     pub action: String,
-    /// Its counter.
+    /// Its counter, and those that it had under other actions, which still belong to it.
+    pub shares: Vec<Share>,
+}
+
+/// A counter that belongs to a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
     pub counter: u32,
     /// What the counter stood at when the rule was given it.
     pub base_packets: u64,
     pub base_bytes: u64,
+}
+
+/// Which counters are free, by verdict.
+struct Allocator<'a> {
+    /// The verdict of each page, from page 1 on.
+    page_verdicts: &'a mut Vec<u8>,
+    /// How many pages there are, page 0 included.
+    pages: usize,
+    used: HashSet<u32>,
+    /// Where the search for a free counter goes on, by verdict.
+    next: HashMap<u8, u32>,
+}
+
+impl Allocator<'_> {
+    /// A counter that nobody uses, in a page of this verdict.
+    fn allocate(&mut self, verdict: Verdict) -> Option<u32> {
+        let verdict = verdict as u8;
+        let mut id = self.next.get(&verdict).copied().unwrap_or(PAGE_COUNTERS as u32);
+        loop {
+            let page = id as usize / PAGE_COUNTERS;
+            if page > self.page_verdicts.len() {
+                if page >= self.pages {
+                    return None;
+                }
+                self.page_verdicts.push(verdict);
+            }
+            if self.page_verdicts[page - 1] != verdict {
+                id = ((page + 1) * PAGE_COUNTERS) as u32;
+            } else if self.used.insert(id) {
+                self.next.insert(verdict, id + 1);
+                return Some(id);
+            } else {
+                id += 1;
+            }
+        }
+    }
 }
 
 impl Manifest {
@@ -68,55 +113,69 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// [`Error::CountersFull`] if there are not `available` counters enough, and what `read` says.
+    /// [`Error::CountersFull`] if there are not counters enough in `pages` pages.
     pub(super) fn describe(
         instance: &Instance,
         policy: &Policy,
         source: (&str, &str),
         previous: Option<&Self>,
-        available: usize,
-        mut read: impl FnMut(u32) -> Result<Counter, Error>,
+        pages: u32,
+        read: impl Fn(u32) -> Counter,
     ) -> Result<Self, Error> {
-        let mut known: HashMap<(bool, &str), &ManifestRule> = HashMap::new();
-        let mut used = vec![false; available];
-        used[ImageRule::UNLISTED_COUNTER as usize] = true;
-        for rule in previous.map_or(&[][..], |previous| &previous.rules) {
-            known.insert((rule.named, &rule.label), rule);
-            if let Some(used) = used.get_mut(rule.counter as usize) {
-                *used = true;
-            }
-        }
+        let before = previous.map_or(&[][..], |previous| &previous.rules);
+        let known: HashMap<(bool, &str), &ManifestRule> =
+            before.iter().map(|rule| ((rule.named, rule.label.as_str()), rule)).collect();
+        let mut page_verdicts =
+            previous.map_or_else(Vec::new, |previous| previous.page_verdicts.clone());
+        let mut allocator = Allocator {
+            page_verdicts: &mut page_verdicts,
+            pages: pages as usize,
+            used: before.iter().flat_map(|rule| &rule.shares).map(|share| share.counter).collect(),
+            next: HashMap::new(),
+        };
 
-        let mut free = (0..available).filter(|&id| !used[id]);
-        let mut given: HashMap<(bool, String), (u32, Counter)> = HashMap::new();
+        let mut given: HashMap<(bool, String), Vec<Share>> = HashMap::new();
         let mut rules = Vec::with_capacity(policy.rules.len());
         for rule in &policy.rules {
-            let (named, label) = (rule.name.is_some(), rule.label());
-            let (counter, base) = if let Some(known) = known.get(&(named, label.as_str())) {
-                let base = Counter { packets: known.base_packets, bytes: known.base_bytes };
-                (known.counter, base)
-            } else if let Some(&given) = given.get(&(named, label.clone())) {
-                given
-            } else {
-                let Some(id) = free.next() else {
-                    let needed = policy.rules.len() + known.len() + 1;
-                    let instance = instance.name().to_owned();
-                    return Err(Error::CountersFull { instance, needed, available });
-                };
-                let id = id as u32;
-                let base = if previous.is_some() { read(id)? } else { Counter::default() };
-                given.insert((named, label.clone()), (id, base));
-                (id, base)
+            let key = (rule.name.is_some(), rule.label());
+            let shares = match given.get(&key) {
+                Some(shares) => shares.clone(),
+                None => {
+                    let known = known.get(&(key.0, key.1.as_str()));
+                    let mut shares = known.map_or_else(Vec::new, |known| known.shares.clone());
+                    let verdict = verdict(rule.action);
+                    let fits = |share: &Share| {
+                        let page = share.counter as usize / PAGE_COUNTERS;
+                        allocator.page_verdicts.get(page.wrapping_sub(1)) == Some(&(verdict as u8))
+                    };
+                    match shares.iter().position(fits) {
+                        Some(position) => shares.swap(0, position),
+                        None => {
+                            let counter =
+                                allocator.allocate(verdict).ok_or_else(|| Error::CountersFull {
+                                    instance: instance.name().to_owned(),
+                                    rules: policy.rules.len(),
+                                    available: (pages as usize - 1) * PAGE_COUNTERS,
+                                })?;
+                            let base = match previous {
+                                Some(_) => read(counter),
+                                None => Counter::default(),
+                            };
+                            let (base_packets, base_bytes) = (base.packets, base.bytes);
+                            shares.insert(0, Share { counter, base_packets, base_bytes });
+                        }
+                    }
+                    given.insert(key.clone(), shares.clone());
+                    shares
+                }
             };
             rules.push(ManifestRule {
-                label,
-                named,
+                label: key.1,
+                named: key.0,
                 line: rule.line,
                 matches: rule.matches(),
                 action: rule.action.name().to_owned(),
-                counter,
-                base_packets: base.packets,
-                base_bytes: base.bytes,
+                shares,
             });
         }
         Ok(Self {
@@ -129,16 +188,28 @@ impl Manifest {
             text: source.1.to_owned(),
             default: policy.default.name().to_owned(),
             rules,
+            page_verdicts,
         })
     }
 
-    /// The rules' counters, in order.
+    /// The counters that the rules count in now, in order.
     pub(super) fn counters(&self) -> Vec<u32> {
-        self.rules.iter().map(|rule| rule.counter).collect()
+        self.rules.iter().map(|rule| rule.shares[0].counter).collect()
+    }
+
+    /// The verdict of the rules that count in a page, if the page is in use.
+    pub(super) fn page_verdict(&self, page: usize) -> Option<Verdict> {
+        let number = *self.page_verdicts.get(page.checked_sub(1)?)?;
+        Some(Verdict::from_number(u32::from(number)))
+    }
+
+    /// The number of pages in use, page 0 included.
+    pub(super) fn pages(&self) -> u32 {
+        1 + self.page_verdicts.len() as u32
     }
 
     /// Pins the manifest as that of a bank.
-    pub(super) fn write(&self, instance: &Instance, bank: u32) -> Result<(), Error> {
+    pub(super) fn write(&self, instance: &Instance, bank: usize) -> Result<(), Error> {
         let writing = || Error::io("writing the policy's manifest");
         let json = serde_json::to_vec(self).map_err(|error| writing()(error.into()))?;
         let chunks = (LENGTH + json.len()).div_ceil(CHUNK);
@@ -171,12 +242,15 @@ impl Manifest {
     /// # Errors
     ///
     /// A text of what is wrong with it.
-    pub(super) fn read(instance: &Instance, bank: u32) -> Result<Self, String> {
+    pub(super) fn read(instance: &Instance, bank: usize) -> Result<Self, String> {
         let path = instance.manifest_pin(bank);
         let map = sys::open_pin(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         let json = read_chunks(map.as_fd()).map_err(|error| format!("the manifest: {error}"))?;
         let manifest: Self =
             serde_json::from_slice(&json).map_err(|error| format!("the manifest: {error}"))?;
+        if manifest.rules.iter().any(|rule| rule.shares.is_empty()) {
+            return Err("the manifest: a rule has no counter".to_owned());
+        }
         if manifest.layout != LAYOUT_VERSION {
             return Err(format!(
                 "it is of version {}, and this portsteer's is {LAYOUT_VERSION}",

@@ -1,12 +1,15 @@
-//! An instance's pinned maps, opened and checked: whoever holds a [`Maps`] may rely on their
-//! shapes.
+//! An instance's pinned maps, opened and checked: whoever holds one of these values may rely on the
+//! map's shape.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::atomic::Ordering,
+};
 
 use bytemuck::Zeroable;
 use portsteer_common::{
-    Counter, INTERFACE_SLOTS, Image, InterfaceCounters, RuleCounterPage,
-    counters::{MAX_RULE_COUNTER_PAGES, RULE_COUNTERS_PER_PAGE},
+    Counter, CounterPage, Image, PolicyBanks,
+    counters::{MAX_PAGES, PAGE_COUNTERS},
     image::BANKS,
 };
 
@@ -14,42 +17,74 @@ use super::{
     Error,
     instance::Instance,
     slots,
-    sys::{self, MapShape, map_type},
+    sys::{self, MapShape, Mapping, map_type},
 };
 
-pub(super) const ACTIVE: &str = "active";
-pub(super) const IMAGES: &str = "images";
-pub(super) const RULE_COUNTERS: &str = "rule_counters";
-pub(super) const IF_COUNTERS: &str = "if_counters";
-pub(super) const INTERFACES: &str = "interfaces";
+const INTERFACES: &str = "interfaces";
+const RETIRED: &str = "retired";
 
-/// The maps that the program uses.
-pub(super) const PROGRAM_MAPS: [&str; 4] = [ACTIVE, IMAGES, RULE_COUNTERS, IF_COUNTERS];
+/// The least number of pages of counters, so that a small policy can grow: to 7,000 rules or so.
+const MIN_PAGES: usize = 32;
 
-/// The least number of pages of rule counters, so that a small policy can grow: 8,191 rules.
-const MIN_RULE_COUNTER_PAGES: usize = 8;
-
-/// An instance's maps.
-#[derive(Debug)]
-pub(super) struct Maps {
-    active: OwnedFd,
-    images: OwnedFd,
-    rule_counters: OwnedFd,
-    if_counters: OwnedFd,
-    pub(super) interfaces: OwnedFd,
-    /// How many rule counters there are.
-    pub(super) rule_counter_count: usize,
-    /// How many CPUs a per-CPU value has room for.
-    cpus: usize,
+/// How many pages of counters an instance is loaded with: one for the packets without a rule, and
+/// room for twice the rules, so that a policy whose rules are all new fits beside the one that it
+/// replaces. A page holds rules of one verdict, so each verdict may leave one half empty.
+pub(super) fn pages_for(rules: usize) -> u32 {
+    let pages = 1 + 2 * (rules.div_ceil(PAGE_COUNTERS) + 2);
+    pages.next_power_of_two().clamp(MIN_PAGES, MAX_PAGES) as u32
 }
 
-/// How many pages of counters an instance is loaded with: room for twice the rules, so that a
-/// policy whose rules are all new fits beside the one that it replaces.
-pub(super) fn counter_pages(rules: usize) -> u32 {
-    (2 * rules + 1)
-        .div_ceil(RULE_COUNTERS_PER_PAGE)
-        .next_power_of_two()
-        .clamp(MIN_RULE_COUNTER_PAGES, MAX_RULE_COUNTER_PAGES) as u32
+const fn array(value_size: usize, max_entries: u32) -> MapShape {
+    MapShape { map_type: map_type::ARRAY, key_size: 4, value_size: value_size as u32, max_entries }
+}
+
+/// Opens a pinned map of this shape; any number of values up to `most` will do if that is given.
+fn open(
+    instance: &Instance,
+    name: &str,
+    wanted: MapShape,
+    most: Option<u32>,
+) -> Result<(OwnedFd, MapShape), Error> {
+    let other_layout = |detail| Error::OtherLayout {
+        instance: instance.name().to_owned(),
+        directory: instance.directory(),
+        detail,
+    };
+    let map = match sys::open_pin(&instance.pin(name)) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            return Err(other_layout(format!("the map `{name}` is missing")));
+        }
+        result => result.map_err(Error::io(format!("opening the map `{name}`")))?,
+    };
+    let shape = sys::map_shape(map.as_fd()).map_err(|error| other_layout(error.to_string()))?;
+    let fits = match most {
+        Some(most) => (wanted.max_entries..=most).contains(&shape.max_entries),
+        None => shape.max_entries == wanted.max_entries,
+    };
+    if !fits || (MapShape { max_entries: wanted.max_entries, ..shape }) != wanted {
+        return Err(other_layout(format!(
+            "the map `{name}` has {} values of {} bytes and type {}, expected were {} of {} and \
+             type {}",
+            shape.max_entries,
+            shape.value_size,
+            shape.map_type,
+            wanted.max_entries,
+            wanted.value_size,
+            wanted.map_type
+        )));
+    }
+    Ok((map, shape))
+}
+
+/// The maps that all programs of an instance share.
+#[derive(Debug)]
+pub(super) struct Maps {
+    instance: Instance,
+    policy: Mapping<PolicyBanks>,
+    pub(super) interfaces: OwnedFd,
+    retired: OwnedFd,
+    /// How many pages each map of counters has.
+    pub(super) pages: u32,
 }
 
 impl Maps {
@@ -59,152 +94,148 @@ impl Maps {
     ///
     /// [`Error::OtherLayout`] if one is missing or has another shape.
     pub(super) fn open(instance: &Instance) -> Result<Self, Error> {
-        let other_layout = |detail| Error::OtherLayout {
-            instance: instance.name().to_owned(),
-            directory: instance.directory(),
-            detail,
-        };
-        let open = |name: &str, wanted: MapShape, largest: u32| {
-            let map = match sys::open_pin(&instance.pin(name)) {
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                    return Err(other_layout(format!("the map `{name}` is missing")));
-                }
-                result => result.map_err(Error::io(format!("opening the map `{name}`")))?,
-            };
-            let shape =
-                sys::map_shape(map.as_fd()).map_err(|error| other_layout(error.to_string()))?;
-            let fits = shape.max_entries >= wanted.max_entries && shape.max_entries <= largest;
-            if !fits || (MapShape { max_entries: wanted.max_entries, ..shape }) != wanted {
-                return Err(other_layout(format!(
-                    "the map `{name}` has {} values of {} bytes and type {}, expected were {} of \
-                     {} and type {}",
-                    shape.max_entries,
-                    shape.value_size,
-                    shape.map_type,
-                    wanted.max_entries,
-                    wanted.value_size,
-                    wanted.map_type
-                )));
-            }
-            Ok((map, shape))
-        };
-        let array = |value_size: usize, max_entries| MapShape {
-            map_type: map_type::ARRAY,
-            key_size: 4,
-            value_size: value_size as u32,
-            max_entries,
-        };
-        let per_cpu = |value_size, max_entries| MapShape {
-            map_type: map_type::PERCPU_ARRAY,
-            ..array(value_size, max_entries)
-        };
-        let exact =
-            |name, shape: MapShape| open(name, shape, shape.max_entries).map(|(map, _)| map);
-
-        let pages = per_cpu(size_of::<RuleCounterPage>(), 1);
-        let (rule_counters, pages) = open(RULE_COUNTERS, pages, MAX_RULE_COUNTER_PAGES as u32)?;
+        let (policy, _) = open(instance, "policy", array(size_of::<PolicyBanks>(), 1), None)?;
+        let policy = Mapping::new(policy.as_fd()).map_err(Error::io("mapping the policy"))?;
+        let page = array(size_of::<CounterPage>(), 1);
+        let (retired, shape) = open(instance, RETIRED, page, Some(MAX_PAGES as u32))?;
+        let (interfaces, _) = open(instance, INTERFACES, slots::SHAPE, None)?;
         Ok(Self {
-            active: exact(ACTIVE, array(4, 1))?,
-            images: exact(IMAGES, array(size_of::<Image>(), BANKS))?,
-            rule_counters,
-            if_counters: exact(
-                IF_COUNTERS,
-                per_cpu(size_of::<InterfaceCounters>(), INTERFACE_SLOTS),
-            )?,
-            interfaces: exact(INTERFACES, slots::SHAPE)?,
-            rule_counter_count: pages.max_entries as usize * RULE_COUNTERS_PER_PAGE,
-            cpus: aya::util::nr_cpus()
-                .map_err(|(path, error)| Error::io(format!("reading {path}"))(error))?,
+            instance: instance.clone(),
+            policy,
+            interfaces,
+            retired,
+            pages: shape.max_entries,
         })
     }
 
-    /// Creates and pins the map that the program does not know of.
-    pub(super) fn create_interfaces(instance: &Instance) -> Result<(), Error> {
-        let creating = || Error::io("creating the map `interfaces`");
-        let map = sys::map_create(INTERFACES, slots::SHAPE, None).map_err(creating())?;
-        sys::pin(map.as_fd(), &instance.pin(INTERFACES)).map_err(creating())
+    /// Creates and pins the maps that the program does not know of.
+    pub(super) fn create(instance: &Instance, pages: u32) -> Result<(), Error> {
+        let shapes =
+            [(INTERFACES, slots::SHAPE), (RETIRED, array(size_of::<CounterPage>(), pages))];
+        for (name, shape) in shapes {
+            let creating = || Error::io(format!("creating the map `{name}`"));
+            let map = sys::map_create(name, shape, None).map_err(creating())?;
+            sys::pin(map.as_fd(), &instance.pin(name)).map_err(creating())?;
+        }
+        Ok(())
     }
 
     /// The bank that is in force.
-    pub(super) fn active_bank(&self) -> Result<u32, Error> {
-        let mut bank = [0; 4];
-        sys::map_lookup(self.active.as_fd(), 0, &mut bank)
-            .map_err(Error::io("reading the active bank"))?;
-        Ok(u32::from_ne_bytes(bank) % BANKS)
+    pub(super) fn active_bank(&self) -> usize {
+        let active = self.policy.word(|policy| {
+            // SAFETY: the address of a field of a value that is mapped.
+            unsafe { &raw mut (*policy).active }
+        });
+        active.load(Ordering::Acquire) as usize % BANKS
     }
 
     /// Puts a bank in force.
-    pub(super) fn set_active_bank(&self, bank: u32) -> Result<(), Error> {
-        sys::map_update(self.active.as_fd(), 0, &bank.to_ne_bytes())
-            .map_err(Error::io("switching to the new policy"))
+    pub(super) fn set_active_bank(&self, bank: usize) {
+        let active = self.policy.word(|policy| {
+            // SAFETY: the address of a field of a value that is mapped.
+            unsafe { &raw mut (*policy).active }
+        });
+        active.store(bank as u32, Ordering::Release);
     }
 
-    /// Fills a bank that is not in force. Programs that still read it, because it was in force
-    /// when they started, are waited for first.
-    pub(super) fn fill_bank(&self, bank: u32, image: &Image) -> Result<(), Error> {
-        let filling = || Error::io("writing the compiled policy");
-        sys::wait_for_programs().map_err(filling())?;
-        sys::map_update(self.images.as_fd(), bank, bytemuck::bytes_of(image)).map_err(filling())
+    /// The bank that is not in force, to be filled. Only the holder of the instance's lock may ask
+    /// for it, and only after [`sys::wait_for_programs`]: programs that started before the last
+    /// change may still be reading it.
+    pub(super) fn idle_bank(&mut self) -> (usize, &mut Image) {
+        let idle = (self.active_bank() + 1) % BANKS;
+        // SAFETY: the lock keeps other writers away, and programs read the active bank only; those
+        // that read this one have ended.
+        let image = unsafe {
+            self.policy.part_mut(|policy| (&raw mut (*policy).banks).cast::<Image>().add(idle))
+        };
+        (idle, image)
     }
 
-    /// The counters of a slot, all CPUs together.
-    pub(super) fn interface_counters(&self, slot: u32) -> Result<Box<InterfaceCounters>, Error> {
-        let mut sum: Box<InterfaceCounters> = bytemuck::zeroed_box();
-        let mut values = vec![InterfaceCounters::zeroed(); self.cpus];
-        sys::map_lookup(self.if_counters.as_fd(), slot, bytemuck::cast_slice_mut(&mut values))
-            .map_err(Error::io("reading the interfaces' counters"))?;
-        for value in &values {
-            add_all(&mut sum.counters, &value.counters);
+    /// The counters of an interface slot, if they exist.
+    pub(super) fn counters(&self, slot: u32) -> Result<Option<Counters>, Error> {
+        let name = format!("counters_{slot}");
+        let shape = MapShape {
+            map_type: map_type::PERCPU_ARRAY,
+            ..array(size_of::<CounterPage>(), self.pages)
+        };
+        let exists = self
+            .instance
+            .counters_pin(slot)
+            .try_exists()
+            .map_err(Error::io(format!("looking at the map `{name}`")))?;
+        if !exists {
+            return Ok(None);
         }
-        Ok(sum)
+        let (map, _) = open(&self.instance, &name, shape, None)?;
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(path, error)| Error::io(format!("reading {path}"))(error))?;
+        Ok(Some(Counters { map, values: cpus }))
     }
 
-    /// Sets the counters of a slot that no attached program uses back to zero.
-    pub(super) fn clear_interface_counters(&self, slot: u32) -> Result<(), Error> {
-        let zeroes = vec![InterfaceCounters::zeroed(); self.cpus];
-        sys::map_update(self.if_counters.as_fd(), slot, bytemuck::cast_slice(&zeroes))
-            .map_err(Error::io("clearing the interface's counters"))
+    /// What interfaces had counted that are no longer attached.
+    pub(super) fn retired(&self) -> Result<Counters, Error> {
+        let map = self.retired.try_clone().map_err(Error::io("opening the map `retired`"))?;
+        Ok(Counters { map, values: 1 })
     }
 
-    /// The rule counters with these ids, all CPUs together.
-    pub(super) fn rule_counters(&self) -> RuleCounters<'_> {
-        RuleCounters { maps: self, page: None, sum: bytemuck::zeroed_box() }
+    /// Adds what an interface has counted, which counts no more, to what is retired.
+    pub(super) fn retire(&self, counters: &Counters) -> Result<(), Error> {
+        let mut sums = self.retired()?.read(self.pages)?;
+        let counted = counters.read(self.pages)?;
+        for (number, (sum, page)) in (0..).zip(sums.pages.iter_mut().zip(&counted.pages)) {
+            add_page(sum, page);
+            sys::map_update(self.retired.as_fd(), number, bytemuck::bytes_of(sum))
+                .map_err(Error::io("writing the map `retired`"))?;
+        }
+        Ok(())
     }
 }
 
-/// Reads rule counters, a page at a time: cheap for ids that are near each other.
-pub(super) struct RuleCounters<'a> {
-    maps: &'a Maps,
-    page: Option<usize>,
-    sum: Box<RuleCounterPage>,
+/// A map of counter pages.
+#[derive(Debug)]
+pub(super) struct Counters {
+    map: OwnedFd,
+    /// One, or as many as there may be CPUs.
+    values: usize,
 }
 
-impl RuleCounters<'_> {
-    pub(super) fn get(&mut self, id: u32) -> Result<Counter, Error> {
-        let (page, index) =
-            (id as usize / RULE_COUNTERS_PER_PAGE, id as usize % RULE_COUNTERS_PER_PAGE);
-        if self.page != Some(page) {
-            let mut values = vec![RuleCounterPage::zeroed(); self.maps.cpus];
-            sys::map_lookup(
-                self.maps.rule_counters.as_fd(),
-                page as u32,
-                bytemuck::cast_slice_mut(&mut values),
-            )
-            .map_err(Error::io("reading the rules' counters"))?;
-            self.sum.counters.fill(Counter::default());
+impl Counters {
+    /// The first `pages` pages, all CPUs together.
+    pub(super) fn read(&self, pages: u32) -> Result<Snapshot, Error> {
+        let mut values = vec![CounterPage::zeroed(); self.values];
+        let mut sums = Vec::with_capacity(pages as usize);
+        for number in 0..pages {
+            sys::map_lookup(self.map.as_fd(), number, bytemuck::cast_slice_mut(&mut values))
+                .map_err(Error::io("reading the counters"))?;
+            let mut sum = CounterPage::zeroed();
             for value in &values {
-                add_all(&mut self.sum.counters, &value.counters);
+                add_page(&mut sum, value);
             }
-            self.page = Some(page);
+            sums.push(sum);
         }
-        Ok(self.sum.counters[index])
+        Ok(Snapshot { pages: sums })
     }
 }
 
-fn add_all(sum: &mut [Counter], values: &[Counter]) {
-    for (sum, value) in sum.iter_mut().zip(values) {
-        sum.packets = sum.packets.wrapping_add(value.packets);
-        sum.bytes = sum.bytes.wrapping_add(value.bytes);
+/// Adds a page, counter by counter.
+fn add_page(sum: &mut CounterPage, page: &CounterPage) {
+    for (sum, counter) in sum.counters.iter_mut().zip(&page.counters) {
+        sum.packets = sum.packets.wrapping_add(counter.packets);
+        sum.bytes = sum.bytes.wrapping_add(counter.bytes);
+    }
+}
+
+/// What a map of counters stood at.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) pages: Vec<CounterPage>,
+}
+
+impl Snapshot {
+    /// The counter `id`, zero beyond the last page.
+    pub(super) fn get(&self, id: u32) -> Counter {
+        let (number, index) = (id as usize / PAGE_COUNTERS, id as usize % PAGE_COUNTERS);
+        self.pages.get(number).map_or_else(Counter::default, |page| page.counters[index])
     }
 }
 
@@ -216,13 +247,12 @@ mod tests {
 
     #[test]
     fn there_is_room_for_two_policies() {
-        assert_eq!(counter_pages(0), 8);
-        assert_eq!(counter_pages(65_535), 128);
-        assert_eq!(counter_pages(65_536), 256);
-        assert_eq!(counter_pages(MAX_RULES), 256);
-        for rules in [0, 1, 1_000, 65_535, 100_000, MAX_RULES] {
-            let counters = counter_pages(rules) as usize * RULE_COUNTERS_PER_PAGE;
-            assert!(counters > 2 * rules, "{rules}");
+        assert_eq!(pages_for(0), 32);
+        assert_eq!(pages_for(65_535), 1024);
+        assert_eq!(pages_for(MAX_RULES), 2048);
+        for rules in [0, 1, 1_000, 3_000, 65_535, 100_000, MAX_RULES] {
+            let needed = 1 + 2 * (rules / PAGE_COUNTERS + 2);
+            assert!(pages_for(rules) as usize >= needed, "{rules}");
         }
     }
 }

@@ -5,11 +5,13 @@
 //! agent, and [`detach`] needs nothing but the pins.
 
 use std::{
+    collections::HashSet,
     fs,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
 };
 
-use portsteer_common::{Counter, INTERFACE_SLOTS, Reason, Verdict, counters::InterfaceCounters};
+use portsteer_common::{Counter, CounterPage, INTERFACE_SLOTS, Reason, counters::outcome_counter};
 
 use crate::{
     compile::compile,
@@ -37,7 +39,7 @@ pub use report::{
 };
 pub use slots::AttachedMode;
 
-use maps::Maps;
+use maps::{Maps, Snapshot};
 use slots::Slot;
 
 /// The exclusive right to change an instance's dataplane, which lives on without it.
@@ -136,25 +138,31 @@ impl Dataplane {
         if !running {
             self.create_maps(policy.rules.len())?;
         }
-        let maps = Maps::open(&self.instance)?;
-        let bank = maps.active_bank()?;
-        let previous = if running { Some(self.read_manifest(bank)?) } else { None };
-        let pinned = if running { self.pinned(&maps)? } else { Vec::new() };
+        let mut maps = Maps::open(&self.instance)?;
+        let bank = maps.active_bank();
+        let previous = if running { Some(read_manifest(&self.instance, bank)?) } else { None };
+        let pinned = pinned(&self.instance, &maps)?;
         check_namespace(&self.instance, &pinned, links)?;
 
-        let mut counters = maps.rule_counters();
+        // From here on no program reads the idle bank, nor counts for a rule that only it knew.
+        sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
+        let counted = if running { snapshots(&maps, &pinned, maps.pages)? } else { Vec::new() };
         let manifest = Manifest::describe(
             &self.instance,
             policy,
             source,
             previous.as_ref(),
-            maps.rule_counter_count,
-            |id| counters.get(id),
+            maps.pages,
+            |counter| total(&counted, counter),
         )?;
-        let image = compile(policy, &manifest.counters())?;
-        let idle = 1 - bank;
-        maps.fill_bank(idle, &image)?;
+        let (idle, image) = maps.idle_bank();
+        compile(policy, &manifest.counters(), image)?;
         manifest.write(&self.instance, idle)?;
+        if !running {
+            // Before the first interface is attached: no packet meets the empty bank, and an agent
+            // that is killed between two interfaces leaves a policy that is whole.
+            maps.set_active_bank(idle);
+        }
 
         let mut work = Attaching::new(self, &maps);
         let attached = match work.attach_all(policy, wanted, &pinned) {
@@ -164,22 +172,69 @@ impl Dataplane {
                 return Err(error);
             }
         };
-        if let Err(error) = maps.set_active_bank(idle) {
-            work.undo();
-            return Err(error);
-        }
+        maps.set_active_bank(idle);
 
-        let mut detached = Vec::new();
-        for pinned in &pinned {
-            let gone = pinned.ifindex == 0;
-            if gone || !wanted.iter().any(|link| link.index == pinned.ifindex) {
-                self.detach_slot(pinned.slot)?;
-                if !gone {
-                    detached.push(pinned.record.name());
-                }
+        let unwanted: Vec<&Pinned> = pinned
+            .iter()
+            .filter(|pinned| !wanted.iter().any(|link| link.index == pinned.ifindex))
+            .collect();
+        self.retire(&maps, &unwanted)?;
+        let detached = unwanted
+            .iter()
+            .filter(|pinned| pinned.ifindex != 0)
+            .map(|pinned| pinned.record.name())
+            .collect();
+        let removed = match previous {
+            Some(previous) => self.removed(&maps, &previous, &manifest)?,
+            None => Vec::new(),
+        };
+        Ok(Applied { attached, detached, removed })
+    }
+
+    /// Takes interfaces off whose counts are to stay.
+    fn retire(&self, maps: &Maps, unwanted: &[&Pinned]) -> Result<(), Error> {
+        if unwanted.is_empty() {
+            return Ok(());
+        }
+        for pinned in unwanted {
+            force_detach(&pinned.link, pinned.slot)?;
+        }
+        sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
+        for pinned in unwanted {
+            // Missing if an agent was killed right here.
+            if let Some(counters) = maps.counters(pinned.slot)? {
+                maps.retire(&counters)?;
+            }
+            remove_slot(&self.instance, pinned.slot)?;
+        }
+        Ok(())
+    }
+
+    /// The rules of the policy before that are not in this one, with their last counts.
+    fn removed(
+        &self,
+        maps: &Maps,
+        previous: &Manifest,
+        manifest: &Manifest,
+    ) -> Result<Vec<(String, Counter)>, Error> {
+        let kept: HashSet<u32> = manifest.counters().into_iter().collect();
+        let is_gone =
+            |rule: &&ManifestRule| !rule.shares.iter().any(|share| kept.contains(&share.counter));
+        let gone: Vec<&ManifestRule> = previous.rules.iter().filter(is_gone).collect();
+        if gone.is_empty() {
+            return Ok(Vec::new());
+        }
+        // A program that still judges by the policy before may yet count.
+        sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
+        let counted = snapshots(maps, &pinned(&self.instance, maps)?, previous.pages())?;
+        let mut seen = HashSet::new();
+        let mut removed = Vec::new();
+        for rule in gone {
+            if seen.insert(rule.shares[0].counter) {
+                removed.push((rule.label.clone(), rule.count(&counted)));
             }
         }
-        Ok(Applied { attached, detached, removed: removed(&maps, previous, &manifest)? })
+        Ok(removed)
     }
 
     /// Takes the dataplane off all interfaces.
@@ -213,32 +268,21 @@ impl Dataplane {
     fn remove_debris(&self) -> Result<(), Error> {
         if self.instance.linked_slots()?.is_empty() {
             for name in self.instance.pins()? {
-                remove_pin(&self.instance, &name)?;
+                remove_pin(&self.instance, &self.instance.pin(&name))?;
             }
         }
         Ok(())
     }
 
-    /// The program's maps come into being with the first load.
+    /// The policy's map comes into being with the first load.
     fn create_maps(&self, rules: usize) -> Result<(), Error> {
-        object::load(&self.instance, 0, maps::counter_pages(rules))?;
-        Maps::create_interfaces(&self.instance)
-    }
-
-    fn read_manifest(&self, bank: u32) -> Result<Manifest, Error> {
-        read_manifest(&self.instance, bank)
-    }
-
-    fn pinned(&self, maps: &Maps) -> Result<Vec<Pinned>, Error> {
-        pinned(&self.instance, maps)
-    }
-
-    fn detach_slot(&self, slot: u32) -> Result<(), Error> {
-        detach_slot(&self.instance, slot)
+        let pages = maps::pages_for(rules);
+        object::load(&self.instance, 0, pages)?;
+        Maps::create(&self.instance, pages)
     }
 }
 
-fn read_manifest(instance: &Instance, bank: u32) -> Result<Manifest, Error> {
+fn read_manifest(instance: &Instance, bank: usize) -> Result<Manifest, Error> {
     Manifest::read(instance, bank).map_err(|detail| Error::OtherLayout {
         instance: instance.name().to_owned(),
         directory: instance.directory(),
@@ -280,40 +324,60 @@ fn check_namespace(instance: &Instance, pinned: &[Pinned], links: &[Link]) -> Re
     }
 }
 
-/// The rules of the policy before that are not in this one, with their last counts.
-fn removed(
-    maps: &Maps,
-    previous: Option<Manifest>,
-    manifest: &Manifest,
-) -> Result<Vec<(String, Counter)>, Error> {
-    let Some(previous) = previous else { return Ok(Vec::new()) };
-    let kept: std::collections::HashSet<u32> = manifest.counters().into_iter().collect();
-    let gone = |rule: &&ManifestRule| !kept.contains(&rule.counter);
-    if !previous.rules.iter().any(|rule| gone(&rule)) {
-        return Ok(Vec::new());
+/// What all interfaces have counted in the first `pages` pages: first those that are no longer
+/// attached, then the others in the order of `pinned`. A slot that is just being given up has
+/// counted nothing.
+fn snapshots(maps: &Maps, pinned: &[Pinned], pages: u32) -> Result<Vec<Snapshot>, Error> {
+    let mut snapshots = vec![maps.retired()?.read(pages)?];
+    for pinned in pinned {
+        snapshots.push(match maps.counters(pinned.slot)? {
+            Some(counters) => counters.read(pages)?,
+            None => Snapshot { pages: Vec::new() },
+        });
     }
-    // A program that still judges by the policy before may yet count.
-    sys::wait_for_programs().map_err(Error::io("waiting for the policy before"))?;
-    let mut counters = maps.rule_counters();
-    let mut seen = std::collections::HashSet::new();
-    let mut removed = Vec::new();
-    for rule in previous.rules.iter().filter(gone) {
-        if seen.insert(rule.counter) {
-            removed.push((rule.label.clone(), rule.count(&mut counters)?));
-        }
+    Ok(snapshots)
+}
+
+fn total(snapshots: &[Snapshot], counter: u32) -> Counter {
+    let mut total = Counter::default();
+    for snapshot in snapshots {
+        let counter = snapshot.get(counter);
+        total.packets = total.packets.wrapping_add(counter.packets);
+        total.bytes = total.bytes.wrapping_add(counter.bytes);
     }
-    Ok(removed)
+    total
 }
 
 impl ManifestRule {
     /// What the rule has counted since it came into being.
-    fn count(&self, counters: &mut maps::RuleCounters<'_>) -> Result<Counter, Error> {
-        let counter = counters.get(self.counter)?;
-        Ok(Counter {
-            packets: counter.packets.wrapping_sub(self.base_packets),
-            bytes: counter.bytes.wrapping_sub(self.base_bytes),
-        })
+    fn count(&self, snapshots: &[Snapshot]) -> Counter {
+        let mut count = Counter::default();
+        for share in &self.shares {
+            let total = total(snapshots, share.counter);
+            count.packets += total.packets.wrapping_sub(share.base_packets);
+            count.bytes += total.bytes.wrapping_sub(share.base_bytes);
+        }
+        count
     }
+}
+
+/// What was counted by verdict and reason, laid out as page 0 is.
+fn outcomes(snapshots: &[Snapshot], manifest: &Manifest) -> Box<CounterPage> {
+    let mut outcomes: Box<CounterPage> = bytemuck::zeroed_box();
+    for snapshot in snapshots {
+        for (number, page) in snapshot.pages.iter().enumerate() {
+            // In the pages of rules, all counters have one verdict.
+            let rules = manifest
+                .page_verdict(number)
+                .map(|verdict| outcome_counter(verdict, Reason::Rule) as usize);
+            for (index, counter) in page.counters.iter().enumerate() {
+                let sum = &mut outcomes.counters[rules.unwrap_or(index)];
+                sum.packets += counter.packets;
+                sum.bytes += counter.bytes;
+            }
+        }
+    }
+    outcomes
 }
 
 /// Interfaces being attached, and what it takes to undo that.
@@ -366,8 +430,7 @@ impl<'a> Attaching<'a> {
         if upgrade {
             let replacing = || Error::io(format!("replacing the program on `{}`", link.name));
             let before = sys::program_by_id(pinned.program_id).map_err(replacing())?;
-            // The maps exist, so the number of pages does not matter.
-            let program = object::load(&self.dataplane.instance, pinned.slot, 1)?;
+            let program = object::load(&self.dataplane.instance, pinned.slot, self.maps.pages)?;
             let handle = pinned.link.try_clone().map_err(replacing())?;
             sys::link_update(handle.as_fd(), program.as_fd()).map_err(replacing())?;
             self.replaced.push((handle, pinned.slot, pinned.record, before));
@@ -390,18 +453,19 @@ impl<'a> Attaching<'a> {
         let slot = (0..INTERFACE_SLOTS)
             .find(free)
             .ok_or(Error::TooManyInterfaces { count: INTERFACE_SLOTS as usize + 1 })?;
-        let program = object::load(&self.dataplane.instance, slot, 1)?;
-        // Another interface may have had the slot before.
-        self.maps.clear_interface_counters(slot)?;
+        let instance = &self.dataplane.instance;
+        // What an agent left that was killed before it came to the link.
+        remove_pin(instance, &instance.counters_pin(slot))?;
+        let program = object::load(instance, slot, self.maps.pages)?;
+        self.new_slots.push(slot);
         let (handle, obtained, native_refused) = interfaces::attach(&program, link, mode)?;
 
         // From here on the interface is attached until the handle is closed: pinning it is what
         // makes it stay.
         Slot::new(link.index, &link.name, obtained, object::digest())
             .write(self.maps.interfaces.as_fd(), slot)?;
-        sys::pin(handle.as_fd(), &self.dataplane.instance.link_pin(slot))
+        sys::pin(handle.as_fd(), &instance.link_pin(slot))
             .map_err(Error::io(format!("pinning the link of `{}`", link.name)))?;
-        self.new_slots.push(slot);
         let name = link.name.clone();
         Ok(Attached { name, mode: obtained, change: Change::New, native_refused })
     }
@@ -409,7 +473,7 @@ impl<'a> Attaching<'a> {
     /// Takes everything back. What fails now is left to the error that is already on its way.
     fn undo(self) {
         for slot in self.new_slots {
-            let _ = self.dataplane.detach_slot(slot);
+            let _ = detach_slot(&self.dataplane.instance, slot);
         }
         for (link, slot, record, before) in self.replaced {
             let _ = sys::link_update(link.as_fd(), before.as_fd());
@@ -430,7 +494,7 @@ pub fn detach(instance: &Instance) -> Result<Vec<String>, Error> {
         return Err(Error::NotAttached(instance.name().to_owned()));
     }
     let slots = instance.linked_slots()?;
-    let interfaces = sys::open_pin(&instance.pin(maps::INTERFACES)).ok();
+    let interfaces = sys::open_pin(&instance.pin("interfaces")).ok();
     let name = |slot: u32| {
         let map = interfaces.as_ref()?;
         let name = Slot::read(map.as_fd(), slot).ok()?.name();
@@ -442,7 +506,7 @@ pub fn detach(instance: &Instance) -> Result<Vec<String>, Error> {
         detach_slot(instance, slot)?;
     }
     for name in instance.pins()? {
-        remove_pin(instance, &name)?;
+        remove_pin(instance, &instance.pin(&name))?;
     }
     instance.remove_directory()?;
     if names.is_empty() {
@@ -451,24 +515,34 @@ pub fn detach(instance: &Instance) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Takes one interface off. The link is detached by force first, since somebody else may hold it
-/// and since removing a pin takes effect only a moment later.
+/// Takes one interface off and forgets what it has counted.
 fn detach_slot(instance: &Instance, slot: u32) -> Result<(), Error> {
     let path = instance.link_pin(slot);
     match sys::open_pin(&path) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
         Err(error) => return Err(Error::io(format!("opening {}", path.display()))(error)),
-        Ok(link) => sys::link_detach(link.as_fd())
-            .map_err(Error::io(format!("detaching {}", path.display())))?,
+        Ok(link) => force_detach(&link, slot)?,
     }
-    remove_pin(instance, &format!("link_{slot}"))
+    remove_slot(instance, slot)
 }
 
-fn remove_pin(instance: &Instance, name: &str) -> Result<(), Error> {
-    let path = instance.pin(name);
-    match fs::remove_file(&path) {
+/// Detaches a link for good: somebody else may hold it, and removing a pin would take effect only
+/// a moment later.
+fn force_detach(link: &OwnedFd, slot: u32) -> Result<(), Error> {
+    sys::link_detach(link.as_fd()).map_err(Error::io(format!("detaching slot {slot}")))
+}
+
+/// Removes a slot's pins, that of the link last: as long as it is there, the slot is taken.
+fn remove_slot(instance: &Instance, slot: u32) -> Result<(), Error> {
+    remove_pin(instance, &instance.counters_pin(slot))?;
+    remove_pin(instance, &instance.link_pin(slot))
+}
+
+fn remove_pin(instance: &Instance, path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(format!("removing {}", path.display()))(error))
+            let name = instance.name();
+            Err(Error::io(format!("removing {} of instance {name}", path.display()))(error))
         }
         _ => Ok(()),
     }
@@ -495,10 +569,10 @@ fn consistently<T>(
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let bank = maps.active_bank()?;
+        let bank = maps.active_bank();
         let manifest = read_manifest(instance, bank)?;
         let value = read(&manifest)?;
-        let bank = maps.active_bank()?;
+        let bank = maps.active_bank();
         let unchanged = read_manifest(instance, bank)?.generation == manifest.generation;
         if unchanged || attempt == READ_ATTEMPTS {
             return Ok((manifest, value));
@@ -529,33 +603,20 @@ pub fn read_status(instance: &Instance) -> Result<Status, Error> {
 /// [`Error::NotAttached`] if nothing is attached.
 pub fn read_stats(instance: &Instance) -> Result<Stats, Error> {
     let maps = running(instance)?;
-    let (manifest, rules) = consistently(instance, &maps, |manifest| {
-        let mut counters = maps.rule_counters();
-        manifest
-            .rules
+    let (manifest, (rules, reasons, interfaces)) = consistently(instance, &maps, |manifest| {
+        let pinned = pinned(instance, &maps)?;
+        // Everything is told from the same snapshots, so that it adds up.
+        let counted = snapshots(&maps, &pinned, manifest.pages())?;
+        let rules: Vec<RuleStats> =
+            manifest.rules.iter().map(|rule| RuleStats::new(rule, rule.count(&counted))).collect();
+        let reasons = ReasonStats::all(&outcomes(&counted, manifest));
+        let interfaces: Vec<InterfaceStats> = pinned
             .iter()
-            .map(|rule| Ok(RuleStats::new(rule, rule.count(&mut counters)?)))
-            .collect::<Result<Vec<_>, Error>>()
+            .zip(counted[1..].chunks(1))
+            .map(|(pinned, counted)| InterfaceStats::new(pinned, &outcomes(counted, manifest)))
+            .collect();
+        Ok((rules, reasons, interfaces))
     })?;
-    let mut total: Box<InterfaceCounters> = bytemuck::zeroed_box();
-    let mut interfaces = Vec::new();
-    for pinned in pinned(instance, &maps)? {
-        let counters = maps.interface_counters(pinned.slot)?;
-        for (total, counter) in total.counters.iter_mut().zip(&counters.counters) {
-            total.packets += counter.packets;
-            total.bytes += counter.bytes;
-        }
-        interfaces.push(InterfaceStats::new(&pinned, &counters));
-    }
-    let mut reasons = Vec::new();
-    for verdict in Verdict::ALL {
-        for &reason in Reason::ALL {
-            let counter = total.counters[InterfaceCounters::index(verdict, reason)];
-            if counter.packets > 0 {
-                reasons.push(ReasonStats::new(verdict, reason, counter));
-            }
-        }
-    }
     Ok(Stats {
         instance: instance.name().to_owned(),
         policy: PolicyInfo::new(&manifest),

@@ -8,7 +8,7 @@ use aya::{
     programs::{ProgramError, Xdp},
 };
 
-use super::{Error, instance::Instance, maps};
+use super::{Error, instance::Instance};
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../portsteer-ebpf/portsteer.bpf.o");
 const DIGEST_FILE: &str = include_str!("../../../portsteer-ebpf/portsteer.bpf.digest");
@@ -44,17 +44,15 @@ pub(super) fn digest() -> [u8; 32] {
     digest
 }
 
-/// Loads the program for an interface slot. The instance's maps are created and pinned if they
-/// are missing, the rule counters with `counter_pages` pages.
-pub(super) fn load(instance: &Instance, slot: u32, counter_pages: u32) -> Result<OwnedFd, Error> {
+/// Loads the program for an interface slot. The slot's counters are created with `pages` pages and
+/// pinned, and so is the instance's policy if it is missing.
+pub(super) fn load(instance: &Instance, slot: u32, pages: u32) -> Result<OwnedFd, Error> {
     let mut loader = EbpfLoader::new();
     // The program needs nothing of the kernel's own types, so their BTF is not read.
     loader.btf(None);
-    loader.override_global("INTERFACE_SLOT", &slot, true);
-    loader.map_max_entries(maps::RULE_COUNTERS, counter_pages);
-    for name in maps::PROGRAM_MAPS {
-        loader.map_pin_path(name, instance.pin(name));
-    }
+    loader.map_max_entries("counters", pages);
+    loader.map_pin_path("policy", instance.policy_pin());
+    loader.map_pin_path("counters", instance.counters_pin(slot));
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
     let missing = || Error::Load("the object has no program `portsteer`".to_owned());
     let program: &mut Xdp = ebpf

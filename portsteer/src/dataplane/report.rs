@@ -1,6 +1,6 @@
 //! What listings show. The field names are those of `--json` and stay.
 
-use portsteer_common::{Counter, Reason, Verdict, counters::InterfaceCounters};
+use portsteer_common::{Counter, CounterPage, Reason, Verdict, counters::outcome_counter};
 use serde::Serialize;
 
 use super::{AttachedMode, Manifest, ManifestRule, Pinned};
@@ -125,24 +125,34 @@ impl RuleStats {
 }
 
 impl ReasonStats {
-    pub(super) fn new(verdict: Verdict, reason: Reason, counter: Counter) -> Self {
-        Self {
-            verdict: verdict.name(),
-            reason: reason.name(),
-            help: reason.help(),
-            packets: counter.packets,
-            bytes: counter.bytes,
+    /// All that were counted, from a page of outcomes.
+    pub(super) fn all(outcomes: &CounterPage) -> Vec<Self> {
+        let mut reasons = Vec::new();
+        for verdict in Verdict::ALL {
+            for &reason in Reason::ALL {
+                let counter = outcomes.counters[outcome_counter(verdict, reason) as usize];
+                if counter.packets > 0 {
+                    reasons.push(Self {
+                        verdict: verdict.name(),
+                        reason: reason.name(),
+                        help: reason.help(),
+                        packets: counter.packets,
+                        bytes: counter.bytes,
+                    });
+                }
+            }
         }
+        reasons
     }
 }
 
 impl InterfaceStats {
-    pub(super) fn new(pinned: &Pinned, counters: &InterfaceCounters) -> Self {
+    pub(super) fn new(pinned: &Pinned, outcomes: &CounterPage) -> Self {
         let InterfaceStatus { name, index, mode, attached } = InterfaceStatus::new(pinned);
         let packets = |verdict| {
             Reason::ALL
                 .iter()
-                .map(|&reason| counters.counters[InterfaceCounters::index(verdict, reason)].packets)
+                .map(|&reason| outcomes.counters[outcome_counter(verdict, reason) as usize].packets)
                 .sum()
         };
         Self {
@@ -150,8 +160,8 @@ impl InterfaceStats {
             index,
             mode,
             attached,
-            packets: counters.counters.iter().map(|counter| counter.packets).sum(),
-            bytes: counters.counters.iter().map(|counter| counter.bytes).sum(),
+            packets: outcomes.counters.iter().map(|counter| counter.packets).sum(),
+            bytes: outcomes.counters.iter().map(|counter| counter.bytes).sum(),
             passed: packets(Verdict::Pass),
             dropped: packets(Verdict::Drop),
             aborted: packets(Verdict::Abort),

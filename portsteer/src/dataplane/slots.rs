@@ -1,5 +1,4 @@
-//! Which interface has which slot. A slot is a constant in the program that is attached to its
-//! interface, and the index of the interface's counters.
+//! Which interface has which slot. A slot is the number in the names of the interface's pins.
 
 use std::os::fd::BorrowedFd;
 

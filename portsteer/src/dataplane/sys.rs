@@ -12,7 +12,11 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    ptr::NonNull,
+    sync::atomic::AtomicU32,
 };
+
+use bytemuck::AnyBitPattern;
 
 use aya_obj::generated::{
     bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info, bpf_map_type,
@@ -120,6 +124,79 @@ pub fn map_lookup(fd: BorrowedFd<'_>, key: u32, value: &mut [u8]) -> io::Result<
     element.key = &raw const key as u64;
     element.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
     bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes).map(drop)
+}
+
+/// The one value of an array map that was made with `BPF_F_MMAPABLE`, mapped into memory.
+pub struct Mapping<T: AnyBitPattern> {
+    value: NonNull<T>,
+    len: usize,
+}
+
+impl<T: AnyBitPattern> Mapping<T> {
+    /// Maps the value of `map`, which is a `T`.
+    pub fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
+        if map_shape(map)?.value_size as usize != size_of::<T>() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the value has another size"));
+        }
+        // The kernel rounds the value up to whole pages, and so does mmap(2).
+        let len = size_of::<T>();
+        // SAFETY: a new mapping, at an address of the kernel's choice.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        match NonNull::new(address.cast::<T>()) {
+            Some(value) if address != libc::MAP_FAILED => Ok(Self { value, len }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// A word of the value, for access that others may make as well.
+    #[must_use]
+    pub fn word(&self, of: impl FnOnce(*mut T) -> *mut u32) -> &AtomicU32 {
+        let word = of(self.value.as_ptr());
+        let offset = word as usize - self.value.as_ptr() as usize;
+        assert!(offset + size_of::<u32>() <= self.len && offset.is_multiple_of(4));
+        // SAFETY: an aligned word within the mapping, which lives as long as `self`.
+        unsafe { AtomicU32::from_ptr(word) }
+    }
+
+    /// A part of the value, to be written to.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else writes to that part while the reference lives, and no program reads it.
+    #[must_use]
+    pub unsafe fn part_mut<U: AnyBitPattern>(
+        &mut self,
+        of: impl FnOnce(*mut T) -> *mut U,
+    ) -> &mut U {
+        let part = of(self.value.as_ptr());
+        let offset = part as usize - self.value.as_ptr() as usize;
+        assert!(offset + size_of::<U>() <= self.len && part.is_aligned());
+        // SAFETY: within the mapping and aligned, any bits are a value, and the caller vouches for
+        // there being no other reference.
+        unsafe { &mut *part }
+    }
+}
+
+impl<T: AnyBitPattern> std::fmt::Debug for Mapping<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Mapping({:p}, {} bytes)", self.value, self.len)
+    }
+}
+
+impl<T: AnyBitPattern> Drop for Mapping<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `new` has made, to which no reference is left.
+        unsafe { libc::munmap(self.value.as_ptr().cast(), self.len) };
+    }
 }
 
 /// Pins an object under a path on a bpffs.

@@ -252,6 +252,7 @@ pub struct End {
     namespace: Namespace,
     name: String,
     mac: Option<[u8; 6]>,
+    rx_queues: Option<u32>,
     addresses: Vec<(IpAddr, u8)>,
 }
 
@@ -263,6 +264,7 @@ impl End {
             namespace: namespace.clone(),
             name: name.to_owned(),
             mac: None,
+            rx_queues: None,
             addresses: Vec::new(),
         }
     }
@@ -271,6 +273,13 @@ impl End {
     #[must_use]
     pub fn mac(mut self, mac: [u8; 6]) -> Self {
         self.mac = Some(mac);
+        self
+    }
+
+    /// How many queues it has for receiving, where that differs from [`VethBuilder::queues`].
+    #[must_use]
+    pub fn rx_queues(mut self, queues: u32) -> Self {
+        self.rx_queues = Some(queues);
         self
     }
 
@@ -388,10 +397,11 @@ impl VethBuilder {
         if let Some(mtu) = self.mtu {
             request = request.number(libc::IFLA_MTU, mtu);
         }
+        if let Some(queues) = end.rx_queues.or(self.queues) {
+            request = request.number(libc::IFLA_NUM_RX_QUEUES, queues);
+        }
         if let Some(queues) = self.queues {
-            request = request
-                .number(libc::IFLA_NUM_RX_QUEUES, queues)
-                .number(libc::IFLA_NUM_TX_QUEUES, queues);
+            request = request.number(libc::IFLA_NUM_TX_QUEUES, queues);
         }
         request
     }

@@ -3,14 +3,11 @@
 use std::cell::RefCell;
 
 use portsteer::{
-    compile::compile,
-    oracle::{self, Decision, Packet},
+    compile::{compile, verdict},
+    oracle::{self, Packet},
     policy::{Action, InterfacePattern, Mode, Options, Policy, PortRange, Rule},
 };
-use portsteer_common::{
-    Image, PortProtocol,
-    image::{FIRST_RULE, Special},
-};
+use portsteer_common::{Decision, Image, PortProtocol, Reason, counters::outcome_counter};
 use portsteer_testkit::packet::*;
 use proptest::{
     prelude::*,
@@ -94,18 +91,29 @@ fn policy() -> impl Strategy<Value = Policy> {
     )
 }
 
-/// What the image says, as the oracle would put it.
-fn decision(number: u32) -> Decision {
-    match number {
-        n if n == Special::Default as u32 => Decision::Default,
-        n if n == Special::Fragments as u32 => Decision::Fragments,
-        n => Decision::Rule((n - FIRST_RULE) as usize),
-    }
+/// What the image says, as the oracle would put it. The rule with index `i` counts in counter
+/// `1000 + i`.
+fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
+    let decision = match cell.counter() {
+        counter if counter == outcome_counter(cell.verdict(), Reason::NoRule) => {
+            oracle::Decision::Default
+        }
+        counter if counter == outcome_counter(cell.verdict(), Reason::FragmentWithoutPorts) => {
+            oracle::Decision::Fragments
+        }
+        counter => oracle::Decision::Rule(counter as usize - 1_000),
+    };
+    assert_eq!(cell.verdict(), verdict(oracle::action(policy, decision)));
+    decision
 }
 
 fn compiled(policy: &Policy) -> Box<Image> {
-    let counters: Vec<u32> = (1..).take(policy.rules.len()).collect();
-    compile(policy, &counters).unwrap()
+    let counters: Vec<u32> = (1_000..).take(policy.rules.len()).collect();
+    // Whatever stood there before is gone.
+    let mut image: Box<Image> = bytemuck::zeroed_box();
+    bytemuck::bytes_of_mut(&mut *image).fill(0xa5);
+    compile(policy, &counters, &mut image).unwrap();
+    image
 }
 
 /// Every cell of the tables is what the oracle says, for all ports and all protocols.
@@ -127,29 +135,22 @@ fn the_compiled_tables_agree_with_the_oracle() {
                 for port in 0..=u16::MAX {
                     let packet =
                         Packet { protocol: protocol.number(), dst_port: Some(port), ..bare };
-                    let number = image.by_port[protocol as usize][usize::from(port)];
-                    prop_assert_eq!(decision(number), oracle::judge(&policy, &packet));
+                    let cell = image.by_port[protocol as usize][usize::from(port)];
+                    prop_assert_eq!(decision(&policy, cell), oracle::judge(&policy, &packet));
                 }
             }
             for protocol in 0..=u8::MAX {
                 let later_fragment = WITH_PORTS.contains(&protocol);
                 let packet = Packet { protocol, later_fragment, ..bare };
-                let number = image.by_protocol[usize::from(protocol)];
+                let cell = image.by_protocol[usize::from(protocol)];
                 let judged = oracle::judge(&policy, &packet);
-                prop_assert_eq!(decision(number), judged, "protocol {}", protocol);
+                prop_assert_eq!(decision(&policy, cell), judged, "protocol {}", protocol);
             }
             // The same policy gives the same bytes.
-            prop_assert!(bytes(&image) == bytes(&compiled(&policy)));
+            prop_assert!(bytemuck::bytes_of(&*image) == bytemuck::bytes_of(&*compiled(&policy)));
             Ok(())
         })
         .unwrap();
-}
-
-fn bytes(image: &Image) -> Vec<u32> {
-    let rules = image.rules.iter().flat_map(|rule| {
-        [rule.counter, u32::from(rule.verdict.0), u32::from(rule.reason), u32::from(rule.target)]
-    });
-    image.by_port.iter().flatten().copied().chain(image.by_protocol).chain(rules).collect()
 }
 
 /// A frame that is right but for a few bytes.

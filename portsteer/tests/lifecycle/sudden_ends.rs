@@ -1,0 +1,156 @@
+//! Agents that are killed at any moment, and policies of great size.
+
+use std::{
+    fs,
+    os::fd::AsFd as _,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use portsteer::dataplane::sys::{self, MapShape, map_type};
+use portsteer_testkit::{
+    agent::{Agent, Stats, run},
+    sandbox::sandbox,
+    site::{HOST_V4, Site, wait_until},
+};
+
+use crate::{INSTANCE, another_device, assert_all_off, assert_in_force, policy, rule};
+
+/// How many moments are tried, spread evenly over what is interrupted.
+const ROUNDS: u32 = 20;
+
+fn duration(body: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    body();
+    start.elapsed()
+}
+
+#[test]
+fn an_agent_killed_at_any_moment_of_its_start_leaves_no_obstacle() {
+    sandbox(|| {
+        let site = Site::quiet();
+        another_device(&site, "second");
+        let policy = policy(&["uplink", "second"]);
+        let whole = duration(|| {
+            Agent::start(&site.host, INSTANCE, &policy).end(libc::SIGINT);
+        });
+        for round in 0..ROUNDS {
+            let mut agent = Agent::launch(&site.host, INSTANCE, &policy, &[]);
+            thread::sleep(whole * round / ROUNDS);
+            agent.kill();
+            if round % 2 == 0 {
+                // The next one begins with whatever is there.
+                continue;
+            }
+            agent.restart();
+            assert_in_force(&site);
+            let (status, log) = agent.end(libc::SIGINT);
+            assert_eq!(status.code(), Some(0), "{log}");
+            assert_all_off(&site);
+        }
+    });
+}
+
+#[test]
+fn pins_without_a_link_are_no_obstacle() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let directory = Path::new("/sys/fs/bpf/portsteer").join(INSTANCE);
+        let shape =
+            MapShape { map_type: map_type::ARRAY, key_size: 4, value_size: 64, max_entries: 1 };
+        for names in [&[][..], &["policy"], &["counters_0", "interfaces"], &["manifest_new"]] {
+            fs::create_dir_all(&directory).unwrap();
+            for name in names {
+                let map = sys::map_create("debris", shape, None).unwrap();
+                sys::pin(map.as_fd(), &directory.join(name)).unwrap();
+            }
+            for command in ["status", "stats"] {
+                run(&site.host, &[command]).expect(1, &["is not attached to anything"]);
+            }
+            let agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink"]));
+            assert_in_force(&site);
+            agent.end(libc::SIGINT);
+            assert_all_off(&site);
+        }
+    });
+}
+
+#[test]
+fn detach_clears_pins_without_a_link() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let directory = Path::new("/sys/fs/bpf/portsteer").join(INSTANCE);
+        fs::create_dir_all(&directory).unwrap();
+        let shape =
+            MapShape { map_type: map_type::ARRAY, key_size: 4, value_size: 64, max_entries: 1 };
+        let map = sys::map_create("debris", shape, None).unwrap();
+        sys::pin(map.as_fd(), &directory.join("policy")).unwrap();
+        run(&site.host, &["detach"]).expect(1, &["is not attached to anything"]);
+        assert_all_off(&site);
+    });
+}
+
+#[test]
+fn an_agent_killed_during_swaps_leaves_one_policy_whole() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink"]));
+        let attached = site.xdp();
+        let whole = duration(|| agent.swap(&policy(&["uplink"])));
+        for round in 0..ROUNDS {
+            let more = rule(&format!("r{round}"), 3000 + round as u16, "drop");
+            agent.write_policy(&(policy(&["uplink"]) + &more));
+            agent.signal(libc::SIGHUP);
+            thread::sleep(whole * round / ROUNDS);
+            agent.kill();
+            assert_eq!(site.xdp(), attached);
+            assert_in_force(&site);
+            let stats = Stats::read(&site.host, INSTANCE);
+            let before = round.checked_sub(1).map(|before| format!("r{before}"));
+            let old = before.is_none_or(|before| stats.has_rule(&before));
+            assert!(old != stats.has_rule(&format!("r{round}")) || round == 0, "{stats:?}");
+            agent.restart();
+            assert!(Stats::read(&site.host, INSTANCE).has_rule(&format!("r{round}")));
+            assert_eq!(site.xdp(), attached);
+        }
+        assert_eq!(Stats::read(&site.host, INSTANCE).rule("blocked"), u64::from(ROUNDS));
+        agent.end(libc::SIGINT);
+        assert_all_off(&site);
+    });
+}
+
+#[test]
+fn thirty_thousand_rules_start_swap_and_are_listed() {
+    sandbox(|| {
+        let rules = 30_000;
+        let site = Site::quiet();
+        let large = |last: &str| {
+            let mut text = policy(&["uplink"]);
+            for port in 10_000..10_000 + rules - 1 {
+                text.push_str(&rule(&format!("r{port}"), port, "drop"));
+            }
+            text + &rule("last", 9_999, last)
+        };
+        let mut agent = Agent::start(&site.host, INSTANCE, &large("drop"));
+        assert_in_force(&site);
+        let stats = || Stats::read(&site.host, INSTANCE);
+        let client = site.udp_client(HOST_V4, 9_999);
+        client.send(b"count me").unwrap();
+        wait_until("it is counted", || stats().rule("last") == 1);
+        run(&site.host, &["stats"]).expect(0, &["r10000", "r39998", "last"]);
+
+        agent.swap(&large("pass"));
+        site.udp_echo(HOST_V4, 9_999, 1);
+        let now = stats();
+        assert_eq!(now.0["rules"].as_array().unwrap().len(), usize::from(rules) + 1);
+        assert_eq!((now.rule("last"), now.rule("blocked")), (2, 1));
+        // To a small one and back.
+        agent.swap(&policy(&["uplink"]));
+        assert_in_force(&site);
+        agent.swap(&large("drop"));
+        assert_eq!(stats().rule("last"), 0, "it is a new rule");
+        agent.end(libc::SIGINT);
+        assert_all_off(&site);
+    });
+}
