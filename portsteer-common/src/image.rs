@@ -105,20 +105,21 @@ impl PortKey {
     }
 }
 
-/// What is decided about a packet, and where that is counted: the verdict's number in the upper 4
-/// bits, the counter in the lower 28.
+/// What is decided about a packet, and where that is counted: the counter in the upper 28 bits, the
+/// verdict's number in the lower 4. In this order the counter's place in its page, in bytes, is
+/// the number with a mask over it.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Decision(u32);
 
 impl Decision {
-    const COUNTER_BITS: u32 = 28;
+    const VERDICT_BITS: u32 = 4;
 
     /// A decision that counts in `counter`, below 268,435,456.
     #[inline(always)]
     #[must_use]
     pub const fn new(verdict: Verdict, counter: u32) -> Self {
-        Self(((verdict as u32) << Self::COUNTER_BITS) | counter)
+        Self((counter << Self::VERDICT_BITS) | verdict as u32)
     }
 
     /// A decision for another reason than a rule.
@@ -132,14 +133,14 @@ impl Decision {
     #[inline(always)]
     #[must_use]
     pub const fn verdict(self) -> Verdict {
-        Verdict::from_number(self.0 >> Self::COUNTER_BITS)
+        Verdict::from_number(self.0 & ((1 << Self::VERDICT_BITS) - 1))
     }
 
     /// The counter.
     #[inline(always)]
     #[must_use]
     pub const fn counter(self) -> u32 {
-        self.0 & ((1 << Self::COUNTER_BITS) - 1)
+        self.0 >> Self::VERDICT_BITS
     }
 }
 

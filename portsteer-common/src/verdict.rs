@@ -3,21 +3,22 @@
 /// The number of verdicts that the counters have room for. A power of two.
 pub const VERDICT_SLOTS: usize = 8;
 
-/// What happens to a packet.
+/// What happens to a packet. The numbers are those of the XDP actions (include/uapi/linux/bpf.h),
+/// so that a verdict which is nothing but an action costs nothing to carry out.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
-    /// On to the host's own network stack: `XDP_PASS`.
-    Pass = 0,
+    /// An invariant of the program is broken: `XDP_ABORTED`, so that the kernel's
+    /// `xdp_exception` tracepoint shows it. Memory that was never written to says so too.
+    Abort = 0,
     /// Discarded: `XDP_DROP`.
     Drop = 1,
-    /// An invariant of the program is broken: `XDP_ABORTED`, so that the kernel's
-    /// `xdp_exception` tracepoint shows it.
-    Abort = 2,
+    /// On to the host's own network stack: `XDP_PASS`.
+    Pass = 2,
 }
 
 impl Verdict {
-    /// Every verdict, in the order of their numbers.
+    /// Every verdict, in the order of listings.
     pub const ALL: [Self; 3] = [Self::Pass, Self::Drop, Self::Abort];
 
     /// The verdict with this number. A number that names none is a broken invariant, which
@@ -26,8 +27,8 @@ impl Verdict {
     #[must_use]
     pub const fn from_number(number: u32) -> Self {
         match number {
-            0 => Self::Pass,
             1 => Self::Drop,
+            2 => Self::Pass,
             _ => Self::Abort,
         }
     }

@@ -42,4 +42,6 @@ bound! {
     /// A number below 524,288, of which the compiler knows nothing else, so that it keeps the
     /// comparison with the port table's length that the verifier needs.
     port_index, 0x7ffff;
+    /// An index into the first two rows of the port table: TCP and UDP.
+    plain_port_index, 0x1ffff;
 }

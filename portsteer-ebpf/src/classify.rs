@@ -1,6 +1,6 @@
 //! Headers to the decision about them. One load, whatever the number of rules.
 
-use portsteer_common::{Decision, Fault, PortKey, Reason, Verdict, wire::icmp};
+use portsteer_common::{Decision, Fault, Reason, Verdict, wire::icmp};
 use portsteer_ebpf::parse::{Headers, Kind};
 
 use crate::maps::Policy;
@@ -12,7 +12,7 @@ pub const BROKEN: Decision = Decision::without_rule(Verdict::Abort, Reason::Inte
 #[inline(always)]
 pub fn classify(policy: Policy, headers: &Headers) -> Decision {
     match headers.kind {
-        Kind::Ports => classify_ports(policy, headers.key),
+        Kind::Ports => policy.by_port(headers.key).unwrap_or(BROKEN),
         Kind::Portless => policy.by_protocol(headers.protocol),
         Kind::Icmp => {
             let needed = headers.icmp_type == icmp::UNREACHABLE
@@ -30,12 +30,6 @@ pub fn classify(policy: Policy, headers: &Headers) -> Decision {
             unless_spared(policy, headers.protocol, spared)
         }
     }
-}
-
-/// What is decided about a packet with ports.
-#[inline(always)]
-pub fn classify_ports(policy: Policy, key: PortKey) -> Decision {
-    policy.by_port(key).unwrap_or(BROKEN)
 }
 
 /// What is decided about a protocol, but a pass for the messages that `default = "drop"` spares.

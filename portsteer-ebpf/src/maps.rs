@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use portsteer_common::{
-    Counter, CounterPage, Decision, Image, PolicyBanks, PortKey, Verdict,
+    Counter, CounterPage, Decision, Image, PolicyBanks, PortKey, PortProtocol, Verdict,
     counters::{MAX_PAGES, PAGE_COUNTERS},
     image::ROWS,
 };
@@ -50,6 +50,15 @@ impl Policy {
         }
         // SAFETY: `self.0` is an image, and the index is within its table.
         Some(unsafe { (&raw const (*self.0).by_port).cast::<Decision>().add(index).read() })
+    }
+
+    /// The same for TCP and UDP, where a mask will do.
+    #[inline(always)]
+    pub fn by_plain_port(self, key: PortKey) -> Decision {
+        const _: () = assert!(PortProtocol::Tcp as u8 == 0 && PortProtocol::Udp as u8 == 1);
+        let index = bound::plain_port_index(key.index());
+        // SAFETY: `self.0` is an image, and the index is below two rows of its table.
+        unsafe { (&raw const (*self.0).by_port).cast::<Decision>().add(index).read() }
     }
 
     /// What is decided about packets of `protocol` that have no ports.

@@ -117,42 +117,42 @@ pub fn parse_plain<B: Buffer>(frame: &Frame<B>) -> Option<PortKey> {
         if ip.vihl != 0x45 || !whole || ETHERNET_LEN + total_len > frame.first_len() {
             return None;
         }
-        let payload = total_len.checked_sub(IPV4_LEN)?;
-        let l4_off = (ETHERNET_LEN + IPV4_LEN) as usize;
-        return parse_plain_transport(frame, ip.proto, &plain.transport, l4_off, payload);
+        return parse_plain_transport(frame, ip.proto, &plain.transport, IPV4_LEN, total_len);
     }
     if plain.ethernet.ether_type_be == ether_type::IPV6.to_be_bytes() {
         let plain = frame.get::<PlainIpv6>(0)?;
-        let payload = u32::from(u16::from_be_bytes(plain.ip.payload_len));
-        if plain.ip.vcf[0] >> 4 != 6 || ETHERNET_LEN + IPV6_LEN + payload > frame.first_len() {
+        let ip = &plain.ip;
+        let total_len = IPV6_LEN + u32::from(u16::from_be_bytes(ip.payload_len));
+        if ip.vcf[0] >> 4 != 6 || ETHERNET_LEN + total_len > frame.first_len() {
             return None;
         }
-        let l4_off = (ETHERNET_LEN + IPV6_LEN) as usize;
-        return parse_plain_transport(frame, plain.ip.next_hdr, &plain.transport, l4_off, payload);
+        return parse_plain_transport(frame, ip.next_hdr, &plain.transport, IPV6_LEN, total_len);
     }
     None
 }
 
-/// The end of the fast path: TCP and UDP with lengths that fit.
+/// The end of the fast path: TCP and UDP with lengths that fit. `header_len` and `total_len` are
+/// those of the IP packet.
 #[inline(always)]
 fn parse_plain_transport<B: Buffer>(
     frame: &Frame<B>,
     protocol: u8,
     start: &TransportStart,
-    l4_off: usize,
-    payload: u32,
+    header_len: u32,
+    total_len: u32,
 ) -> Option<PortKey> {
     let dst_port = u16::from_be_bytes(start.dst_port_be);
     if protocol == PortProtocol::Tcp.number() {
-        let header_len = tcp_header_len(*frame.get::<u8>(l4_off + TCP_DATA_OFFSET)?);
-        if header_len < PortProtocol::Tcp.header_len() || header_len > payload {
+        let l4_off = (ETHERNET_LEN + header_len) as usize;
+        let len = tcp_header_len(*frame.get::<u8>(l4_off + TCP_DATA_OFFSET)?);
+        if len < PortProtocol::Tcp.header_len() || header_len + len > total_len {
             return None;
         }
         return Some(PortKey::new(PortProtocol::Tcp, dst_port));
     }
     if protocol == PortProtocol::Udp.number() {
         let len = u32::from(u16::from_be_bytes(start.third_be));
-        if len < PortProtocol::Udp.header_len() || len > payload {
+        if len < PortProtocol::Udp.header_len() || header_len + len > total_len {
             return None;
         }
         return Some(PortKey::new(PortProtocol::Udp, dst_port));

@@ -8,7 +8,7 @@ use portsteer_ebpf::{
 };
 
 use crate::{
-    classify::{BROKEN, classify, classify_ports, without_headers},
+    classify::{BROKEN, classify, without_headers},
     maps::{self, Policy},
     verdict::act,
 };
@@ -22,16 +22,23 @@ pub fn portsteer(ctx: XdpContext) -> u32 {
     act(decision.verdict())
 }
 
+/// The fast path parses before it looks anything up: a look-up is a call to the compiler, and what
+/// lives across it is pushed onto the stack.
 #[inline(always)]
 fn judge(frame: &mut Frame<Packet>) -> Decision {
-    let Some(policy) = Policy::current() else {
-        return BROKEN;
-    };
-    if let Some(key) = parse_plain(frame) {
-        return classify_ports(policy, key);
+    match parse_plain(frame) {
+        Some(key) => Policy::current().map_or(BROKEN, |policy| policy.by_plain_port(key)),
+        None => judge_any(frame),
     }
+}
+
+/// The slow path.
+#[inline(always)]
+fn judge_any(frame: &mut Frame<Packet>) -> Decision {
     let mut headers = Headers::new();
-    match parse_any(frame, &mut headers) {
+    let parsed = parse_any(frame, &mut headers);
+    let Some(policy) = Policy::current() else { return BROKEN };
+    match parsed {
         Ok(()) => classify(policy, &headers),
         Err(reason) => without_headers(policy, reason),
     }
