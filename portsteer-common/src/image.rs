@@ -12,7 +12,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    Reason, Verdict,
+    Counter, Reason, Verdict,
     counters::{MAX_PAGES, PAGE_COUNTERS, outcome_counter},
 };
 
@@ -133,7 +133,30 @@ impl Decision {
     #[inline(always)]
     #[must_use]
     pub const fn verdict(self) -> Verdict {
-        Verdict::from_number(self.0 & ((1 << Self::VERDICT_BITS) - 1))
+        Verdict::from_number(self.verdict_number())
+    }
+
+    /// The verdict's number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn verdict_number(self) -> u32 {
+        self.0 & ((1 << Self::VERDICT_BITS) - 1)
+    }
+
+    /// The number of the counter's page.
+    #[inline(always)]
+    #[must_use]
+    pub const fn page(self) -> u32 {
+        self.counter() / PAGE_COUNTERS as u32
+    }
+
+    /// Where the counter stands in its page, in bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn page_offset(self) -> usize {
+        const MASK: usize = (PAGE_COUNTERS - 1) * size_of::<Counter>();
+        const _: () = assert!(1 << Decision::VERDICT_BITS == size_of::<Counter>());
+        self.0 as usize & MASK
     }
 
     /// The counter.
@@ -167,12 +190,18 @@ pub struct Image {
     pub unsupported: u32,
 }
 
+/// [`PolicyBanks::active`] when the first bank is in force.
+pub const FIRST_BANK: u32 = 0;
+/// [`PolicyBanks::active`] when the second bank is in force: all ones, so that the bank's offset is
+/// this word with a mask over it.
+pub const SECOND_BANK: u32 = u32::MAX;
+
 /// The value of the map `policy`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[expect(missing_debug_implementations, reason = "as for the image")]
 pub struct PolicyBanks {
-    /// The bank in force: 0 or 1.
+    /// The bank in force: [`FIRST_BANK`] or [`SECOND_BANK`].
     pub active: u32,
     pub reserved: u32,
     pub banks: [Image; BANKS],

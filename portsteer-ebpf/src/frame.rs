@@ -21,7 +21,7 @@ pub unsafe trait Buffer {
     /// The address after the last byte of the first buffer.
     fn end(&self) -> usize;
     /// The length of the whole frame in bytes, all its buffers together.
-    fn total_len(&self) -> u32;
+    fn total_len(&self) -> u64;
 }
 
 /// A header that can be read in place.
@@ -90,7 +90,7 @@ pub struct Frame<B> {
     buffer: B,
     start: usize,
     end: usize,
-    len: u32,
+    len: u64,
 }
 
 impl<B: Buffer> Frame<B> {
@@ -99,18 +99,18 @@ impl<B: Buffer> Frame<B> {
     #[inline(always)]
     pub fn new(buffer: B) -> Self {
         let (start, end) = (buffer.start(), buffer.end());
-        Self { buffer, start, end, len: (end - start) as u32 }
+        Self { buffer, start, end, len: (end - start) as u64 }
     }
 
     /// The length of the first buffer in bytes.
     #[inline(always)]
-    pub fn first_len(&self) -> u32 {
-        (self.end - self.start) as u32
+    pub fn first_len(&self) -> u64 {
+        (self.end - self.start) as u64
     }
 
     /// The length of the frame in bytes, as far as it was measured.
     #[inline(always)]
-    pub fn len(&self) -> u32 {
+    pub fn len(&self) -> u64 {
         self.len
     }
 
@@ -148,9 +148,7 @@ impl<B: Buffer> Frame<B> {
     pub fn header<T: Header>(&self, offset: usize) -> Result<&T, Reason> {
         match self.get(bound::frame_offset(offset)) {
             Some(header) => Ok(header),
-            None if (offset + size_of::<T>()) as u64 <= self.len as u64 => {
-                Err(Reason::BeyondFirstBuffer)
-            }
+            None if (offset + size_of::<T>()) as u64 <= self.len => Err(Reason::BeyondFirstBuffer),
             None => Err(Reason::Truncated),
         }
     }
@@ -167,7 +165,7 @@ unsafe impl Buffer for &[u8] {
         self.as_ptr() as usize + self.len()
     }
 
-    fn total_len(&self) -> u32 {
-        self.len() as u32
+    fn total_len(&self) -> u64 {
+        self.len() as u64
     }
 }

@@ -9,8 +9,7 @@ use aya_ebpf::{
 };
 use portsteer_common::{
     Counter, CounterPage, Decision, Image, PolicyBanks, PortKey, PortProtocol, Verdict,
-    counters::{MAX_PAGES, PAGE_COUNTERS},
-    image::ROWS,
+    counters::MAX_PAGES, image::ROWS,
 };
 use portsteer_ebpf::bound;
 
@@ -34,9 +33,11 @@ impl Policy {
         let policy = POLICY.get_ptr(0)?;
         // SAFETY: the map's one value, an aligned word of it. User space changes it with one
         // atomic store.
-        let bank = unsafe { (&raw const (*policy).active).read_volatile() } as usize & 1;
+        let active = unsafe { (&raw const (*policy).active).read_volatile() };
+        // Nothing or all: the offset of the first bank or of the second.
+        let offset = active as usize & size_of::<Image>();
         // SAFETY: one of the two banks of the value.
-        Some(Self(unsafe { (&raw const (*policy).banks).cast::<Image>().add(bank) }))
+        Some(Self(unsafe { (&raw const (*policy).banks).byte_add(offset).cast::<Image>() }))
     }
 
     /// What is decided about packets with this protocol and destination port. `None` never happens,
@@ -84,18 +85,16 @@ impl Policy {
     }
 }
 
-/// Counts a packet of `len` bytes in the counter `id`.
+/// Counts a packet of `len` bytes where the decision says.
 #[inline(always)]
-pub fn count(id: u32, len: u32) {
-    let page = id / PAGE_COUNTERS as u32;
-    let index = id as usize % PAGE_COUNTERS;
-    if let Some(page) = COUNTERS.get_ptr_mut(page) {
+pub fn count(decision: Decision, len: u64) {
+    if let Some(page) = COUNTERS.get_ptr_mut(decision.page()) {
         // SAFETY: a value of `counters`, which no other program touches on this CPU while this
-        // one runs; the index is below the page's length.
+        // one runs; the offset is that of one of its counters.
         unsafe {
-            let counter = page.cast::<Counter>().add(index);
+            let counter = page.byte_add(decision.page_offset()).cast::<Counter>();
             (*counter).packets += 1;
-            (*counter).bytes += u64::from(len);
+            (*counter).bytes += len;
         }
     }
 }

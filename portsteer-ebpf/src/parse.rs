@@ -108,13 +108,18 @@ pub fn parse<B: Buffer>(frame: &mut Frame<B>) -> Result<Headers, Reason> {
 /// The fast path. `None` says nothing about the frame but that it has to take the slow one.
 #[inline(always)]
 pub fn parse_plain<B: Buffer>(frame: &Frame<B>) -> Option<PortKey> {
+    // Version 4, a header of five words.
+    const PLAIN: u8 = 0x45;
+    // Offset and more fragments; the bits "reserved" and "don't fragment" are free.
+    const FRAGMENT_MASK: u16 = 0x3fff;
+
     let plain = frame.get::<PlainIpv4>(0)?;
     if plain.ethernet.ether_type_be == ether_type::IPV4.to_be_bytes() {
         let ip = &plain.ip;
         let total_len = u32::from(u16::from_be_bytes(ip.tot_len));
-        // Neither more fragments nor an offset; the bits "reserved" and "don't fragment" are free.
-        let whole = u16::from_ne_bytes(ip.frags) & 0x3fffu16.to_be() == 0;
-        if ip.vihl != 0x45 || !whole || ETHERNET_LEN + total_len > frame.first_len() {
+        let fragment = u32::from(u16::from_ne_bytes(ip.frags)) & u32::from(FRAGMENT_MASK.to_be());
+        let beyond = u64::from(ETHERNET_LEN + total_len) > frame.first_len();
+        if ip.vihl != PLAIN || fragment != 0 || beyond {
             return None;
         }
         return parse_plain_transport(frame, ip.proto, &plain.transport, IPV4_LEN, total_len);
@@ -123,7 +128,7 @@ pub fn parse_plain<B: Buffer>(frame: &Frame<B>) -> Option<PortKey> {
         let plain = frame.get::<PlainIpv6>(0)?;
         let ip = &plain.ip;
         let total_len = IPV6_LEN + u32::from(u16::from_be_bytes(ip.payload_len));
-        if ip.vcf[0] >> 4 != 6 || ETHERNET_LEN + total_len > frame.first_len() {
+        if ip.vcf[0] >> 4 != 6 || u64::from(ETHERNET_LEN + total_len) > frame.first_len() {
             return None;
         }
         return parse_plain_transport(frame, ip.next_hdr, &plain.transport, IPV6_LEN, total_len);
@@ -211,7 +216,7 @@ fn parse_ipv4<B: Buffer>(
     if header_len < IPV4_LEN || header_len > total_len {
         return Err(Reason::IpHeaderLength);
     }
-    if l3_off as u32 + total_len > frame.len() {
+    if u64::from(l3_off as u32 + total_len) > frame.len() {
         return Err(Reason::Truncated);
     }
     let payload = total_len - header_len;
@@ -247,7 +252,7 @@ fn parse_ipv6<B: Buffer>(
     if payload == 0 && kind == protocol::HOP_BY_HOP {
         return Err(Reason::Jumbogram);
     }
-    if l3_off as u32 + IPV6_LEN + payload > frame.len() {
+    if u64::from(l3_off as u32 + IPV6_LEN + payload) > frame.len() {
         return Err(Reason::Truncated);
     }
 

@@ -18,8 +18,8 @@ use crate::{
 pub fn portsteer(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(Packet(ctx));
     let decision = judge(&mut frame);
-    maps::count(decision.counter(), frame.len());
-    act(decision.verdict())
+    maps::count(decision, frame.len());
+    act(decision)
 }
 
 /// The fast path parses before it looks anything up: a look-up is a call to the compiler, and what
@@ -61,9 +61,9 @@ unsafe impl Buffer for Packet {
     }
 
     #[inline(always)]
-    fn total_len(&self) -> u32 {
+    fn total_len(&self) -> u64 {
         // SAFETY: the context is the one that the program was called with.
-        unsafe { bpf_xdp_get_buff_len(self.0.ctx) as u32 }
+        unsafe { bpf_xdp_get_buff_len(self.0.ctx) }
     }
 }
 

@@ -10,7 +10,7 @@ use bytemuck::Zeroable;
 use portsteer_common::{
     Counter, CounterPage, Image, PolicyBanks,
     counters::{MAX_PAGES, PAGE_COUNTERS},
-    image::BANKS,
+    image::{BANKS, FIRST_BANK, SECOND_BANK},
 };
 
 use super::{
@@ -126,7 +126,7 @@ impl Maps {
             // SAFETY: the address of a field of a value that is mapped.
             unsafe { &raw mut (*policy).active }
         });
-        active.load(Ordering::Acquire) as usize % BANKS
+        usize::from(active.load(Ordering::Acquire) != FIRST_BANK)
     }
 
     /// Puts a bank in force.
@@ -135,7 +135,8 @@ impl Maps {
             // SAFETY: the address of a field of a value that is mapped.
             unsafe { &raw mut (*policy).active }
         });
-        active.store(bank as u32, Ordering::Release);
+        let word = if bank == 0 { FIRST_BANK } else { SECOND_BANK };
+        active.store(word, Ordering::Release);
     }
 
     /// The bank that is not in force, to be filled. Only the holder of the instance's lock may ask
