@@ -35,6 +35,8 @@ fn judge(frame: &mut Frame<Packet>) -> Decision {
 /// The slow path.
 #[inline(always)]
 fn judge_any(frame: &mut Frame<Packet>) -> Decision {
+    // So that the fast path is laid out in one piece.
+    core::hint::cold_path();
     let mut headers = Headers::new();
     let parsed = parse_any(frame, &mut headers);
     let Some(policy) = Policy::current() else { return BROKEN };

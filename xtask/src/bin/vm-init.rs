@@ -89,6 +89,8 @@ fn run_command<'a>(
         .env("HOME", "/tmp")
         .env("PATH", "/bin")
         .env("PORTSTEER_BIN", "/bin/portsteer")
+        // Emulation is slow: fewer rounds and smaller transfers.
+        .env("PORTSTEER_SLOW", "1")
         .env("RUST_BACKTRACE", "1")
         .current_dir("/tmp")
         .process_group(0)

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Integration tests of the package portsteer that run in the guest as well as on the host.
-const TESTS: &[&str] = &["verdicts"];
+const TESTS: &[&str] = &["verdicts", "end_to_end"];
 /// How long such a test binary may take there.
 const TEST_SECONDS: u32 = 900;
 /// How long `portsteer demo` may take there.
