@@ -133,10 +133,14 @@ impl Bench {
         assert!(grown.next().is_none(), "one reason was counted");
         assert_eq!((packets, bytes), (1, len), "one packet with all its bytes");
 
-        let mut rules = after.rules.iter().zip(&before.rules).filter_map(|(now, then)| {
-            (now.packets != then.packets)
-                .then(|| (now.name.clone(), now.packets - then.packets, now.bytes - then.bytes))
-        });
+        let mut rules = after
+            .rules
+            .iter()
+            .zip(&before.rules)
+            .filter(|(now, then)| now.packets != then.packets)
+            .map(|(now, then)| {
+                (now.name.clone(), now.packets - then.packets, now.bytes - then.bytes)
+            });
         let rule = rules.next();
         assert!(rules.next().is_none(), "at most one rule counts a packet");
         let reason = *Reason::ALL.iter().find(|reason| reason.name() == entry.reason).unwrap();

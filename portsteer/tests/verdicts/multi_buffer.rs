@@ -66,7 +66,7 @@ fn headers_beyond_the_first_buffer_are_unsupported() {
 /// `ctx_in`'s `data_end` came to mean the first buffer's length with Linux 6.18.
 fn kernel_splits_at_will() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>());
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let version = (numbers.next().unwrap().unwrap(), numbers.next().unwrap().unwrap());
     version >= (6, 18)
 }
