@@ -129,6 +129,20 @@ impl Decision {
         Self::new(verdict, outcome_counter(verdict, reason))
     }
 
+    /// As a number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// From [`Decision::to_bits`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     /// The verdict.
     #[inline(always)]
     #[must_use]

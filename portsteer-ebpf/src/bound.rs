@@ -42,6 +42,8 @@ bound! {
     /// A number below 524,288, of which the compiler knows nothing else, so that it keeps the
     /// comparison with the port table's length that the verifier needs.
     port_index, 0x7ffff;
+    /// A protocol number: 8 bits, which the verifier forgets when they spend a while on the stack.
+    protocol, 0xff;
     /// An index into the first two rows of the port table: TCP and UDP.
     plain_port_index, 0x1ffff;
 }

@@ -65,7 +65,7 @@ impl Policy {
     /// What is decided about packets of `protocol` that have no ports.
     #[inline(always)]
     pub fn by_protocol(self, protocol: u8) -> Decision {
-        let index = usize::from(protocol);
+        let index = bound::protocol(usize::from(protocol));
         // SAFETY: `self.0` is an image, and the index is below 256.
         unsafe { (&raw const (*self.0).by_protocol).cast::<Decision>().add(index).read() }
     }

@@ -1,6 +1,8 @@
 //! The entry point.
 
-use aya_ebpf::{helpers::generated::bpf_xdp_get_buff_len, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_md, helpers::generated::bpf_xdp_get_buff_len, macros::xdp, programs::XdpContext,
+};
 use portsteer_common::Decision;
 use portsteer_ebpf::{
     frame::{Buffer, Frame},
@@ -16,34 +18,38 @@ use crate::{
 /// Judges one packet, counts it, and does what was decided: the one exit.
 #[xdp(frags)]
 pub fn portsteer(ctx: XdpContext) -> u32 {
-    let mut frame = Frame::new(Packet(ctx));
-    let decision = judge(&mut frame);
-    maps::count(decision, frame.len());
+    let frame = Frame::new(Packet(XdpContext::new(ctx.ctx)));
+    // The fast path parses before it looks anything up: a look-up is a call to the compiler, and
+    // what lives across it is pushed onto the stack.
+    let (decision, len) = match parse_plain(&frame) {
+        Some(key) => {
+            let decision = Policy::current().map_or(BROKEN, |policy| policy.by_plain_port(key));
+            (decision, frame.len())
+        }
+        None => unpack(judge_any(ctx.ctx)),
+    };
+    maps::count(decision, len);
     act(decision)
 }
 
-/// The fast path parses before it looks anything up: a look-up is a call to the compiler, and what
-/// lives across it is pushed onto the stack.
-#[inline(always)]
-fn judge(frame: &mut Frame<Packet>) -> Decision {
-    match parse_plain(frame) {
-        Some(key) => Policy::current().map_or(BROKEN, |policy| policy.by_plain_port(key)),
-        None => judge_any(frame),
-    }
+/// The slow path: the decision and the frame's length, packed. A subprogram, so that its hunger for
+/// registers is not the fast path's.
+#[inline(never)]
+fn judge_any(ctx: *mut xdp_md) -> u64 {
+    let mut frame = Frame::new(Packet(XdpContext::new(ctx)));
+    let mut headers = Headers::new();
+    let parsed = parse_any(&mut frame, &mut headers);
+    let decision = match (Policy::current(), parsed) {
+        (None, _) => BROKEN,
+        (Some(policy), Ok(())) => classify(policy, &headers),
+        (Some(policy), Err(reason)) => without_headers(policy, reason),
+    };
+    (frame.len() << 32) | u64::from(decision.to_bits())
 }
 
-/// The slow path.
 #[inline(always)]
-fn judge_any(frame: &mut Frame<Packet>) -> Decision {
-    // So that the fast path is laid out in one piece.
-    core::hint::cold_path();
-    let mut headers = Headers::new();
-    let parsed = parse_any(frame, &mut headers);
-    let Some(policy) = Policy::current() else { return BROKEN };
-    match parsed {
-        Ok(()) => classify(policy, &headers),
-        Err(reason) => without_headers(policy, reason),
-    }
+fn unpack(packed: u64) -> (Decision, u64) {
+    (Decision::from_bits(packed as u32), packed >> 32)
 }
 
 /// The packet that the kernel hands in.
