@@ -1,8 +1,10 @@
 //! The agent in the foreground: attaches, applies the policy file again on SIGHUP, and ends with
-//! the dataplane in force (SIGTERM) or taken off (Ctrl-C, or when its time is up).
+//! the dataplane in force (SIGTERM) or taken off (Ctrl-C, when its time is up, or SIGTERM before
+//! that).
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -55,6 +57,9 @@ pub struct LoadedPolicy {
     pub warnings: Vec<Diagnostic>,
 }
 
+/// The longest policy file that is read, in bytes.
+const MAX_POLICY_LEN: u64 = 64 << 20;
+
 /// Reads a policy file.
 ///
 /// # Errors
@@ -62,7 +67,13 @@ pub struct LoadedPolicy {
 /// It cannot be read, or it has errors.
 pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
     let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
-    let bytes = fs::read(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(unreadable)?;
+    file.take(MAX_POLICY_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_POLICY_LEN {
+        let text = format!("it is longer than {} MiB", MAX_POLICY_LEN >> 20);
+        return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, text)));
+    }
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         unreadable(io::Error::new(
@@ -145,16 +156,20 @@ pub async fn run(options: Options, reporter: &mut impl Reporter) -> Result<(), E
         };
         tokio::select! {
             _ = hangup.recv() => reload(&options, &mut running, reporter),
-            _ = terminate.recv() => {
-                if running.is_some() {
-                    let name = options.instance.name();
-                    reporter.note(&format!(
-                        "ending; the dataplane stays in force (`portsteer detach --instance \
-                         {name}` takes it off)"
-                    ));
+            // A trial is a trial however the agent is ended.
+            _ = terminate.recv() => match end {
+                Some(_) => return take_off(running, "ended before its time", reporter),
+                None => {
+                    if running.is_some() {
+                        let name = options.instance.name();
+                        reporter.note(&format!(
+                            "ending; the dataplane stays in force (`portsteer detach --instance \
+                             {name}` takes it off)"
+                        ));
+                    }
+                    return Ok(());
                 }
-                return Ok(());
-            }
+            },
             _ = interrupt.recv() => return take_off(running, "interrupted", reporter),
             () = lifetime => return take_off(running, "the time is up", reporter),
             _ = check.tick() => notice_detach(&mut running, reporter),

@@ -71,13 +71,14 @@ enum Command {
     /// Put a policy in force and keep it so, in the foreground.
     ///
     /// SIGHUP reads the file again and swaps the policy in whole; a file with errors changes
-    /// nothing. SIGTERM ends the agent and leaves the dataplane in force. Ctrl-C takes it off.
+    /// nothing. SIGTERM ends the agent and leaves the dataplane in force, unless --for was given.
+    /// Ctrl-C takes it off.
     Agent {
         /// The policy file.
         #[arg(long, value_name = "FILE")]
         policy: PathBuf,
-        /// Take the dataplane off after this time, such as 60s or 5m: the safety net for first
-        /// tries.
+        /// Take the dataplane off after this time, such as 60s or 5m, or when the agent is ended
+        /// before: the safety net for first tries. A number alone means seconds.
         #[arg(long = "for", value_name = "TIME", value_parser = lifetime)]
         lifetime: Option<Duration>,
         #[command(flatten)]
@@ -159,6 +160,10 @@ pub fn main() -> ExitCode {
 fn run_demo(json: bool) -> ExitCode {
     match demo::run(&demo::DemoOptions { json }) {
         Ok(code) => code,
+        // Whoever reads along has seen enough.
+        Err(demo::DemoError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             complain(&error.to_string(), None);
             ExitCode::from(error.exit_code())

@@ -19,7 +19,7 @@ pub enum Error {
     OldKernel { release: String },
     #[error("another agent{} runs instance `{instance}`", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
     InstanceBusy { instance: String, pid: Option<u32> },
-    #[error("{} holds pins of another layout: {detail}", directory.display())]
+    #[error("{} holds pins of another layout, or not all of them: {detail}", directory.display())]
     OtherLayout { instance: String, directory: PathBuf, detail: String },
     #[error("instance `{instance}` is attached in another network namespace")]
     OtherNamespace { instance: String },
@@ -36,14 +36,15 @@ pub enum Error {
     )]
     TooManyInterfaces { count: usize },
     #[error("another XDP program{} is attached to `{name}`", program_id.map(|id| format!(" (id {id})")).unwrap_or_default())]
-    InterfaceBusy { name: String, program_id: Option<u32> },
+    InterfaceBusy { name: String, program_id: Option<u32>, instance: Option<String> },
     #[error("`{name}` refuses {mode} mode: {}", explain(source))]
     AttachRefused { name: String, mode: &'static str, mtu: u32, source: io::Error },
     #[error("`{name}` is attached in {obtained} mode, and the policy now asks for {wanted} mode")]
     ModeChange { name: String, obtained: &'static str, wanted: &'static str },
     #[error(
-        "the policy has {rules} rules, and beside the policy in force the {available} rule \
-         counters do not suffice for it"
+        "the policy has {rules} rules, and too few of the {available} rule counters are free for \
+         it: those of the policy in force are taken, and counters that were ever used for one \
+         action are not used for another"
     )]
     CountersFull { instance: String, rules: usize, available: usize },
     #[error(transparent)]
@@ -80,7 +81,7 @@ impl Error {
                  of its own needs another name than `--instance {instance}`"
             ),
             Self::OtherLayout { instance, .. } => format!(
-                "another version of portsteer has put them there and may still be at work; \
+                "another version of portsteer has put them there, or somebody has removed some; \
                  `portsteer detach --instance {instance}` takes its dataplane off"
             ),
             Self::OtherNamespace { instance } => format!(
@@ -101,9 +102,13 @@ impl Error {
             Self::NotEthernet { .. } => {
                 "portsteer reads Ethernet frames: attach to the device below it".to_owned()
             }
+            Self::InterfaceBusy { instance: Some(instance), .. } => format!(
+                "it is portsteer's own, of instance `{instance}`: `portsteer detach --instance \
+                 {instance}` takes it off"
+            ),
             Self::InterfaceBusy { name, .. } => format!(
-                "take it off first: `ip link set dev {name} xdp off`, or end the program that \
-                 holds it (`bpftool net`, `bpftool link`)"
+                "take it off first: `ip link set dev {name} xdp off`; if a BPF link holds it, end \
+                 the program that owns the link (`bpftool link` names it)"
             ),
             Self::AttachRefused { name, mode, mtu, source } => match source.raw_os_error() {
                 Some(libc::ERANGE) => format!(

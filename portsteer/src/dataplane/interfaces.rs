@@ -70,9 +70,11 @@ pub(super) fn attach(
         };
         sys::link_xdp(program.as_fd(), link.index, flag).map_err(|source| {
             match source.raw_os_error() {
-                Some(libc::EBUSY | libc::EEXIST) => {
-                    Error::InterfaceBusy { name: link.name.clone(), program_id: None }
-                }
+                Some(libc::EBUSY | libc::EEXIST) => Error::InterfaceBusy {
+                    name: link.name.clone(),
+                    program_id: None,
+                    instance: None,
+                },
                 Some(libc::EPERM | libc::EACCES) => {
                     Error::io(format!("attaching to `{}`", link.name))(source)
                 }

@@ -23,8 +23,8 @@ use super::{
 const INTERFACES: &str = "interfaces";
 const RETIRED: &str = "retired";
 
-/// The least number of pages of counters, so that a small policy can grow: to 7,000 rules or so.
-const MIN_PAGES: usize = 32;
+/// The least number of pages of counters, so that a small policy can grow: to 15,000 rules or so.
+const MIN_PAGES: usize = 64;
 
 /// How many pages of counters an instance is loaded with: one for the packets without a rule, and
 /// room for twice the rules, so that a policy whose rules are all new fits beside the one that it
@@ -173,6 +173,15 @@ impl Maps {
         Ok(Some(Counters { map, values: cpus }))
     }
 
+    /// The error for counters that must be there and are not.
+    pub(super) fn missing_counters(&self, slot: u32) -> Error {
+        Error::OtherLayout {
+            instance: self.instance.name().to_owned(),
+            directory: self.instance.directory(),
+            detail: format!("the map `counters_{slot}` is missing"),
+        }
+    }
+
     /// What interfaces had counted that are no longer attached.
     pub(super) fn retired(&self) -> Result<Counters, Error> {
         let map = self.retired.try_clone().map_err(Error::io("opening the map `retired`"))?;
@@ -248,7 +257,7 @@ mod tests {
 
     #[test]
     fn there_is_room_for_two_policies() {
-        assert_eq!(pages_for(0), 32);
+        assert_eq!(pages_for(0), 64);
         assert_eq!(pages_for(65_535), 1024);
         assert_eq!(pages_for(MAX_RULES), 2048);
         for rules in [0, 1, 1_000, 3_000, 65_535, 100_000, MAX_RULES] {

@@ -325,14 +325,15 @@ fn check_namespace(instance: &Instance, pinned: &[Pinned], links: &[Link]) -> Re
 }
 
 /// What all interfaces have counted in the first `pages` pages: first those that are no longer
-/// attached, then the others in the order of `pinned`. A slot that is just being given up has
-/// counted nothing.
+/// attached, then the others in the order of `pinned`. A slot that is just being given up may have
+/// no counters any more.
 fn snapshots(maps: &Maps, pinned: &[Pinned], pages: u32) -> Result<Vec<Snapshot>, Error> {
     let mut snapshots = vec![maps.retired()?.read(pages)?];
     for pinned in pinned {
         snapshots.push(match maps.counters(pinned.slot)? {
             Some(counters) => counters.read(pages)?,
-            None => Snapshot { pages: Vec::new() },
+            None if pinned.ifindex == 0 => Snapshot { pages: Vec::new() },
+            None => return Err(maps.missing_counters(pinned.slot)),
         });
     }
     Ok(snapshots)
@@ -445,7 +446,8 @@ impl<'a> Attaching<'a> {
     fn attach(&mut self, mode: Mode, link: &Link, pinned: &[Pinned]) -> Result<Attached, Error> {
         if let Some(xdp) = link.xdp {
             let (name, program_id) = (link.name.clone(), xdp.program_id);
-            return Err(Error::InterfaceBusy { name, program_id });
+            let instance = program_id.and_then(instance_of);
+            return Err(Error::InterfaceBusy { name, program_id, instance });
         }
         let free = |slot: &u32| {
             !self.new_slots.contains(slot) && !pinned.iter().any(|pinned| pinned.slot == *slot)
@@ -480,6 +482,21 @@ impl<'a> Attaching<'a> {
             let _ = record.write(self.maps.interfaces.as_fd(), slot);
         }
     }
+}
+
+/// The instance that has pinned a link with this program.
+fn instance_of(program_id: u32) -> Option<String> {
+    let directory = Path::new(kernel::BPFFS).join("portsteer");
+    fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
+        let instance = Instance::new(entry.file_name().to_str()?).ok()?;
+        let holds = |slot: &u32| {
+            let info = sys::open_pin(&instance.link_pin(*slot))
+                .and_then(|link| sys::xdp_link_info(link.as_fd()));
+            info.is_ok_and(|info| info.program_id == program_id)
+        };
+        let found = instance.linked_slots().ok()?.iter().any(holds);
+        found.then(|| instance.name().to_owned())
+    })
 }
 
 /// Takes an instance's dataplane off all interfaces and removes its pins, whatever their layout
@@ -521,6 +538,8 @@ fn detach_slot(instance: &Instance, slot: u32) -> Result<(), Error> {
     match sys::open_pin(&path) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
         Err(error) => return Err(Error::io(format!("opening {}", path.display()))(error)),
+        // No link at all: not ours, but in our way.
+        Ok(link) if sys::xdp_link_info(link.as_fd()).is_err() => {}
         Ok(link) => force_detach(&link, slot)?,
     }
     remove_slot(instance, slot)
@@ -538,8 +557,10 @@ fn remove_slot(instance: &Instance, slot: u32) -> Result<(), Error> {
     remove_pin(instance, &instance.link_pin(slot))
 }
 
+/// Removes a pin, or whatever else somebody has put in its place.
 fn remove_pin(instance: &Instance, path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             let name = instance.name();
             Err(Error::io(format!("removing {} of instance {name}", path.display()))(error))

@@ -998,9 +998,24 @@ fn syntax_diagnostic(
             .label("expected a string, a number or a list")
             .help(format!("write \"{found}\""));
     }
+    if let Some(range) = unquoted_range(found) {
+        return Diagnostic::error("a range must be quoted")
+            .at(span)
+            .label("expected a string, a number or a list")
+            .help(format!("write \"{range}\""));
+    }
     let mut error = Diagnostic::error(message).at(span);
     error.label = expected;
     error
+}
+
+/// A range of ports that stands in the file without its quotes, which to TOML is a bad date.
+fn unquoted_range(text: &str) -> Option<String> {
+    let (first, last) = text.split_once('-')?;
+    let is_port =
+        |text: &str| (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let (first, last) = (first.trim(), last.trim());
+    (is_port(first) && is_port(last)).then(|| format!("{first}-{last}"))
 }
 
 /// Whether the text is a word as it may stand in the file unquoted by mistake.
@@ -1463,6 +1478,26 @@ interfaces = ["eth0"]
 mode = auto
 "#,
                 r#"3:8 [auto] string values must be quoted (expected a string, a number or a list) write "auto"
+"#,
+            ),
+            (
+                r#"version = 1
+interfaces = ["eth0"]
+[[rules]]
+dst_port = 8000-8099
+action = "drop"
+"#,
+                r#"4:12 [8000-8099] a range must be quoted (expected a string, a number or a list) write "8000-8099"
+"#,
+            ),
+            (
+                r#"version = 1
+interfaces = ["eth0"]
+[[rules]]
+dst_port = [80, 9000-9099]
+action = "drop"
+"#,
+                r#"4:17 [9000-9099] a range must be quoted (expected a string, a number or a list) write "9000-9099"
 "#,
             ),
             (
