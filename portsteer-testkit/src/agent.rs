@@ -4,7 +4,6 @@ use std::{
     env,
     ffi::OsStr,
     fs,
-    io::{self, Read},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
@@ -484,17 +483,6 @@ fn spawn(namespace: &Namespace, arguments: &[String], log: &Path) -> Child {
         .stderr(log)
         .spawn()
         .expect("portsteer can be started")
-}
-
-/// Reads all that a process prints until it ends.
-///
-/// # Errors
-///
-/// As reading goes.
-pub fn read_all(mut from: impl Read) -> io::Result<String> {
-    let mut text = String::new();
-    from.read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// Writes a policy to a file in a directory.

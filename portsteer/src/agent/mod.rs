@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     dataplane::{Applied, Change, Dataplane, Error as DataplaneError, Instance},
-    policy::{self, Action, Policy, diagnostic::Diagnostic, services::Services},
+    policy::{self, Policy, diagnostic::Diagnostic, services::Services},
 };
 
 /// What the agent is to do.
@@ -240,12 +240,6 @@ fn take_off(
         Err(DataplaneError::NotAttached(_)) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Whether a default calls for a loud word.
-#[must_use]
-pub fn drops_by_default(policy: &Policy) -> bool {
-    policy.default == Action::Drop
 }
 
 /// How a change of an interface is put.

@@ -20,7 +20,7 @@ use bytemuck::AnyBitPattern;
 
 use aya_obj::generated::{
     bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info, bpf_map_type,
-    bpf_prog_info, bpf_prog_type,
+    bpf_prog_type,
 };
 
 /// A zeroed argument for bpf(2).
@@ -275,20 +275,6 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     attributes.link_update.link_fd = raw(link);
     attributes.link_update.__bindgen_anon_1.new_prog_fd = raw(program);
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attributes).map(drop)
-}
-
-/// A program's identity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProgramInfo {
-    pub id: u32,
-    /// Instructions that the verifier walked.
-    pub verified_insns: u32,
-}
-
-/// Asks for a program's identity.
-pub fn program_info(fd: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
-    let info: bpf_prog_info = info(fd)?;
-    Ok(ProgramInfo { id: info.id, verified_insns: info.verified_insns })
 }
 
 /// Opens a loaded program by its id.
