@@ -73,16 +73,24 @@ impl PortProtocol {
     }
 }
 
+/// The place of a destination port in a row of [`Image::by_port`]: its bytes as they stand in the
+/// packet, taken as a number of this machine, so that the program looks up what it has loaded.
+#[inline(always)]
+#[must_use]
+pub const fn column(dst_port_be: [u8; 2]) -> u16 {
+    u16::from_ne_bytes(dst_port_be)
+}
+
 /// A protocol that has ports, and a destination port: a cell of [`Image::by_port`], as one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortKey(u32);
 
 impl PortKey {
-    /// The key of this protocol and destination port.
+    /// The key of this protocol and destination port, the latter in network byte order.
     #[inline(always)]
     #[must_use]
-    pub const fn new(protocol: PortProtocol, dst_port: u16) -> Self {
-        Self(((protocol as u32) << 16) | dst_port as u32)
+    pub const fn new(protocol: PortProtocol, dst_port_be: [u8; 2]) -> Self {
+        Self(((protocol as u32) << 16) | column(dst_port_be) as u32)
     }
 
     /// The cell's index, all rows in a row: below 5 times 65,536.
@@ -101,7 +109,7 @@ impl PortKey {
     /// The destination port.
     #[must_use]
     pub const fn dst_port(self) -> u16 {
-        self.0 as u16
+        u16::from_be_bytes((self.0 as u16).to_ne_bytes())
     }
 }
 
@@ -193,7 +201,7 @@ pub const ROWS: usize = PortProtocol::ALL.len();
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[expect(missing_debug_implementations, reason = "nobody wants to read half a million numbers")]
 pub struct Image {
-    /// By [`PortKey`].
+    /// By protocol and [`column`]: a cell for each [`PortKey`].
     pub by_port: [[Decision; 65_536]; ROWS],
     /// Where there are no ports, by IP protocol number: for protocols without ports, and for the
     /// non-first fragments of those with ports.

@@ -44,6 +44,4 @@ bound! {
     port_index, 0x7ffff;
     /// A protocol number: 8 bits, which the verifier forgets when they spend a while on the stack.
     protocol, 0xff;
-    /// An index into the first two rows of the port table: TCP and UDP.
-    plain_port_index, 0x1ffff;
 }

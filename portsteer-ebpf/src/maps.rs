@@ -2,11 +2,9 @@
 //!
 //! The verifier checks every access again, at load time: an index that it cannot bound is refused.
 
-use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, PerCpuArray},
-    macros::btf_map,
-};
+use core::{cell::UnsafeCell, mem::MaybeUninit};
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use portsteer_common::{
     Counter, CounterPage, Decision, Image, PolicyBanks, PortKey, PortProtocol, Verdict,
     counters::MAX_PAGES, image::ROWS,
@@ -15,8 +13,18 @@ use portsteer_ebpf::bound;
 
 /// The policy in force, and the place where its successor is made ready. All programs of an
 /// instance share it. User space writes to it through a mapping.
-#[btf_map(name = "policy")]
-static POLICY: Array<PolicyBanks, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+///
+/// A static, not a map with a name: the loader makes a map of the section `.bss` all the same, but
+/// the program has its value's address, where a look-up costs a dozen instructions.
+#[unsafe(no_mangle)]
+static POLICY: Shared<PolicyBanks> = Shared(UnsafeCell::new(MaybeUninit::zeroed()));
+
+/// Memory that user space writes to while programs read it.
+#[repr(transparent)]
+struct Shared<T>(UnsafeCell<MaybeUninit<T>>);
+
+// SAFETY: whoever reads it takes care to read words that do not change meanwhile, or volatile ones.
+unsafe impl<T> Sync for Shared<T> {}
 
 /// Packets and bytes, for this program's interface alone. User space loads it with as many pages
 /// as it needs.
@@ -29,15 +37,14 @@ pub struct Policy(*const Image);
 
 impl Policy {
     #[inline(always)]
-    pub fn current() -> Option<Self> {
-        let policy = POLICY.get_ptr(0)?;
-        // SAFETY: the map's one value, an aligned word of it. User space changes it with one
-        // atomic store.
+    pub fn current() -> Self {
+        let policy = POLICY.0.get().cast_const().cast::<PolicyBanks>();
+        // SAFETY: an aligned word of the value. User space changes it with one atomic store.
         let active = unsafe { (&raw const (*policy).active).read_volatile() };
         // Nothing or all: the offset of the first bank or of the second.
         let offset = active as usize & size_of::<Image>();
         // SAFETY: one of the two banks of the value.
-        Some(Self(unsafe { (&raw const (*policy).banks).byte_add(offset).cast::<Image>() }))
+        Self(unsafe { (&raw const (*policy).banks).byte_add(offset).cast::<Image>() })
     }
 
     /// What is decided about packets with this protocol and destination port. `None` never happens,
@@ -57,8 +64,8 @@ impl Policy {
     #[inline(always)]
     pub fn by_plain_port(self, key: PortKey) -> Decision {
         const _: () = assert!(PortProtocol::Tcp as u8 == 0 && PortProtocol::Udp as u8 == 1);
-        let index = bound::plain_port_index(key.index());
-        // SAFETY: `self.0` is an image, and the index is below two rows of its table.
+        let index = key.index();
+        // SAFETY: `self.0` is an image, and TCP and UDP have the first two rows of its table.
         unsafe { (&raw const (*self.0).by_port).cast::<Decision>().add(index).read() }
     }
 

@@ -56,7 +56,7 @@ impl Headers {
     #[inline(always)]
     #[must_use]
     pub const fn new() -> Self {
-        let key = PortKey::new(PortProtocol::Tcp, 0);
+        let key = PortKey::new(PortProtocol::Tcp, [0; 2]);
         Self { kind: Kind::Portless, protocol: 0, icmp_type: 0, icmp_code: 0, key }
     }
 }
@@ -108,30 +108,39 @@ pub fn parse<B: Buffer>(frame: &mut Frame<B>) -> Result<Headers, Reason> {
 /// The fast path. `None` says nothing about the frame but that it has to take the slow one.
 #[inline(always)]
 pub fn parse_plain<B: Buffer>(frame: &Frame<B>) -> Option<PortKey> {
-    // Version 4, a header of five words.
-    const PLAIN: u8 = 0x45;
+    // The EtherType and the byte after it, taken as one number: version 4 with a header of five
+    // words, or version 6.
+    const V4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
+    const V4_MASK: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+    const V6: u32 = u32::from_ne_bytes([0x86, 0xdd, 0x60, 0]);
+    const V6_MASK: u32 = u32::from_ne_bytes([0xff, 0xff, 0xf0, 0]);
     // Offset and more fragments; the bits "reserved" and "don't fragment" are free.
     const FRAGMENT_MASK: u16 = 0x3fff;
 
     let plain = frame.get::<PlainIpv4>(0)?;
-    if plain.ethernet.ether_type_be == ether_type::IPV4.to_be_bytes() {
-        let ip = &plain.ip;
-        let total_len = u32::from(u16::from_be_bytes(ip.tot_len));
-        let fragment = u32::from(u16::from_ne_bytes(ip.frags)) & u32::from(FRAGMENT_MASK.to_be());
+    let kind = u32::from_ne_bytes(plain.kind);
+    if kind & V4_MASK == V4 {
+        let total_len = u32::from(u16::from_be_bytes(plain.total_len_be));
+        let fragment = u16::from_ne_bytes(plain.fragment_be) & FRAGMENT_MASK.to_be();
         let beyond = u64::from(ETHERNET_LEN + total_len) > frame.first_len();
-        if ip.vihl != PLAIN || fragment != 0 || beyond {
+        if fragment != 0 || beyond {
             return None;
         }
-        return parse_plain_transport(frame, ip.proto, &plain.transport, IPV4_LEN, total_len);
+        return parse_plain_transport(frame, plain.protocol, &plain.transport, IPV4_LEN, total_len);
     }
-    if plain.ethernet.ether_type_be == ether_type::IPV6.to_be_bytes() {
+    if kind & V6_MASK == V6 {
         let plain = frame.get::<PlainIpv6>(0)?;
-        let ip = &plain.ip;
-        let total_len = IPV6_LEN + u32::from(u16::from_be_bytes(ip.payload_len));
-        if ip.vcf[0] >> 4 != 6 || u64::from(ETHERNET_LEN + total_len) > frame.first_len() {
+        let total_len = IPV6_LEN + u32::from(u16::from_be_bytes(plain.payload_len_be));
+        if u64::from(ETHERNET_LEN + total_len) > frame.first_len() {
             return None;
         }
-        return parse_plain_transport(frame, ip.next_hdr, &plain.transport, IPV6_LEN, total_len);
+        return parse_plain_transport(
+            frame,
+            plain.next_header,
+            &plain.transport,
+            IPV6_LEN,
+            total_len,
+        );
     }
     None
 }
@@ -146,21 +155,20 @@ fn parse_plain_transport<B: Buffer>(
     header_len: u32,
     total_len: u32,
 ) -> Option<PortKey> {
-    let dst_port = u16::from_be_bytes(start.dst_port_be);
     if protocol == PortProtocol::Tcp.number() {
         let l4_off = (ETHERNET_LEN + header_len) as usize;
         let len = tcp_header_len(*frame.get::<u8>(l4_off + TCP_DATA_OFFSET)?);
         if len < PortProtocol::Tcp.header_len() || header_len + len > total_len {
             return None;
         }
-        return Some(PortKey::new(PortProtocol::Tcp, dst_port));
+        return Some(PortKey::new(PortProtocol::Tcp, start.dst_port_be));
     }
     if protocol == PortProtocol::Udp.number() {
         let len = u32::from(u16::from_be_bytes(start.third_be));
         if len < PortProtocol::Udp.header_len() || header_len + len > total_len {
             return None;
         }
-        return Some(PortKey::new(PortProtocol::Udp, dst_port));
+        return Some(PortKey::new(PortProtocol::Udp, start.dst_port_be));
     }
     None
 }
@@ -420,7 +428,7 @@ fn parse_transport<B: Buffer>(
         }
     }
     headers.kind = Kind::Ports;
-    headers.key = PortKey::new(protocol, u16::from_be_bytes(start.dst_port_be));
+    headers.key = PortKey::new(protocol, start.dst_port_be);
     Ok(())
 }
 

@@ -10,46 +10,42 @@ use portsteer_ebpf::{
 };
 
 use crate::{
-    classify::{BROKEN, classify, without_headers},
+    classify::{classify, without_headers},
     maps::{self, Policy},
     verdict::act,
 };
 
-/// Judges one packet, counts it, and does what was decided: the one exit.
+/// Judges one packet, counts it, and does what was decided.
 #[xdp(frags)]
 pub fn portsteer(ctx: XdpContext) -> u32 {
     let frame = Frame::new(Packet(XdpContext::new(ctx.ctx)));
     // The fast path parses before it looks anything up: a look-up is a call to the compiler, and
     // what lives across it is pushed onto the stack.
-    let (decision, len) = match parse_plain(&frame) {
-        Some(key) => {
-            let decision = Policy::current().map_or(BROKEN, |policy| policy.by_plain_port(key));
-            (decision, frame.len())
-        }
-        None => unpack(judge_any(ctx.ctx)),
-    };
-    maps::count(decision, len);
-    act(decision)
+    match parse_plain(&frame) {
+        Some(key) => conclude(Policy::current().by_plain_port(key), frame.len()),
+        None => judge_any(ctx.ctx),
+    }
 }
 
-/// The slow path: the decision and the frame's length, packed. A subprogram, so that its hunger for
-/// registers is not the fast path's.
+/// The slow path. A subprogram, so that its hunger for registers is not the fast path's.
 #[inline(never)]
-fn judge_any(ctx: *mut xdp_md) -> u64 {
+fn judge_any(ctx: *mut xdp_md) -> u32 {
     let mut frame = Frame::new(Packet(XdpContext::new(ctx)));
     let mut headers = Headers::new();
     let parsed = parse_any(&mut frame, &mut headers);
-    let decision = match (Policy::current(), parsed) {
-        (None, _) => BROKEN,
-        (Some(policy), Ok(())) => classify(policy, &headers),
-        (Some(policy), Err(reason)) => without_headers(policy, reason),
+    let policy = Policy::current();
+    let decision = match parsed {
+        Ok(()) => classify(policy, &headers),
+        Err(reason) => without_headers(policy, reason),
     };
-    (frame.len() << 32) | u64::from(decision.to_bits())
+    conclude(decision, frame.len())
 }
 
+/// The one exit of both paths: counts a packet of `len` bytes, and does what was decided.
 #[inline(always)]
-fn unpack(packed: u64) -> (Decision, u64) {
-    (Decision::from_bits(packed as u32), packed >> 32)
+fn conclude(decision: Decision, len: u64) -> u32 {
+    maps::count(decision, len);
+    act(decision)
 }
 
 /// The packet that the kernel hands in.

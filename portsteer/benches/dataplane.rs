@@ -1,9 +1,11 @@
 //! What a packet costs, in nanoseconds and in packets per second, beside the peers that are
 //! installed: `cargo xtask bench`.
 //!
-//! Every figure is the median of interleaved rounds: in each round every program runs once, the
-//! empty program among them, and what counts is the difference or ratio within the round. A
-//! figure of another day or machine tells nothing.
+//! Every figure is the median of interleaved rounds: in each round every program runs once, right
+//! after the empty program, and what counts is the difference or ratio within such a pair. The
+//! kernel puts a program's code wherever there is room, and a bad place costs a nanosecond: so the
+//! rounds come in batches, and in each all programs are loaded anew, in another order. A figure of
+//! another day or machine tells nothing.
 
 use std::{
     fmt::Write as _,
@@ -26,10 +28,16 @@ use serde_json::{Value, json};
 
 /// The port that every program under test drops.
 const PORT: u16 = 9;
-/// Interleaved rounds. At least 15 make a figure.
-const ROUNDS: usize = 61;
-/// Interleaved rounds of live frames.
-const LIVE_ROUNDS: usize = 21;
+/// How many times everything is set up, and the rounds that follow each time: of test runs and of
+/// live frames. At least 15 pairs make a figure.
+struct Rounds {
+    batches: usize,
+    test_runs: usize,
+    live: usize,
+}
+
+const ROUNDS: Rounds = Rounds { batches: 12, test_runs: 5, live: 2 };
+const QUICK: Rounds = Rounds { batches: 5, test_runs: 3, live: 3 };
 /// Test runs in a round: short slices, so that both halves of a pair see the same machine.
 const REPEAT: u32 = 500_000;
 /// Live frames in a round: many, since setting such a run up takes milliseconds.
@@ -40,23 +48,20 @@ const NATIVE: u32 = 1 << 2;
 
 fn main() -> ExitCode {
     let asked = |wanted: &str| std::env::args().any(|argument| argument == wanted);
-    let (json, quick) = (asked("--json"), asked("--quick"));
-    // Mounts and namespaces belong to a thread.
-    let result = thread::spawn(move || run(if quick { 15 } else { ROUNDS })).join();
-    match result {
-        Ok(Ok(report)) => {
-            if json {
+    let rounds = if asked("--quick") { QUICK } else { ROUNDS };
+    match run(&rounds) {
+        Ok(report) => {
+            if asked("--json") {
                 println!("{:#}", report.json);
             } else {
                 println!("{}", report.text);
             }
             ExitCode::SUCCESS
         }
-        Ok(Err(error)) => {
+        Err(error) => {
             eprintln!("the benchmark failed: {error}");
             ExitCode::from(3)
         }
-        Err(_) => ExitCode::from(3),
     }
 }
 
@@ -66,6 +71,154 @@ struct Report {
 }
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+fn run(rounds: &Rounds) -> Result<Report> {
+    let drop = ethernet(IPV4, ipv4(UDP, udp(40_000, PORT, [0; 18])));
+    let packets = [
+        ("UDP over IPv4, dropped", drop.clone(), 1),
+        ("TCP over IPv4, dropped", ethernet(IPV4, ipv4(TCP, tcp(40_000, PORT, [0; 6]))), 1),
+        ("UDP over IPv6, dropped", ethernet(IPV6, ipv6(UDP, udp(40_000, PORT, [0; 18]))), 1),
+        ("UDP over IPv4, passed", ethernet(IPV4, ipv4(UDP, udp(40_000, 0, [0; 18]))), 2),
+    ];
+    let mut tables: Vec<Table> = packets.iter().map(|_| Table::default()).collect();
+    let mut live = Live::default();
+    let mut absent = Vec::new();
+    for batch in 0..rounds.batches {
+        // Mounts and namespaces belong to a thread, and end with it.
+        let measured = thread::scope(|scope| {
+            scope
+                .spawn(|| -> Result<Vec<String>> {
+                    let bench = Bench::set_up(batch)?;
+                    for ((_, frame, action), table) in packets.iter().zip(&mut tables) {
+                        bench.nanoseconds(frame, *action, rounds.test_runs, table)?;
+                    }
+                    bench.live(&drop, rounds.live, &mut live)?;
+                    Ok(bench.absent)
+                })
+                .join()
+        });
+        absent = measured.map_err(|_| "a batch panicked")??;
+    }
+
+    let mut text = String::new();
+    let mut test_runs = Vec::new();
+    for ((name, frame, _), table) in packets.iter().zip(tables) {
+        let report = table.report(name, frame.len())?;
+        text.push_str(&report.text);
+        test_runs.push(report.json);
+    }
+    let live = live.report()?;
+    text.push_str(&live.text);
+    for absent in &absent {
+        writeln!(text, "not measured: {absent}")?;
+    }
+    let json = json!({
+        "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
+        "batches": rounds.batches,
+        "rounds": rounds.batches * rounds.test_runs,
+        "live_rounds": rounds.batches * rounds.live,
+        "test_runs": test_runs,
+        "live_frames": live.json,
+        "not_measured": absent,
+    });
+    Ok(Report { text, json })
+}
+
+/// What one packet costs: nanoseconds per run, contestant by contestant.
+#[derive(Default)]
+struct Table {
+    empty: Vec<f64>,
+    rows: Vec<Row>,
+}
+
+/// One value per round.
+#[derive(Default)]
+struct Row {
+    name: String,
+    gross: Vec<f64>,
+    net: Vec<f64>,
+}
+
+impl Table {
+    fn report(mut self, name: &str, bytes: usize) -> Result<Report> {
+        let row = |wanted: &str| self.rows.iter().find(|row| row.name.contains(wanted));
+        let (Some(one), Some(many)) = (row(" 1 rules"), row(" 65535 rules")) else {
+            return Err("portsteer was not measured".into());
+        };
+        // Round by round.
+        let mut flat: Vec<f64> =
+            many.gross.iter().zip(&one.gross).map(|(many, one)| many / one).collect();
+        let flat = median(&mut flat);
+        let empty = median(&mut self.empty);
+        let mut text = format!("{name} ({bytes} bytes), ns per packet\n");
+        writeln!(text, "  {:<36} {:>8} {:>8} {:>15}", "", "gross", "net", "net, spread")?;
+        writeln!(text, "  {:<36} {empty:>8.1}", "empty program")?;
+        let mut rows = Vec::new();
+        for Row { name, gross, net } in &mut self.rows {
+            let (gross, middle) = (median(gross), median(net));
+            let (low, high) = quartiles(net);
+            let spread = format!("{low:.1} to {high:.1}");
+            writeln!(text, "  {name:<36} {gross:>8.1} {middle:>8.1} {spread:>15}")?;
+            rows.push(json!({
+                "program": name, "gross_ns": gross, "net_ns": middle, "quartiles_ns": [low, high],
+            }));
+        }
+        writeln!(text, "  gross with 65,535 rules / with 1 rule: {flat:.3}\n")?;
+        let json = json!({
+            "packet": name, "bytes": bytes, "empty_ns": empty, "many_rules_to_one": flat,
+            "programs": rows,
+        });
+        Ok(Report { text, json })
+    }
+}
+
+/// Packets per second, contestant by contestant.
+#[derive(Default)]
+struct Live {
+    empty: Vec<f64>,
+    rows: Vec<LiveRow>,
+}
+
+/// One value per round: the rate in Mpps, and what part of the empty program's that is.
+#[derive(Default)]
+struct LiveRow {
+    name: String,
+    rates: Vec<f64>,
+    ratios: Vec<f64>,
+}
+
+impl Live {
+    fn report(mut self) -> Result<Report> {
+        let empty = median(&mut self.empty);
+        let mut text =
+            "live frames into veth, dropped on port 9, Mpps at the receiver\n".to_owned();
+        writeln!(text, "  {:<40} {:>8} {:>16} {:>19}", "", "Mpps", "of empty drop", "spread")?;
+        writeln!(text, "  {EMPTY_DROP:<40} {empty:>8.2}")?;
+        let mut rows = Vec::new();
+        let mut medians = Vec::new();
+        for LiveRow { name, rates, ratios } in &mut self.rows {
+            let (rate, ratio) = (median(rates), median(ratios));
+            let (low, high) = quartiles(ratios);
+            let spread = format!("{:.1} to {:.1} %", low * 100.0, high * 100.0);
+            writeln!(text, "  {name:<40} {rate:>8.2} {:>14.1} % {spread:>19}", ratio * 100.0)?;
+            rows.push(json!({
+                "program": name, "mpps": rate, "of_empty_drop": ratio, "quartiles": [low, high],
+            }));
+            medians.push((&*name, ratio));
+        }
+        let of = |wanted: &str| {
+            medians.iter().find(|(name, _)| name.starts_with(wanted)).map(|(_, ratio)| *ratio)
+        };
+        if let (Some(ours), Some(theirs)) = (of("portsteer, 65535"), of("xdp-filter")) {
+            writeln!(text, "  portsteer with 65,535 rules / xdp-filter: {:.2}", ours / theirs)?;
+        }
+        text.push('\n');
+        Ok(Report { text, json: json!({ "empty_mpps": empty, "programs": rows }) })
+    }
+}
+
+const EMPTY_DROP: &str = "empty XDP_DROP";
+const EMPTY_PASS: &str = "empty XDP_PASS";
 
 /// A program on the receiving end of a veth pair of its own.
 struct Contestant {
@@ -79,53 +232,6 @@ struct Contestant {
     frames: u32,
 }
 
-fn run(rounds: usize) -> Result<Report> {
-    lab::private_mounts()?;
-    let namespace = Namespace::new()?;
-    let mut bench = Bench {
-        namespace,
-        contestants: Vec::new(),
-        absent: Vec::new(),
-        pass: load_returning("pass", 2)?,
-    };
-    bench.empty("empty XDP_DROP", 1)?;
-    bench.empty("empty XDP_PASS", 2)?;
-    for rules in [1, 1_000, 65_535] {
-        bench.portsteer(rules)?;
-    }
-    bench.xdp_filter()?;
-    let attached = bench.contestants.len();
-    bench.nftables()?;
-
-    let drop = ethernet(IPV4, ipv4(UDP, udp(40_000, PORT, [0; 18])));
-    let packets = [
-        ("UDP over IPv4, dropped", drop.clone(), 1),
-        ("TCP over IPv4, dropped", ethernet(IPV4, ipv4(TCP, tcp(40_000, PORT, [0; 6]))), 1),
-        ("UDP over IPv6, dropped", ethernet(IPV6, ipv6(UDP, udp(40_000, PORT, [0; 18]))), 1),
-        ("UDP over IPv4, passed", ethernet(IPV4, ipv4(UDP, udp(40_000, 0, [0; 18]))), 2),
-    ];
-    let mut text = String::new();
-    let mut tables = Vec::new();
-    for (name, frame, action) in &packets {
-        let table = bench.nanoseconds(name, frame, *action, attached, rounds)?;
-        text.push_str(&table.text);
-        tables.push(table.json);
-    }
-    let live = bench.live(&drop, rounds.min(LIVE_ROUNDS))?;
-    text.push_str(&live.text);
-    for absent in &bench.absent {
-        writeln!(text, "not measured: {absent}")?;
-    }
-    let json = json!({
-        "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
-        "rounds": rounds,
-        "test_runs": tables,
-        "live_frames": live.json,
-        "not_measured": bench.absent,
-    });
-    Ok(Report { text, json })
-}
-
 struct Bench {
     namespace: Namespace,
     contestants: Vec<Contestant>,
@@ -136,6 +242,40 @@ struct Bench {
 }
 
 impl Bench {
+    /// Everyone, on a network of their own. In each batch somebody else is loaded first.
+    fn set_up(batch: usize) -> Result<Self> {
+        lab::private_mounts()?;
+        let mut bench = Self {
+            namespace: Namespace::new()?,
+            contestants: Vec::new(),
+            absent: Vec::new(),
+            pass: load_returning("pass", 2)?,
+        };
+        let mut turns: [fn(&mut Self) -> Result<()>; 6] = [
+            |bench| bench.empty(EMPTY_DROP, 1),
+            |bench| bench.empty(EMPTY_PASS, 2),
+            |bench| bench.portsteer(1),
+            |bench| bench.portsteer(1_000),
+            |bench| bench.portsteer(65_535),
+            Self::xdp_filter,
+        ];
+        let first = batch % turns.len();
+        turns.rotate_left(first);
+        for turn in turns {
+            turn(&mut bench)?;
+        }
+        // Back to the order of the tables.
+        let back = bench.contestants.len() - first.min(bench.contestants.len());
+        bench.contestants.rotate_left(back);
+        bench.nftables()?;
+        Ok(bench)
+    }
+
+    fn find(&self, name: &str) -> Result<&Contestant> {
+        let found = self.contestants.iter().find(|contestant| contestant.name == name);
+        found.ok_or_else(|| format!("there is no {name}").into())
+    }
+
     /// A veth pair with XDP on the sending end as well, without which redirected frames are lost.
     fn add(
         &mut self,
@@ -240,98 +380,64 @@ impl Bench {
         Ok(())
     }
 
-    /// Nanoseconds per packet, less those of an empty program.
+    /// Nanoseconds per packet, and what of that is more than an empty program takes.
     fn nanoseconds(
         &self,
-        name: &str,
         frame: &[u8],
         action: u32,
-        attached: usize,
         rounds: usize,
-    ) -> Result<Report> {
+        table: &mut Table,
+    ) -> Result<()> {
         // An attached one, as all others are: the kernel patches its dispatcher around each test
         // run of a program that is not, and that costs milliseconds.
-        let empty = &self.contestants[if action == 1 { 0 } else { 1 }];
+        let empty = self.find(if action == 1 { EMPTY_DROP } else { EMPTY_PASS })?;
         let Some(empty) = &empty.program else { return Err("no empty program".into()) };
-        let contestants: Vec<&Contestant> = self.contestants[2..attached].iter().collect();
-        let mut gross: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
-        let mut net = gross.clone();
-        let mut baseline = Vec::new();
+        let contestants: Vec<(&str, &OwnedFd)> = self
+            .contestants
+            .iter()
+            .filter(|contestant| ![EMPTY_DROP, EMPTY_PASS].contains(&contestant.name.as_str()))
+            .filter_map(|contestant| Some((contestant.name.as_str(), contestant.program.as_ref()?)))
+            .collect();
+        table.rows.resize_with(contestants.len(), Row::default);
         for round in 0..rounds {
             // Everyone gets every place in the order.
             for place in 0..contestants.len() {
                 let index = (place + round) % contestants.len();
-                let Some(program) = &contestants[index].program else { continue };
+                let (name, program) = contestants[index];
                 // The empty program runs right before each, so that both see the same machine.
                 let without = time(empty, frame, action)?;
                 let with = time(program, frame, action)?;
-                baseline.push(without);
-                gross[index].push(with);
-                net[index].push(with - without);
+                table.empty.push(without);
+                let row = &mut table.rows[index];
+                name.clone_into(&mut row.name);
+                row.gross.push(with);
+                row.net.push(with - without);
             }
         }
-        // 1 rule and 65,535, round by round.
-        let mut flat: Vec<f64> =
-            gross[2].iter().zip(&gross[0]).map(|(many, one)| many / one).collect();
-        let flat = median(&mut flat);
-        let mut text = format!("{name} ({} bytes), ns per packet\n", frame.len());
-        writeln!(text, "  {:<36} {:>8} {:>8} {:>15}", "", "gross", "net", "net, spread")?;
-        writeln!(text, "  {:<36} {:>8.1}", "empty program", median(&mut baseline))?;
-        let mut rows = Vec::new();
-        for ((contestant, gross), net) in contestants.iter().zip(&mut gross).zip(&mut net) {
-            let (gross, middle) = (median(gross), median(net));
-            let (low, high) = quartiles(net);
-            let name = &contestant.name;
-            let spread = format!("{low:.1} to {high:.1}");
-            writeln!(text, "  {name:<36} {gross:>8.1} {middle:>8.1} {spread:>15}")?;
-            rows.push(json!({
-                "program": name, "gross_ns": gross, "net_ns": middle, "quartiles_ns": [low, high],
-            }));
-        }
-        writeln!(text, "  gross with 65,535 rules / with 1 rule: {flat:.3}\n")?;
-        let json = json!({
-            "many_rules_to_one": flat,
-            "packet": name, "bytes": frame.len(), "empty_ns": median(&mut baseline),
-            "programs": rows,
-        });
-        Ok(Report { text, json })
+        Ok(())
     }
 
-    /// Packets per second that the receiver counts, and their ratio to an empty program's within
-    /// the round.
-    fn live(&self, frame: &[u8], rounds: usize) -> Result<Report> {
-        let count = self.contestants.len();
-        let mut rates: Vec<Vec<f64>> = vec![Vec::new(); count];
+    /// Packets per second that the receiver counts, and what part that is of an empty program's.
+    fn live(&self, frame: &[u8], rounds: usize, live: &mut Live) -> Result<()> {
+        let empty = self.find(EMPTY_DROP)?;
+        let contestants: Vec<&Contestant> =
+            self.contestants.iter().filter(|contestant| contestant.name != EMPTY_DROP).collect();
+        live.rows.resize_with(contestants.len(), LiveRow::default);
         for round in 0..rounds {
             // Everyone gets every place in the order.
-            for place in 0..count {
-                let index = (place + round) % count;
-                rates[index].push(self.rate(&self.contestants[index], frame)?);
+            for place in 0..contestants.len() {
+                let index = (place + round) % contestants.len();
+                // The empty program runs right before each, so that both see the same machine.
+                let without = self.rate(empty, frame)?;
+                let with = self.rate(contestants[index], frame)?;
+                live.empty.push(without);
+                let row = &mut live.rows[index];
+                contestants[index].name.clone_into(&mut row.name);
+                row.rates.push(with);
+                row.ratios.push(with / without);
             }
         }
-        let reference = rates[0].clone();
-        let mut text =
-            "live frames into veth, dropped on port 9, Mpps at the receiver\n".to_owned();
-        writeln!(text, "  {:<40} {:>8} {:>16}", "", "Mpps", "of empty drop")?;
-        let mut rows = Vec::new();
-        let mut ratios_of = Vec::new();
-        for (contestant, rates) in self.contestants.iter().zip(&mut rates) {
-            let mut ratios: Vec<f64> =
-                rates.iter().zip(&reference).map(|(rate, empty)| rate / empty).collect();
-            let (rate, ratio) = (median(rates), median(&mut ratios));
-            let name = &contestant.name;
-            writeln!(text, "  {name:<40} {rate:>8.2} {:>14.1} %", ratio * 100.0)?;
-            rows.push(json!({ "program": name, "mpps": rate, "of_empty_drop": ratio }));
-            ratios_of.push((name.clone(), ratio));
-        }
-        let of = |wanted: &str| {
-            ratios_of.iter().find(|(name, _)| name.starts_with(wanted)).map(|(_, ratio)| *ratio)
-        };
-        if let (Some(ours), Some(theirs)) = (of("portsteer, 65535"), of("xdp-filter")) {
-            writeln!(text, "  portsteer with 65,535 rules / xdp-filter: {:.2}", ours / theirs)?;
-        }
-        text.push('\n');
-        Ok(Report { text, json: json!(rows) })
+        Ok(())
     }
 
     /// Millions of packets per second.

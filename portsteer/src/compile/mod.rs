@@ -5,7 +5,10 @@
 //! order and a cell, once taken, is skipped by all later rules ([`Row`] finds the next free cell),
 //! so the work grows with cells plus rules, not with their product.
 
-use portsteer_common::{Decision, Image, PortProtocol, Reason, Verdict, image::MAX_RULES};
+use portsteer_common::{
+    Decision, Image, PortProtocol, Reason, Verdict,
+    image::{MAX_RULES, column},
+};
 
 use crate::policy::{Action, Policy, PortRange, Rule};
 
@@ -82,7 +85,9 @@ fn fill_ports(
         }
         let ranges = if rule.dst_ports.is_empty() { &[ALL][..] } else { &rule.dst_ports };
         for &range in ranges {
-            row.take(range, |port| cells[usize::from(port)] = decision);
+            row.take(range, |port| {
+                cells[usize::from(column(port.to_be_bytes()))] = decision;
+            });
         }
         if row.is_full() {
             break;

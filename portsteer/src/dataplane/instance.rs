@@ -74,10 +74,6 @@ impl Instance {
         self.directory().join(name)
     }
 
-    pub(super) fn policy_pin(&self) -> PathBuf {
-        self.pin("policy")
-    }
-
     pub(super) fn counters_pin(&self, slot: u32) -> PathBuf {
         self.pin(&format!("counters_{slot}"))
     }

@@ -223,6 +223,7 @@ impl Manifest {
             key_size: 4,
             value_size: CHUNK as u32,
             max_entries: chunks as u32,
+            flags: 0,
         };
         let map = sys::map_create("manifest", shape, None).map_err(writing())?;
         for (index, chunk) in bytes.chunks(CHUNK).enumerate() {

@@ -3,6 +3,7 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     sync::atomic::Ordering,
 };
 
@@ -20,6 +21,7 @@ use super::{
     sys::{self, MapShape, Mapping, map_type},
 };
 
+const POLICY: &str = "policy";
 const INTERFACES: &str = "interfaces";
 const RETIRED: &str = "retired";
 
@@ -35,8 +37,13 @@ pub(super) fn pages_for(rules: usize) -> u32 {
 }
 
 const fn array(value_size: usize, max_entries: u32) -> MapShape {
-    MapShape { map_type: map_type::ARRAY, key_size: 4, value_size: value_size as u32, max_entries }
+    let value_size = value_size as u32;
+    MapShape { map_type: map_type::ARRAY, key_size: 4, value_size, max_entries, flags: 0 }
 }
+
+/// The map `policy`: one value, which user space writes to through a mapping.
+const POLICY_SHAPE: MapShape =
+    MapShape { flags: sys::MMAPABLE, ..array(size_of::<PolicyBanks>(), 1) };
 
 /// Opens a pinned map of this shape; any number of values up to `most` will do if that is given.
 fn open(
@@ -76,10 +83,16 @@ fn open(
     Ok((map, shape))
 }
 
+/// Where the policy is pinned.
+pub(super) fn policy_pin(instance: &Instance) -> PathBuf {
+    instance.pin(POLICY)
+}
+
 /// The maps that all programs of an instance share.
 #[derive(Debug)]
 pub(super) struct Maps {
     instance: Instance,
+    policy_map: OwnedFd,
     policy: Mapping<PolicyBanks>,
     pub(super) interfaces: OwnedFd,
     retired: OwnedFd,
@@ -94,13 +107,14 @@ impl Maps {
     ///
     /// [`Error::OtherLayout`] if one is missing or has another shape.
     pub(super) fn open(instance: &Instance) -> Result<Self, Error> {
-        let (policy, _) = open(instance, "policy", array(size_of::<PolicyBanks>(), 1), None)?;
-        let policy = Mapping::new(policy.as_fd()).map_err(Error::io("mapping the policy"))?;
+        let (policy_map, _) = open(instance, POLICY, POLICY_SHAPE, None)?;
+        let policy = Mapping::new(policy_map.as_fd()).map_err(Error::io("mapping the policy"))?;
         let page = array(size_of::<CounterPage>(), 1);
         let (retired, shape) = open(instance, RETIRED, page, Some(MAX_PAGES as u32))?;
         let (interfaces, _) = open(instance, INTERFACES, slots::SHAPE, None)?;
         Ok(Self {
             instance: instance.clone(),
+            policy_map,
             policy,
             interfaces,
             retired,
@@ -108,16 +122,28 @@ impl Maps {
         })
     }
 
-    /// Creates and pins the maps that the program does not know of.
+    /// Creates and pins the maps that all programs share: the policy, with nothing in it, and those
+    /// that the programs do not know of.
     pub(super) fn create(instance: &Instance, pages: u32) -> Result<(), Error> {
-        let shapes =
-            [(INTERFACES, slots::SHAPE), (RETIRED, array(size_of::<CounterPage>(), pages))];
+        let shapes = [
+            (POLICY, POLICY_SHAPE),
+            (INTERFACES, slots::SHAPE),
+            (RETIRED, array(size_of::<CounterPage>(), pages)),
+        ];
         for (name, shape) in shapes {
             let creating = || Error::io(format!("creating the map `{name}`"));
             let map = sys::map_create(name, shape, None).map_err(creating())?;
             sys::pin(map.as_fd(), &instance.pin(name)).map_err(creating())?;
         }
         Ok(())
+    }
+
+    /// Both banks, as [`object::load`](super::object::load) wants them.
+    pub(super) fn policy_bytes(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; size_of::<PolicyBanks>()];
+        sys::map_lookup(self.policy_map.as_fd(), 0, &mut bytes)
+            .map_err(Error::io("reading the policy"))?;
+        Ok(bytes)
     }
 
     /// The bank that is in force.

@@ -136,7 +136,7 @@ impl Dataplane {
     ) -> Result<Applied, Error> {
         let running = !self.instance.linked_slots()?.is_empty();
         if !running {
-            self.create_maps(policy.rules.len())?;
+            Maps::create(&self.instance, maps::pages_for(policy.rules.len()))?;
         }
         let mut maps = Maps::open(&self.instance)?;
         let bank = maps.active_bank();
@@ -272,13 +272,6 @@ impl Dataplane {
             }
         }
         Ok(())
-    }
-
-    /// The policy's map comes into being with the first load.
-    fn create_maps(&self, rules: usize) -> Result<(), Error> {
-        let pages = maps::pages_for(rules);
-        object::load(&self.instance, 0, pages)?;
-        Maps::create(&self.instance, pages)
     }
 }
 
@@ -431,7 +424,7 @@ impl<'a> Attaching<'a> {
         if upgrade {
             let replacing = || Error::io(format!("replacing the program on `{}`", link.name));
             let before = sys::program_by_id(pinned.program_id).map_err(replacing())?;
-            let program = object::load(&self.dataplane.instance, pinned.slot, self.maps.pages)?;
+            let program = object::load(&self.dataplane.instance, pinned.slot, self.maps)?;
             let handle = pinned.link.try_clone().map_err(replacing())?;
             sys::link_update(handle.as_fd(), program.as_fd()).map_err(replacing())?;
             self.replaced.push((handle, pinned.slot, pinned.record, before));
@@ -458,7 +451,7 @@ impl<'a> Attaching<'a> {
         let instance = &self.dataplane.instance;
         // What an agent left that was killed before it came to the link.
         remove_pin(instance, &instance.counters_pin(slot))?;
-        let program = object::load(instance, slot, self.maps.pages)?;
+        let program = object::load(instance, slot, self.maps)?;
         self.new_slots.push(slot);
         let (handle, obtained, native_refused) = interfaces::attach(&program, link, mode)?;
 

@@ -8,7 +8,11 @@ use aya::{
     programs::{ProgramError, Xdp},
 };
 
-use super::{Error, instance::Instance};
+use super::{
+    Error,
+    instance::Instance,
+    maps::{self, Maps},
+};
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../portsteer-ebpf/portsteer.bpf.o");
 const DIGEST_FILE: &str = include_str!("../../../portsteer-ebpf/portsteer.bpf.digest");
@@ -44,14 +48,20 @@ pub(super) fn digest() -> [u8; 32] {
     digest
 }
 
-/// Loads the program for an interface slot. The slot's counters are created with `pages` pages and
-/// pinned, and so is the instance's policy if it is missing.
-pub(super) fn load(instance: &Instance, slot: u32, pages: u32) -> Result<OwnedFd, Error> {
+/// Loads the program for an interface slot. The slot's counters are created and pinned if they are
+/// missing, with as many pages as the instance has. Only the holder of the instance's lock may call
+/// this.
+pub(super) fn load(instance: &Instance, slot: u32, maps: &Maps) -> Result<OwnedFd, Error> {
+    // aya writes to a map that stands for a section what the section holds, also if it is pinned
+    // and in use. What the policy holds is what it shall hold: nobody writes to it meanwhile, and
+    // running programs see no change.
+    let policy = maps.policy_bytes()?;
     let mut loader = EbpfLoader::new();
     // The program needs nothing of the kernel's own types, so their BTF is not read.
     loader.btf(None);
-    loader.map_max_entries("counters", pages);
-    loader.map_pin_path("policy", instance.policy_pin());
+    loader.map_max_entries("counters", maps.pages);
+    loader.map_pin_path(".bss", maps::policy_pin(instance));
+    loader.override_global("POLICY", policy.as_slice(), true);
     loader.map_pin_path("counters", instance.counters_pin(slot));
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
     let missing = || Error::Load("the object has no program `portsteer`".to_owned());

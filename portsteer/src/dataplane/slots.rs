@@ -48,6 +48,7 @@ pub(super) const SHAPE: MapShape = MapShape {
     key_size: 4,
     value_size: size_of::<Slot>() as u32,
     max_entries: INTERFACE_SLOTS,
+    flags: 0,
 };
 
 impl Slot {

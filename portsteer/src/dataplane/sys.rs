@@ -66,7 +66,12 @@ pub struct MapShape {
     pub key_size: u32,
     pub value_size: u32,
     pub max_entries: u32,
+    /// [`MMAPABLE`], or nothing.
+    pub flags: u32,
 }
+
+/// The flag `BPF_F_MMAPABLE`: the map's memory can be mapped by user space.
+pub const MMAPABLE: u32 = aya_obj::generated::BPF_F_MMAPABLE;
 
 /// The map types that portsteer uses.
 pub mod map_type {
@@ -90,6 +95,7 @@ pub fn map_create(
     create.key_size = shape.key_size;
     create.value_size = shape.value_size;
     create.max_entries = shape.max_entries;
+    create.map_flags = shape.flags;
     create.inner_map_fd = inner.map_or(0, raw);
     copy_name(&mut create.map_name, name);
     bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attributes)
@@ -241,6 +247,7 @@ pub fn map_shape(fd: BorrowedFd<'_>) -> io::Result<MapShape> {
         key_size: info.key_size,
         value_size: info.value_size,
         max_entries: info.max_entries,
+        flags: info.map_flags,
     })
 }
 
@@ -398,7 +405,13 @@ pub fn test_run(program: BorrowedFd<'_>, run: TestRun<'_>) -> io::Result<TestRun
 /// a barrier. It takes some milliseconds. `membarrier(2)` would do as well, but is refused where
 /// `nohz_full` is set.
 pub fn wait_for_programs() -> io::Result<()> {
-    let word = MapShape { map_type: map_type::ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
+    let word = MapShape {
+        map_type: map_type::ARRAY,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        flags: 0,
+    };
     let inner = map_create("barrier_inner", word, None)?;
     let outer_shape = MapShape { map_type: map_type::ARRAY_OF_MAPS, ..word };
     let outer = map_create("barrier", outer_shape, Some(inner.as_fd()))?;

@@ -85,8 +85,13 @@ fn a_map_of_another_shape_is_refused_and_detach_cleans_up() {
         leave_dataplane(&site);
         let policy = Path::new(DIRECTORY).join("policy");
         fs::remove_file(&policy).unwrap();
-        let shape =
-            MapShape { map_type: map_type::ARRAY, key_size: 4, value_size: 64, max_entries: 2 };
+        let shape = MapShape {
+            map_type: map_type::ARRAY,
+            key_size: 4,
+            value_size: 64,
+            max_entries: 2,
+            flags: 0,
+        };
         let map = sys::map_create("policy", shape, None).unwrap();
         sys::pin(map.as_fd(), &policy).unwrap();
         refused_until_detached(&site, "the map `policy`");

@@ -57,8 +57,13 @@ fn pins_without_a_link_are_no_obstacle() {
     sandbox(|| {
         let site = Site::quiet();
         let directory = Path::new("/sys/fs/bpf/portsteer").join(INSTANCE);
-        let shape =
-            MapShape { map_type: map_type::ARRAY, key_size: 4, value_size: 64, max_entries: 1 };
+        let shape = MapShape {
+            map_type: map_type::ARRAY,
+            key_size: 4,
+            value_size: 64,
+            max_entries: 1,
+            flags: 0,
+        };
         for names in [&[][..], &["policy"], &["counters_0", "interfaces"], &["manifest_new"]] {
             fs::create_dir_all(&directory).unwrap();
             for name in names {
@@ -82,8 +87,13 @@ fn detach_clears_pins_without_a_link() {
         let site = Site::quiet();
         let directory = Path::new("/sys/fs/bpf/portsteer").join(INSTANCE);
         fs::create_dir_all(&directory).unwrap();
-        let shape =
-            MapShape { map_type: map_type::ARRAY, key_size: 4, value_size: 64, max_entries: 1 };
+        let shape = MapShape {
+            map_type: map_type::ARRAY,
+            key_size: 4,
+            value_size: 64,
+            max_entries: 1,
+            flags: 0,
+        };
         let map = sys::map_create("debris", shape, None).unwrap();
         sys::pin(map.as_fd(), &directory.join("policy")).unwrap();
         run(&site.host, &["detach"]).expect(1, &["is not attached to anything"]);
