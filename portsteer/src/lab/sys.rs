@@ -87,6 +87,25 @@ pub fn send_signal(child: &mut Child, signal: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::kill(child.id() as libc::pid_t, signal) }).map(|_| ())
 }
 
+/// Keeps the calling thread, and those that it starts from now on, on the CPU where it runs.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn stay_on_this_cpu() -> io::Result<()> {
+    // SAFETY: no arguments.
+    let cpu = check(unsafe { libc::sched_getcpu() })? as usize;
+    // SAFETY: a set of bits, for which zeroes are a value.
+    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::Error::from(io::ErrorKind::Unsupported));
+    }
+    // SAFETY: the number is below the set's size.
+    unsafe { libc::CPU_SET(cpu, &mut cpus) };
+    // SAFETY: 0 is the calling thread; pointer and size are those of the set.
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) }).map(|_| ())
+}
+
 /// Waits until any of the sockets has something to read (or to accept, or an error to tell), and
 /// says which have; none if that takes longer than `timeout`.
 ///
