@@ -1,4 +1,12 @@
-//! The lab: namespaces, devices and mounts that leave nothing behind. Needs root.
+//! The lab: namespaces, devices and mounts that leave nothing behind; and in it, what the kernel
+//! tells over netlink. Needs root.
+
+#[path = "lab/events.rs"]
+mod events;
+#[path = "lab/interfaces.rs"]
+mod interfaces;
+#[path = "lab/neighbours.rs"]
+mod neighbours;
 
 use std::{
     fs,

@@ -15,7 +15,7 @@ use super::{
     ethtool::{self, Offload},
     sys,
 };
-use crate::netlink::{self, Link, Request, explain};
+use crate::netlink::{self, Link, Request, explain, family_and_bytes};
 
 /// A device in a namespace. It stays when this is dropped: it goes with its namespace, or by
 /// [`delete`](Self::delete).
@@ -112,11 +112,7 @@ impl Device {
     pub fn add_neighbor(&self, address: impl Into<IpAddr>, mac: [u8; 6]) -> io::Result<()> {
         let address = address.into();
         let (family, bytes) = family_and_bytes(address);
-        // `struct ndmsg`: family, padding, index, state, flags, type.
-        let mut header = [0; 12];
-        header[0] = family;
-        header[4..8].copy_from_slice(&self.index.to_ne_bytes());
-        header[8..10].copy_from_slice(&libc::NUD_PERMANENT.to_ne_bytes());
+        let header = netlink::neighbour_header(family, self.index, libc::NUD_PERMANENT, 0);
         self.request(
             Request::new(libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_REPLACE)
                 .header(&header)
@@ -168,6 +164,20 @@ impl Device {
                 .header(&netlink::link_header(self.index, 0, 0))
                 .number(libc::IFLA_MTU, mtu),
             || format!("cannot set the MTU of {} to {mtu}", self.name),
+        )
+    }
+
+    /// Gives the device, which is down, another Ethernet address.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn set_mac(&self, mac: [u8; 6]) -> io::Result<()> {
+        self.request(
+            Request::new(libc::RTM_NEWLINK, 0)
+                .header(&netlink::link_header(self.index, 0, 0))
+                .bytes(libc::IFLA_ADDRESS, &mac),
+            || format!("cannot change the address of {}", self.name),
         )
     }
 
@@ -236,13 +246,6 @@ impl Device {
 
     fn request(&self, request: Request, what: impl FnOnce() -> String) -> io::Result<()> {
         self.namespace.run(|| request.done()).map_err(|error| explain(&error, &what()))
-    }
-}
-
-fn family_and_bytes(address: IpAddr) -> (u8, Vec<u8>) {
-    match address {
-        IpAddr::V4(address) => (libc::AF_INET as u8, address.octets().to_vec()),
-        IpAddr::V6(address) => (libc::AF_INET6 as u8, address.octets().to_vec()),
     }
 }
 

@@ -33,4 +33,4 @@ mod sys;
 pub use device::{Device, End, Tap, TapKind, Veth, VethBuilder};
 pub use mounts::{private_mounts, private_tmpfs};
 pub use namespace::{Namespace, die_with_thread};
-pub use sys::{poll_readable, send_signal, stay_on_this_cpu};
+pub use sys::{incoming_cpu, poll_readable, send_signal, stay_on_this_cpu};

@@ -106,6 +106,27 @@ pub fn stay_on_this_cpu() -> io::Result<()> {
     check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) }).map(|_| ())
 }
 
+/// On which CPU a socket's last packet was taken in (`SO_INCOMING_CPU`, socket(7)).
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn incoming_cpu(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut cpu: libc::c_int = 0;
+    let mut len = size_of_val(&cpu) as libc::socklen_t;
+    // SAFETY: both point to values that outlive the call, and the length is that of the first.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_INCOMING_CPU,
+            (&raw mut cpu).cast(),
+            &raw mut len,
+        )
+    })?;
+    u32::try_from(cpu).map_err(|_| io::Error::from(io::ErrorKind::NotFound))
+}
+
 /// Waits until any of the sockets has something to read (or to accept, or an error to tell), and
 /// says which have; none if that takes longer than `timeout`.
 ///
