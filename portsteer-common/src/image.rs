@@ -14,6 +14,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     Counter, Reason, Verdict,
     counters::{MAX_PAGES, PAGE_COUNTERS, outcome_counter},
+    steering::Targets,
 };
 
 /// The number of banks.
@@ -165,6 +166,14 @@ impl Decision {
         self.0 & ((1 << Self::VERDICT_BITS) - 1)
     }
 
+    /// Whether the verdict is more than an XDP action, which is one of the first three. Another mask
+    /// than that of [`Decision::verdict_number`], so that the compiler does not keep one for both.
+    #[inline(always)]
+    #[must_use]
+    pub const fn needs_more_than_an_action(self) -> bool {
+        self.0 & 0b1100 != 0
+    }
+
     /// The number of the counter's page.
     #[inline(always)]
     #[must_use]
@@ -227,6 +236,7 @@ pub struct PolicyBanks {
     pub active: u32,
     pub reserved: u32,
     pub banks: [Image; BANKS],
+    pub targets: Targets,
 }
 
 // Older kernels refuse map values above 4 MiB.

@@ -123,6 +123,16 @@ reasons! {
 
     /// A map lookup failed that cannot fail: a defect in portsteer. Aborted.
     Internal = 21, "internal", None, "a defect in portsteer";
+
+    /// A rule steers, but the target's interface does not exist, or none of its CPUs is online.
+    /// Dropped.
+    TargetGone = 22, "target-gone", None, "the target's interface or CPUs do not exist";
+    /// A rule steers, but the target's interface is down. Dropped.
+    TargetDown = 23, "target-down", None, "the target's interface is down";
+    /// A rule steers, but the frame is too long for the target's interface. Dropped.
+    TargetMtu = 24, "target-mtu", None, "the frame is too long for the target's interface";
+    /// A rule steers, but nobody has answered yet for the target's next hop. Dropped.
+    TargetUnresolved = 25, "target-unresolved", None, "the target's next hop is not resolved";
 }
 
 const _: () = assert!(Reason::ALL.len() <= REASON_SLOTS);

@@ -15,11 +15,13 @@ pub enum Verdict {
     Drop = 1,
     /// On to the host's own network stack: `XDP_PASS`.
     Pass = 2,
+    /// To a target: `XDP_REDIRECT`.
+    Steer = 4,
 }
 
 impl Verdict {
     /// Every verdict, in the order of listings.
-    pub const ALL: [Self; 3] = [Self::Pass, Self::Drop, Self::Abort];
+    pub const ALL: [Self; 4] = [Self::Pass, Self::Steer, Self::Drop, Self::Abort];
 
     /// The verdict with this number. A number that names none is a broken invariant, which
     /// [`Verdict::Abort`] makes visible.
@@ -29,6 +31,7 @@ impl Verdict {
         match number {
             1 => Self::Drop,
             2 => Self::Pass,
+            4 => Self::Steer,
             _ => Self::Abort,
         }
     }
@@ -38,6 +41,7 @@ impl Verdict {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pass => "pass",
+            Self::Steer => "steer",
             Self::Drop => "drop",
             Self::Abort => "abort",
         }

@@ -42,6 +42,10 @@ bound! {
     /// A number below 524,288, of which the compiler knows nothing else, so that it keeps the
     /// comparison with the port table's length that the verifier needs.
     port_index, 0x7ffff;
+    /// A target's slot, below 2,048.
+    target_slot, 0x7ff;
+    /// A place in a target's spread, below 128.
+    spread_place, 0x7f;
     /// A protocol number: 8 bits, which the verifier forgets when they spend a while on the stack.
     protocol, 0xff;
 }

@@ -6,9 +6,11 @@ mod classify;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
 mod program;
 #[cfg(target_arch = "bpf")]
-mod verdict;
+mod steer;
 
 /// For the host there is no program, only the library: see `cargo xtask ebpf`.
 #[cfg(not(target_arch = "bpf"))]

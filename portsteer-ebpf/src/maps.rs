@@ -4,10 +4,15 @@
 
 use core::{cell::UnsafeCell, mem::MaybeUninit};
 
-use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use aya_ebpf::{
+    btf_maps::{Array, CpuMap, DevMap, PerCpuArray},
+    macros::btf_map,
+};
 use portsteer_common::{
     Counter, CounterPage, Decision, Image, PolicyBanks, PortKey, PortProtocol, Verdict,
-    counters::MAX_PAGES, image::ROWS,
+    counters::{MAX_PAGES, PAGE_COUNTERS},
+    image::ROWS,
+    steering::{self, Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS},
 };
 use portsteer_ebpf::bound;
 
@@ -30,6 +35,24 @@ unsafe impl<T> Sync for Shared<T> {}
 /// as it needs.
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<CounterPage, MAX_PAGES> = PerCpuArray::new();
+
+/// For a counter that a steering rule counts in: the target's slot. User space loads it with as many
+/// as there are counters.
+#[btf_map(name = "steer_targets")]
+static STEER_TARGETS: Array<u32, { MAX_PAGES * PAGE_COUNTERS }> = Array::new();
+
+/// The interface of each target that has one.
+#[btf_map(name = "devices")]
+static DEVICES: DevMap<TARGET_SLOTS> = DevMap::new();
+
+/// The CPUs that packets are handed to. User space loads it with as many as there may be.
+#[btf_map(name = "cpus")]
+static CPUS: CpuMap<1> = CpuMap::new();
+
+/// What was steered and did not get there, by target slot. Shared by all programs of an instance.
+/// User space loads it with one more for each CPU.
+#[btf_map(name = "losses")]
+static LOSSES: PerCpuArray<Losses, TARGET_SLOTS> = PerCpuArray::new();
 
 /// The policy in force. Read once per packet, so that no packet sees two policies.
 #[derive(Clone, Copy)]
@@ -105,3 +128,83 @@ pub fn count(decision: Decision, len: u64) {
         }
     }
 }
+
+/// A target that a rule steers to.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Below [`TARGET_SLOTS`].
+    slot: usize,
+    entry: *const steering::Target,
+}
+
+/// The target of the rule that decided. `None` never happens, but the verifier cannot know.
+#[inline(always)]
+pub fn target_of(decision: Decision) -> Option<Target> {
+    let slot = STEER_TARGETS.get(decision.counter())?;
+    let slot = bound::target_slot(*slot as usize);
+    let policy = POLICY.0.get().cast_const().cast::<PolicyBanks>();
+    // SAFETY: an entry of the value's table, which has a power of two of them.
+    let entry =
+        unsafe { (&raw const (*policy).targets.targets).cast::<steering::Target>().add(slot) };
+    Some(Target { slot, entry })
+}
+
+impl Target {
+    /// One of the numbers in [`steering::state`].
+    #[inline(always)]
+    pub fn state(self) -> u32 {
+        // SAFETY: an aligned word of an entry. User space changes it with one atomic store.
+        unsafe { (&raw const (*self.entry).state).read_volatile() }
+    }
+
+    /// The longest frame that the interface takes, in bytes.
+    #[inline(always)]
+    pub fn max_len(self) -> u64 {
+        // SAFETY: as for the state.
+        u64::from(unsafe { (&raw const (*self.entry).max_len).read_volatile() })
+    }
+
+    /// The first addresses for 0, the second for everything else.
+    #[inline(always)]
+    pub fn macs(self, index: usize) -> MacAddresses {
+        // SAFETY: one of the entry's two. User space changes only those that the state does not
+        // name.
+        unsafe { (&raw const (*self.entry).macs).cast::<MacAddresses>().add(index & 1).read() }
+    }
+}
+
+/// Has the kernel send the packet out of the target's interface; `false` if there is none.
+#[inline(always)]
+pub fn redirect_to_device(target: Target) -> bool {
+    DEVICES.redirect(target.slot as u32, 0).is_ok()
+}
+
+/// Has the kernel hand the packet to the CPU at one of the target's [`SPREAD_PLACES`]; `false` if
+/// there is none.
+#[inline(always)]
+pub fn redirect_to_cpu(target: Target, place: usize) -> bool {
+    let place = bound::spread_place(place);
+    let policy = POLICY.0.get().cast_const().cast::<PolicyBanks>();
+    // SAFETY: within the table: the slot is below TARGET_SLOTS, the place below SPREAD_PLACES.
+    let cpu = unsafe {
+        (&raw const (*policy).targets.spreads)
+            .cast::<Spread>()
+            .add(target.slot)
+            .cast::<u16>()
+            .add(place)
+            .read_volatile()
+    };
+    CPUS.redirect(u32::from(cpu), 0).is_ok()
+}
+
+/// Counts a packet that does not get to its target.
+#[inline(always)]
+pub fn lose(target: Target, count: impl FnOnce(&mut Losses)) {
+    if let Some(losses) = LOSSES.get_ptr_mut(target.slot as u32) {
+        // SAFETY: a value of `losses`, which no other program touches on this CPU while this one
+        // runs.
+        count(unsafe { &mut *losses });
+    }
+}
+
+const _: () = assert!(TARGET_SLOTS == 2048 && SPREAD_PLACES == 128, "the masks in bound.rs");

@@ -36,6 +36,64 @@ pub struct Headers {
     pub icmp_code: u8,
     /// For [`Kind::Ports`]: protocol and destination port.
     pub key: PortKey,
+    /// Where the headers stand.
+    pub place: Place,
+}
+
+/// Where in a frame the IP header stands, and the ports: offsets in bytes, as one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(u32);
+
+impl Place {
+    /// That of a packet that took the fast path: untagged, with no options and no extension
+    /// headers.
+    pub const PLAIN: Self = Self(0);
+
+    #[inline(always)]
+    const fn new(l3_off: usize) -> Self {
+        Self(l3_off as u32)
+    }
+
+    #[inline(always)]
+    const fn with_ports(self, l4_off: usize) -> Self {
+        Self(self.0 | (l4_off as u32) << 16)
+    }
+
+    /// Whether this is [`Place::PLAIN`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_plain(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Where the IP header stands.
+    #[inline(always)]
+    #[must_use]
+    pub const fn l3_off(self) -> usize {
+        if self.is_plain() { EthernetHeader::LEN } else { self.0 as usize & 0xffff }
+    }
+
+    /// Where the ports stand; 0 in a fragment, and where there are none. Unknown in
+    /// [`Place::PLAIN`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn ports_off(self) -> usize {
+        (self.0 >> 16) as usize
+    }
+
+    /// As a number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// From [`Place::to_bits`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
 }
 
 /// What kind of transport header a packet has.
@@ -57,7 +115,8 @@ impl Headers {
     #[must_use]
     pub const fn new() -> Self {
         let key = PortKey::new(PortProtocol::Tcp, [0; 2]);
-        Self { kind: Kind::Portless, protocol: 0, icmp_type: 0, icmp_code: 0, key }
+        let place = Place::PLAIN;
+        Self { kind: Kind::Portless, protocol: 0, icmp_type: 0, icmp_code: 0, key, place }
     }
 }
 
@@ -215,6 +274,7 @@ fn parse_ipv4<B: Buffer>(
     l3_off: usize,
     headers: &mut Headers,
 ) -> Result<(), Reason> {
+    headers.place = Place::new(l3_off);
     let ip = frame.header::<Ipv4Hdr>(l3_off)?;
     if ip.vihl >> 4 != 4 {
         return Err(Reason::IpVersion);
@@ -251,6 +311,7 @@ fn parse_ipv6<B: Buffer>(
     l3_off: usize,
     headers: &mut Headers,
 ) -> Result<(), Reason> {
+    headers.place = Place::new(l3_off);
     let ip = frame.header::<Ipv6Hdr>(l3_off)?;
     if ip.vcf[0] >> 4 != 6 {
         return Err(Reason::IpVersion);
@@ -426,6 +487,9 @@ fn parse_transport<B: Buffer>(
             let header_len = u32::from(byte(frame, l4_off + DCCP_DATA_OFFSET)?) * 4;
             check_header_len(header_len, least, payload, fragment)?;
         }
+    }
+    if fragment == Fragment::Whole {
+        headers.place = headers.place.with_ports(l4_off);
     }
     headers.kind = Kind::Ports;
     headers.key = PortKey::new(protocol, start.dst_port_be);

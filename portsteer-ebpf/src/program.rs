@@ -1,18 +1,24 @@
 //! The entry point.
 
 use aya_ebpf::{
-    bindings::xdp_md, helpers::generated::bpf_xdp_get_buff_len, macros::xdp, programs::XdpContext,
+    bindings::{
+        xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS},
+        xdp_md,
+    },
+    macros::xdp,
+    programs::XdpContext,
 };
-use portsteer_common::Decision;
+use portsteer_common::{Decision, Verdict};
 use portsteer_ebpf::{
-    frame::{Buffer, Frame},
-    parse::{Headers, parse_any, parse_plain},
+    frame::Frame,
+    parse::{Headers, Place, parse_any, parse_plain},
 };
 
 use crate::{
     classify::{classify, without_headers},
     maps::{self, Policy},
-    verdict::act,
+    packet::Packet,
+    steer::steer,
 };
 
 /// Judges one packet, counts it, and does what was decided.
@@ -22,7 +28,10 @@ pub fn portsteer(ctx: XdpContext) -> u32 {
     // The fast path parses before it looks anything up: a look-up is a call to the compiler, and
     // what lives across it is pushed onto the stack.
     match parse_plain(&frame) {
-        Some(key) => conclude(Policy::current().by_plain_port(key), frame.len()),
+        Some(key) => {
+            let decision = Policy::current().by_plain_port(key);
+            conclude(ctx.ctx, decision, frame.len(), Place::PLAIN)
+        }
         None => judge_any(ctx.ctx),
     }
 }
@@ -38,37 +47,24 @@ fn judge_any(ctx: *mut xdp_md) -> u32 {
         Ok(()) => classify(policy, &headers),
         Err(reason) => without_headers(policy, reason),
     };
-    conclude(decision, frame.len())
+    conclude(ctx, decision, frame.len(), headers.place)
 }
 
 /// The one exit of both paths: counts a packet of `len` bytes, and does what was decided.
 #[inline(always)]
-fn conclude(decision: Decision, len: u64) -> u32 {
+fn conclude(ctx: *mut xdp_md, decision: Decision, len: u64, place: Place) -> u32 {
+    // These verdicts are nothing but an XDP action and have its number.
+    const _: () = assert!(
+        Verdict::Abort as u32 == XDP_ABORTED
+            && Verdict::Drop as u32 == XDP_DROP
+            && Verdict::Pass as u32 == XDP_PASS
+    );
+    if decision.needs_more_than_an_action() {
+        core::hint::cold_path();
+        return steer(ctx, decision.to_bits(), len, place.to_bits());
+    }
     maps::count(decision, len);
-    act(decision)
-}
-
-/// The packet that the kernel hands in.
-struct Packet(XdpContext);
-
-// SAFETY: the kernel keeps the bytes between data and data_end readable while the program runs,
-// and the verifier checks each access against data_end.
-unsafe impl Buffer for Packet {
-    #[inline(always)]
-    fn start(&self) -> usize {
-        self.0.data()
-    }
-
-    #[inline(always)]
-    fn end(&self) -> usize {
-        self.0.data_end()
-    }
-
-    #[inline(always)]
-    fn total_len(&self) -> u64 {
-        // SAFETY: the context is the one that the program was called with.
-        unsafe { bpf_xdp_get_buff_len(self.0.ctx) }
-    }
+    decision.verdict_number()
 }
 
 #[panic_handler]

@@ -416,6 +416,28 @@ impl Stats {
         self.number("interfaces", field, |interface| interface["name"] == name)
     }
 
+    /// A field of the only target.
+    ///
+    /// # Panics
+    ///
+    /// If there is not exactly one.
+    #[must_use]
+    pub fn target(&self, field: &str) -> &Value {
+        let targets = self.0["targets"].as_array().expect("a list of targets");
+        assert_eq!(targets.len(), 1, "{targets:?}");
+        &targets[0][field]
+    }
+
+    /// How many packets the only target has lost in this way.
+    ///
+    /// # Panics
+    ///
+    /// If there is not exactly one.
+    #[must_use]
+    pub fn lost(&self, way: &str) -> u64 {
+        self.target("lost")[way].as_u64().expect("a number")
+    }
+
     /// Whether a rule is listed.
     #[must_use]
     pub fn has_rule(&self, name: &str) -> bool {

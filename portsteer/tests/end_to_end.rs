@@ -12,6 +12,8 @@ mod fragments;
 mod ports;
 #[path = "end_to_end/restart.rs"]
 mod restart;
+#[path = "end_to_end/steering.rs"]
+mod steering;
 #[path = "end_to_end/swaps.rs"]
 mod swaps;
 #[path = "end_to_end/tags.rs"]

@@ -7,6 +7,8 @@
 mod bench;
 #[path = "verdicts/differential.rs"]
 mod differential;
+#[path = "verdicts/flow.rs"]
+mod flow;
 #[path = "verdicts/multi_buffer.rs"]
 mod multi_buffer;
 #[path = "verdicts/options.rs"]

@@ -4,18 +4,21 @@
 
 use std::{
     fs,
+    future::poll_fn,
     io::{self, Read},
     path::{Path, PathBuf},
+    task::Poll,
     time::Duration,
 };
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use crate::{
     dataplane::{Applied, Change, Dataplane, Error as DataplaneError, Instance},
+    netlink::Watch,
     policy::{self, Policy, diagnostic::Diagnostic, services::Services},
 };
 
@@ -39,6 +42,8 @@ pub enum Error {
     Dataplane(DataplaneError),
     /// The signals cannot be listened for.
     Signals(io::Error),
+    /// Changes of the network cannot be followed.
+    Events(io::Error),
 }
 
 impl From<DataplaneError> for Error {
@@ -124,6 +129,9 @@ pub trait Reporter {
     fn note(&mut self, text: &str);
 }
 
+/// How often the agent looks at the targets if nothing wakes it.
+const TARGET_INTERVAL: Duration = Duration::from_millis(500);
+
 /// How often the agent looks whether somebody has detached its instance.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -138,11 +146,23 @@ pub async fn run(options: Options, reporter: &mut impl Reporter) -> Result<(), E
     let listen = |kind| signal(kind).map_err(Error::Signals);
     let mut hangup = listen(SignalKind::hangup())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut terminate = listen(SignalKind::terminate())?;
+    // Whoever sends one of the others wants it to end as well; unheard, they would end it at once.
+    let mut terminate = [
+        listen(SignalKind::terminate())?,
+        listen(SignalKind::quit())?,
+        listen(SignalKind::user_defined1())?,
+        listen(SignalKind::user_defined2())?,
+        listen(SignalKind::alarm())?,
+    ];
 
     let loaded = load_policy(&options.policy)?;
     let dataplane = Dataplane::lock(options.instance.clone())?;
     let mut running = Some(apply(dataplane, &loaded, reporter)?);
+
+    // Whatever it says, all is looked at: it only wakes the agent early.
+    let watch = Watch::start().map_err(Error::Events)?;
+    let mut look = interval(TARGET_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     let end = options.lifetime.map(|lifetime| Instant::now() + lifetime);
     let mut check = interval(CHECK_INTERVAL);
@@ -157,7 +177,7 @@ pub async fn run(options: Options, reporter: &mut impl Reporter) -> Result<(), E
         tokio::select! {
             _ = hangup.recv() => reload(&options, &mut running, reporter),
             // A trial is a trial however the agent is ended.
-            _ = terminate.recv() => match end {
+            () = any(&mut terminate) => match end {
                 Some(_) => return take_off(running, "ended before its time", reporter),
                 None => {
                     if running.is_some() {
@@ -173,7 +193,36 @@ pub async fn run(options: Options, reporter: &mut impl Reporter) -> Result<(), E
             _ = interrupt.recv() => return take_off(running, "interrupted", reporter),
             () = lifetime => return take_off(running, "the time is up", reporter),
             _ = check.tick() => notice_detach(&mut running, reporter),
+            _ = look.tick() => refresh_targets(running.as_ref(), true, reporter),
+            changed = watch.changed() => {
+                changed.map_err(Error::Events)?;
+                refresh_targets(running.as_ref(), false, reporter);
+            }
         }
+    }
+}
+
+/// Waits for any of these signals.
+async fn any(signals: &mut [Signal]) {
+    poll_fn(|context| {
+        let came = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+        if came { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+/// Follows interfaces, neighbours and CPUs.
+fn refresh_targets(running: Option<&Dataplane>, ask_again: bool, reporter: &mut impl Reporter) {
+    let Some(dataplane) = running else { return };
+    match dataplane.refresh_targets(ask_again) {
+        Ok(changes) => {
+            for change in changes {
+                reporter.note(&format!("target `{}` is {}", change.name, change.state.name()));
+            }
+        }
+        // Detached a moment ago: the next look at that says so.
+        Err(DataplaneError::NotAttached(_)) => {}
+        Err(error) => reporter.note(&format!("following the targets: {error}")),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::table::{Align, table};
-use crate::dataplane::{InterfaceStatus, PolicyInfo, Stats, Status};
+use crate::dataplane::{InterfaceStatus, PolicyInfo, Stats, Status, TargetStatus};
 
 /// A number of things.
 pub fn count(number: usize, thing: &str) -> String {
@@ -21,7 +21,20 @@ pub fn status(status: &Status) -> String {
         })
         .collect();
     let columns = [("INTERFACE", Align::Left), ("MODE", Align::Left), ("STATE", Align::Left)];
-    format!("{}\n{}", headline(&status.instance, &status.policy), table(&columns, &rows))
+    let mut text =
+        format!("{}\n{}", headline(&status.instance, &status.policy), table(&columns, &rows));
+    let columns = [("TARGET", Align::Left), ("TO", Align::Left), ("STATE", Align::Left)];
+    let rows: Vec<Vec<String>> = status
+        .targets
+        .iter()
+        .map(|TargetStatus { name, to, state }| {
+            vec![name.clone(), to.clone(), state.name().to_owned()]
+        })
+        .collect();
+    if !rows.is_empty() {
+        text.push_str(&format!("\n{}", table(&columns, &rows)));
+    }
+    text
 }
 
 /// `portsteer stats`.
@@ -41,6 +54,29 @@ pub fn stats(stats: &Stats) -> String {
         .map(|rule| {
             let (packets, bytes) = (rule.packets.to_string(), rule.bytes.to_string());
             vec![rule.name.clone(), shortened(&rule.matches), rule.action.clone(), packets, bytes]
+        })
+        .collect();
+    if !rows.is_empty() {
+        text.push_str(&format!("\n{}", table(&columns, &rows)));
+    }
+
+    let columns = [
+        ("TARGET", Align::Left),
+        ("TO", Align::Left),
+        ("STATE", Align::Left),
+        ("PACKETS", Align::Right),
+        ("BYTES", Align::Right),
+        ("LOST", Align::Right),
+    ];
+    let rows: Vec<Vec<String>> = stats
+        .targets
+        .iter()
+        .map(|target| {
+            let mut row =
+                vec![target.name.clone(), target.to.clone(), target.state.name().to_owned()];
+            let numbers = [target.packets, target.bytes, target.lost.total()];
+            row.extend(numbers.map(|number| number.to_string()));
+            row
         })
         .collect();
     if !rows.is_empty() {
@@ -74,6 +110,7 @@ pub fn stats(stats: &Stats) -> String {
         ("PACKETS", Align::Right),
         ("BYTES", Align::Right),
         ("PASSED", Align::Right),
+        ("STEERED", Align::Right),
         ("DROPPED", Align::Right),
         ("ABORTED", Align::Right),
     ];
@@ -90,6 +127,7 @@ pub fn stats(stats: &Stats) -> String {
                 interface.packets,
                 interface.bytes,
                 interface.passed,
+                interface.steered,
                 interface.dropped,
                 interface.aborted,
             ];

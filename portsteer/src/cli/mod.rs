@@ -149,9 +149,14 @@ pub fn main() -> ExitCode {
             run_agent(agent::Options { policy, instance: instance.instance, lifetime })
         }
         Command::Status { listing } => {
-            run_listing(&listing, dataplane::read_status, listings::status)
+            let attached = |status: &dataplane::Status| {
+                status.interfaces.iter().any(|interface| interface.attached)
+            };
+            run_listing(&listing, dataplane::read_status, listings::status, attached)
         }
-        Command::Stats { listing } => run_listing(&listing, dataplane::read_stats, listings::stats),
+        Command::Stats { listing } => {
+            run_listing(&listing, dataplane::read_stats, listings::stats, |_| true)
+        }
         Command::Detach { instance } => run_detach(&instance.instance),
     };
     ExitCode::from(code)
@@ -176,7 +181,7 @@ fn run_check(file: &Path, strict: bool) -> u8 {
         Ok(loaded) => {
             show_diagnostics(&loaded.path, &loaded.text, &loaded.warnings);
             let (rules, warnings) = (loaded.policy.rules.len(), loaded.warnings.len());
-            print(&format!(
+            let text = format!(
                 "{}: {}, default {}, {}\n",
                 file.display(),
                 listings::count(rules, "rule"),
@@ -186,8 +191,8 @@ fn run_check(file: &Path, strict: bool) -> u8 {
                 } else {
                     listings::count(warnings, "warning")
                 },
-            ));
-            if strict && warnings > 0 { NEGATIVE } else { 0 }
+            );
+            print(&text, if strict && warnings > 0 { NEGATIVE } else { 0 })
         }
         Err(error) => {
             show_error(&error);
@@ -211,7 +216,9 @@ fn run_agent(options: agent::Options) -> u8 {
             show_error(&error);
             match error {
                 agent::Error::Unreadable { .. } | agent::Error::Policy { .. } => BAD_INPUT,
-                agent::Error::Dataplane(_) | agent::Error::Signals(_) => REFUSED,
+                agent::Error::Dataplane(_) | agent::Error::Signals(_) | agent::Error::Events(_) => {
+                    REFUSED
+                }
             }
         }
     }
@@ -221,32 +228,25 @@ fn run_listing<T: serde::Serialize>(
     listing: &Listing,
     read: impl Fn(&Instance) -> Result<T, DataplaneError>,
     render: impl Fn(&T) -> String,
+    is_positive: impl Fn(&T) -> bool,
 ) -> u8 {
+    let code = |value: &T| if is_positive(value) { 0 } else { NEGATIVE };
     match read(&listing.instance.instance) {
         Ok(value) if listing.json => match serde_json::to_string_pretty(&value) {
-            Ok(json) => {
-                print(&format!("{json}\n"));
-                0
-            }
+            Ok(json) => print(&format!("{json}\n"), code(&value)),
             Err(error) => {
                 complain(&format!("writing JSON: {error}"), None);
                 REFUSED
             }
         },
-        Ok(value) => {
-            print(&render(&value));
-            0
-        }
+        Ok(value) => print(&render(&value), code(&value)),
         Err(error) => fail(&error),
     }
 }
 
 fn run_detach(instance: &Instance) -> u8 {
     match dataplane::detach(instance) {
-        Ok(names) => {
-            print(&format!("detached from {}\n", names.join(", ")));
-            0
-        }
+        Ok(names) => print(&format!("detached from {}\n", names.join(", ")), 0),
         Err(error) => fail(&error),
     }
 }
@@ -315,6 +315,9 @@ fn show_error(error: &agent::Error) {
             complain(&error.to_string(), error.help().as_deref());
         }
         agent::Error::Signals(error) => complain(&format!("listening for signals: {error}"), None),
+        agent::Error::Events(error) => {
+            complain(&format!("following the network's changes: {error}"), None);
+        }
     }
 }
 
@@ -338,8 +341,18 @@ fn complain(message: &str, help: Option<&str>) {
 }
 
 /// Prints to standard output; a reader that has gone away is no error.
-fn print(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
+/// Prints the answer. Returns `code`, unless the answer was lost.
+fn print(text: &str, code: u8) -> u8 {
+    let mut output = io::stdout();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        // Whoever reads along has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
+        Err(error) => {
+            complain(&format!("writing the answer: {error}"), None);
+            REFUSED
+        }
+        Ok(()) => code,
+    }
 }
 
 #[cfg(test)]

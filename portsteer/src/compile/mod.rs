@@ -62,6 +62,7 @@ pub const fn verdict(action: Action) -> Verdict {
     match action {
         Action::Pass => Verdict::Pass,
         Action::Drop => Verdict::Drop,
+        Action::Steer(_) => Verdict::Steer,
     }
 }
 

@@ -27,6 +27,25 @@ pub enum Error {
     NotAttached(String),
     #[error("there is no interface `{name}`")]
     UnknownInterface { name: String, existing: Vec<String> },
+    #[error("target `{target}`: there is no interface `{name}`")]
+    UnknownTargetInterface { target: String, name: String, existing: Vec<String> },
+    #[error(
+        "target `{target}` steers in a circle: {}",
+        match via {
+            None => format!("portsteer is attached to `{interface}` itself"),
+            Some(peer) => format!("what leaves `{interface}` arrives on `{peer}`, where portsteer is attached"),
+        }
+    )]
+    Circle { target: String, interface: String, via: Option<String> },
+    #[error("target `{target}`: CPU {} not online", list(offline, "is", "are"))]
+    OfflineCpus { target: String, offline: Vec<u32>, online: Vec<u32> },
+    #[error("target `{target}`: `{interface}` takes no frames that are redirected in native mode")]
+    NoNativeRedirect { target: String, interface: String, is_veth: bool },
+    #[error(
+        "target `{target}` hands packets to CPUs, and `{interface}` is attached in generic mode, \
+         where this kernel would lose them all"
+    )]
+    CpusInGenericMode { target: String, interface: String },
     #[error("no interface matches {}", patterns.join(", "))]
     NoInterface { patterns: Vec<String>, existing: Vec<String> },
     #[error("`{name}` carries no Ethernet frames (hardware type {hardware_type})")]
@@ -88,7 +107,23 @@ impl Error {
                 "pins are shared between network namespaces: use another `--instance` than \
                  `{instance}` here"
             ),
-            Self::UnknownInterface { name, existing } => {
+            Self::Circle { .. } => {
+                "steer out of an interface that the policy is not attached to".to_owned()
+            }
+            Self::NoNativeRedirect { interface, is_veth: true, .. } => format!(
+                "switch GRO on at the other end of `{interface}`, inside its namespace: `ethtool \
+                 -K DEVICE gro on`; or set mode = \"generic\""
+            ),
+            Self::NoNativeRedirect { .. } => "set mode = \"generic\"".to_owned(),
+            Self::CpusInGenericMode { .. } => {
+                "steer to CPUs on interfaces with native mode, or on a kernel before 6.9".to_owned()
+            }
+            Self::OfflineCpus { online, .. } => {
+                let numbers: Vec<String> = online.iter().map(ToString::to_string).collect();
+                format!("online are: {}", numbers.join(", "))
+            }
+            Self::UnknownInterface { name, existing }
+            | Self::UnknownTargetInterface { name, existing, .. } => {
                 let near = existing
                     .iter()
                     .filter(|existing| strsim::damerau_levenshtein(existing, name) <= 2)
@@ -134,6 +169,13 @@ impl Error {
             _ => return None,
         })
     }
+}
+
+/// `3 is`, `3, 4 are`.
+fn list(numbers: &[u32], one: &str, many: &str) -> String {
+    let verb = if numbers.len() == 1 { one } else { many };
+    let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+    format!("{} {verb}", numbers.join(", "))
 }
 
 /// An error number in the words of XDP.

@@ -11,9 +11,12 @@
 //! ```
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{DirBuilderExt, MetadataExt},
+    },
     path::PathBuf,
 };
 
@@ -104,7 +107,9 @@ impl Instance {
     pub fn lock(&self) -> Result<Lock, Error> {
         let path = self.directory();
         loop {
-            match fs::create_dir_all(&path) {
+            // Whoever may open the directory may take the lock.
+            let mut directory = DirBuilder::new();
+            match directory.recursive(true).mode(0o700).create(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 result => {
                     result

@@ -7,7 +7,7 @@ use portsteer_common::INTERFACE_SLOTS;
 use super::{Error, slots::AttachedMode, sys};
 use crate::{
     netlink::Link,
-    policy::{InterfacePattern, Mode},
+    policy::{InterfacePattern, Mode, Target, TargetKind},
 };
 
 /// ARPHRD_ETHER and ARPHRD_LOOPBACK (include/uapi/linux/if_arp.h): the kinds of device whose
@@ -21,7 +21,17 @@ const NATIVE_FLAG: u32 = 1 << 2;
 
 /// The interfaces that the patterns name, in the kernel's order, each once. A glob means only
 /// Ethernet devices; the loopback device must be named.
-pub(super) fn select(patterns: &[InterfacePattern], links: &[Link]) -> Result<Vec<Link>, Error> {
+/// A glob does not mean the interfaces of targets either.
+pub(super) fn select(
+    patterns: &[InterfacePattern],
+    links: &[Link],
+    targets: &[Target],
+) -> Result<Vec<Link>, Error> {
+    let is_target = |link: &Link| {
+        targets.iter().any(|target| {
+            matches!(&target.kind, TargetKind::Interface { interface, .. } if *interface == link.name)
+        })
+    };
     let existing = || links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
     let mut selected: Vec<&Link> = Vec::new();
     for pattern in patterns {
@@ -29,8 +39,9 @@ pub(super) fn select(patterns: &[InterfacePattern], links: &[Link]) -> Result<Ve
             // The policy's parser has compiled it before.
             let Ok(glob) = globset::Glob::new(&pattern.text) else { continue };
             let matcher = glob.compile_matcher();
-            let matches =
-                |link: &&Link| link.hardware_type == ETHERNET && matcher.is_match(&link.name);
+            let matches = |link: &&Link| {
+                link.hardware_type == ETHERNET && matcher.is_match(&link.name) && !is_target(link)
+            };
             selected.extend(links.iter().filter(matches));
         } else {
             let Some(link) = links.iter().find(|link| link.name == pattern.text) else {

@@ -31,15 +31,35 @@ pub fn check() -> Result<(), Error> {
     }
 }
 
+/// Whether this kernel loses packets that a program in generic mode hands to a CPU.
+///
+/// From Linux 6.9 on, generic mode copies most packets to make room for the program
+/// (`skb_pp_cow_data` in net/core/skbuff.c), and the copy does not know how long its Ethernet header
+/// is, which `cpu_map_generic_redirect` (kernel/bpf/cpumap.c) then fails to take off. Seen on 6.18:
+/// every such packet is discarded for an impossible IP header.
+///
+/// # Errors
+///
+/// The kernel's release cannot be read.
+pub fn loses_cpu_packets_in_generic_mode() -> Result<bool, Error> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_err(Error::io("reading the kernel's release"))?;
+    Ok(version(release.trim()).is_some_and(|version| version >= (6, 9)))
+}
+
 fn check_release(release: &str) -> Result<(), Error> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST_VERSION => {
+    match version(release) {
+        Some(version) if version < OLDEST_VERSION => {
             Err(Error::OldKernel { release: release.to_owned() })
         }
         // A release that does not say its version is not held against it.
         _ => Ok(()),
     }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 #[cfg(test)]

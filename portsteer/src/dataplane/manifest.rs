@@ -9,7 +9,11 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use portsteer_common::{Counter, LAYOUT_VERSION, Verdict, counters::PAGE_COUNTERS};
+use portsteer_common::{
+    Counter, LAYOUT_VERSION, Verdict,
+    counters::PAGE_COUNTERS,
+    steering::{Losses, TARGET_SLOTS},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -17,7 +21,10 @@ use super::{
     instance::Instance,
     sys::{self, MapShape, map_type},
 };
-use crate::{compile::verdict, policy::Policy};
+use crate::{
+    compile::verdict,
+    policy::{Action, Policy, TargetKind},
+};
 
 const CHUNK: usize = 64 * 1024;
 const LENGTH: usize = size_of::<u64>();
@@ -39,6 +46,8 @@ pub struct Manifest {
     pub default: String,
     /// The rules, in order.
     pub rules: Vec<ManifestRule>,
+    /// The targets, in the policy's order.
+    pub targets: Vec<ManifestTarget>,
     /// The number of the verdict of all rules that ever count in a page of counters, from page 1
     /// on.
     pub page_verdicts: Vec<u8>,
@@ -61,6 +70,21 @@ pub struct ManifestRule {
     pub shares: Vec<Share>,
 }
 
+/// A target in a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestTarget {
+    pub name: String,
+    /// Where the program finds it. It belongs to this definition of the target alone.
+    pub slot: u16,
+    pub kind: TargetKind,
+    /// What the slot's losses stood at when the target was given it, in the order of
+    /// [`Losses`]' fields.
+    pub base: [u64; LOSSES],
+}
+
+/// The number of fields in [`Losses`].
+pub(super) const LOSSES: usize = size_of::<Losses>() / size_of::<u64>();
+
 /// A counter that belongs to a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
@@ -68,6 +92,38 @@ pub struct Share {
     /// What the counter stood at when the rule was given it.
     pub base_packets: u64,
     pub base_bytes: u64,
+    /// The slot of the target, where the rule steers when it counts in this.
+    #[serde(default)]
+    pub target: Option<u16>,
+}
+
+/// Gives each target its slot: those that `previous` has, with the same definition, keep theirs;
+/// new ones get one that neither policy uses. `read` gives what a slot has lost.
+fn place_targets(
+    policy: &Policy,
+    previous: Option<&Manifest>,
+    read: impl Fn(u16) -> Result<Losses, Error>,
+) -> Result<Vec<ManifestTarget>, Error> {
+    let before = previous.map_or(&[][..], |previous| &previous.targets);
+    let used: HashSet<u16> = before.iter().map(|target| target.slot).collect();
+    let mut free = (0..TARGET_SLOTS as u16).filter(|slot| !used.contains(slot));
+    let mut targets = Vec::with_capacity(policy.targets.len());
+    for target in &policy.targets {
+        let kept =
+            before.iter().find(|known| known.name == target.name && known.kind == target.kind);
+        targets.push(match kept {
+            Some(known) => known.clone(),
+            None => {
+                // A policy has at most half as many targets as there are slots.
+                let slot = free
+                    .next()
+                    .ok_or_else(|| Error::Load("there is no target slot left".to_owned()))?;
+                let base = bytemuck::cast(read(slot)?);
+                ManifestTarget { name: target.name.clone(), slot, kind: target.kind.clone(), base }
+            }
+        });
+    }
+    Ok(targets)
 }
 
 /// Which counters are free, by verdict.
@@ -109,7 +165,7 @@ impl Allocator<'_> {
 impl Manifest {
     /// Describes a policy, and gives each rule its counter: rules that `previous` has, by name or,
     /// unnamed, by match and action, keep theirs; new ones get one that neither policy uses.
-    /// `read` gives what a counter stands at.
+    /// `read` gives what a counter stands at. Targets keep their slots in the same way.
     ///
     /// # Errors
     ///
@@ -121,7 +177,9 @@ impl Manifest {
         previous: Option<&Self>,
         pages: u32,
         read: impl Fn(u32) -> Counter,
+        read_losses: impl Fn(u16) -> Result<Losses, Error>,
     ) -> Result<Self, Error> {
+        let targets = place_targets(policy, previous, read_losses)?;
         let before = previous.map_or(&[][..], |previous| &previous.rules);
         let known: HashMap<(bool, &str), &ManifestRule> =
             before.iter().map(|rule| ((rule.named, rule.label.as_str()), rule)).collect();
@@ -137,16 +195,23 @@ impl Manifest {
         let mut given: HashMap<(bool, String), Vec<Share>> = HashMap::new();
         let mut rules = Vec::with_capacity(policy.rules.len());
         for rule in &policy.rules {
-            let key = (rule.name.is_some(), rule.label());
+            let key = (rule.name.is_some(), policy.label(rule));
             let shares = match given.get(&key) {
                 Some(shares) => shares.clone(),
                 None => {
                     let known = known.get(&(key.0, key.1.as_str()));
                     let mut shares = known.map_or_else(Vec::new, |known| known.shares.clone());
                     let verdict = verdict(rule.action);
+                    // A counter belongs to one target for as long as a rule has it.
+                    let target = match rule.action {
+                        Action::Steer(id) => Some(targets[usize::from(id.0)].slot),
+                        _ => None,
+                    };
                     let fits = |share: &Share| {
                         let page = share.counter as usize / PAGE_COUNTERS;
-                        allocator.page_verdicts.get(page.wrapping_sub(1)) == Some(&(verdict as u8))
+                        share.target == target
+                            && allocator.page_verdicts.get(page.wrapping_sub(1))
+                                == Some(&(verdict as u8))
                     };
                     match shares.iter().position(fits) {
                         Some(position) => shares.swap(0, position),
@@ -162,7 +227,7 @@ impl Manifest {
                                 None => Counter::default(),
                             };
                             let (base_packets, base_bytes) = (base.packets, base.bytes);
-                            shares.insert(0, Share { counter, base_packets, base_bytes });
+                            shares.insert(0, Share { counter, base_packets, base_bytes, target });
                         }
                     }
                     given.insert(key.clone(), shares.clone());
@@ -174,7 +239,7 @@ impl Manifest {
                 named: key.0,
                 line: rule.line,
                 matches: rule.matches(),
-                action: rule.action.name().to_owned(),
+                action: policy.does(rule),
                 shares,
             });
         }
@@ -188,8 +253,14 @@ impl Manifest {
             text: source.1.to_owned(),
             default: policy.default.name().to_owned(),
             rules,
+            targets,
             page_verdicts,
         })
+    }
+
+    /// The rules' counters that lead to a target, with its slot.
+    pub(super) fn steering(&self) -> impl Iterator<Item = (u32, u16)> {
+        self.rules.iter().filter_map(|rule| Some((rule.shares[0].counter, rule.shares[0].target?)))
     }
 
     /// The counters that the rules count in now, in order.

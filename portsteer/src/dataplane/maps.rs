@@ -4,7 +4,7 @@
 use std::{
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use bytemuck::Zeroable;
@@ -12,6 +12,7 @@ use portsteer_common::{
     Counter, CounterPage, Image, PolicyBanks,
     counters::{MAX_PAGES, PAGE_COUNTERS},
     image::{BANKS, FIRST_BANK, SECOND_BANK},
+    steering::{Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS, Target},
 };
 
 use super::{
@@ -22,6 +23,10 @@ use super::{
 };
 
 const POLICY: &str = "policy";
+const STEER_TARGETS: &str = "steer_targets";
+const DEVICES: &str = "devices";
+const CPUS: &str = "cpus";
+const LOSSES: &str = "losses";
 const INTERFACES: &str = "interfaces";
 const RETIRED: &str = "retired";
 
@@ -44,6 +49,31 @@ const fn array(value_size: usize, max_entries: u32) -> MapShape {
 /// The map `policy`: one value, which user space writes to through a mapping.
 const POLICY_SHAPE: MapShape =
     MapShape { flags: sys::MMAPABLE, ..array(size_of::<PolicyBanks>(), 1) };
+
+/// For each counter, the slot of the target that its rule steers to.
+const fn steer_targets_shape(pages: u32) -> MapShape {
+    array(4, pages * PAGE_COUNTERS as u32)
+}
+
+/// The interface of each target slot.
+const DEVICES_SHAPE: MapShape =
+    MapShape { map_type: map_type::DEVMAP, flags: sys::READ_ONLY, ..array(8, TARGET_SLOTS as u32) };
+
+/// The CPUs that packets can be handed to, by number; the value is the length of the queue.
+fn cpus_shape() -> Result<MapShape, Error> {
+    Ok(MapShape { map_type: map_type::CPUMAP, ..array(4, possible_cpus()? as u32) })
+}
+
+/// What was lost, by target slot, then by CPU.
+fn losses_shape() -> Result<MapShape, Error> {
+    let entries = (TARGET_SLOTS + possible_cpus()?) as u32;
+    Ok(MapShape { map_type: map_type::PERCPU_ARRAY, ..array(size_of::<Losses>(), entries) })
+}
+
+/// How many CPUs this machine may ever have.
+pub(super) fn possible_cpus() -> Result<usize, Error> {
+    aya::util::nr_cpus().map_err(|(path, error)| Error::io(format!("reading {path}"))(error))
+}
 
 /// Opens a pinned map of this shape; any number of values up to `most` will do if that is given.
 fn open(
@@ -83,9 +113,17 @@ fn open(
     Ok((map, shape))
 }
 
-/// Where the policy is pinned.
-pub(super) fn policy_pin(instance: &Instance) -> PathBuf {
-    instance.pin(POLICY)
+/// What the program calls the maps that all programs of an instance share, and where they are
+/// pinned. The first stands for a section.
+pub(super) fn shared_pins(instance: &Instance) -> [(&'static str, PathBuf); 5] {
+    let pin = |name| instance.pin(name);
+    [
+        (".bss", pin(POLICY)),
+        (STEER_TARGETS, pin(STEER_TARGETS)),
+        (DEVICES, pin(DEVICES)),
+        (CPUS, pin(CPUS)),
+        (LOSSES, pin(LOSSES)),
+    ]
 }
 
 /// The maps that all programs of an instance share.
@@ -95,6 +133,10 @@ pub(super) struct Maps {
     policy_map: OwnedFd,
     policy: Mapping<PolicyBanks>,
     pub(super) interfaces: OwnedFd,
+    steer_targets: OwnedFd,
+    devices: OwnedFd,
+    cpus: OwnedFd,
+    losses: OwnedFd,
     retired: OwnedFd,
     /// How many pages each map of counters has.
     pub(super) pages: u32,
@@ -112,11 +154,20 @@ impl Maps {
         let page = array(size_of::<CounterPage>(), 1);
         let (retired, shape) = open(instance, RETIRED, page, Some(MAX_PAGES as u32))?;
         let (interfaces, _) = open(instance, INTERFACES, slots::SHAPE, None)?;
+        let shape_of_targets = steer_targets_shape(shape.max_entries);
+        let (steer_targets, _) = open(instance, STEER_TARGETS, shape_of_targets, None)?;
+        let (devices, _) = open(instance, DEVICES, DEVICES_SHAPE, None)?;
+        let (cpus, _) = open(instance, CPUS, cpus_shape()?, None)?;
+        let (losses, _) = open(instance, LOSSES, losses_shape()?, None)?;
         Ok(Self {
             instance: instance.clone(),
             policy_map,
             policy,
             interfaces,
+            steer_targets,
+            devices,
+            cpus,
+            losses,
             retired,
             pages: shape.max_entries,
         })
@@ -127,6 +178,11 @@ impl Maps {
     pub(super) fn create(instance: &Instance, pages: u32) -> Result<(), Error> {
         let shapes = [
             (POLICY, POLICY_SHAPE),
+            (STEER_TARGETS, steer_targets_shape(pages)),
+            // The kernel adds the flag itself, and refuses to be told.
+            (DEVICES, MapShape { flags: 0, ..DEVICES_SHAPE }),
+            (CPUS, cpus_shape()?),
+            (LOSSES, losses_shape()?),
             (INTERFACES, slots::SHAPE),
             (RETIRED, array(size_of::<CounterPage>(), pages)),
         ];
@@ -178,6 +234,125 @@ impl Maps {
         (idle, image)
     }
 
+    /// Says to which target slot the rule steers that counts in `counter`.
+    pub(super) fn set_target_of(&self, counter: u32, slot: u16) -> Result<(), Error> {
+        sys::map_update(self.steer_targets.as_fd(), counter, &u32::from(slot).to_ne_bytes())
+            .map_err(Error::io("writing the map `steer_targets`"))
+    }
+
+    fn target_word(&self, slot: u16, field: impl Fn(*mut Target) -> *mut u32) -> &AtomicU32 {
+        assert!(usize::from(slot) < TARGET_SLOTS);
+        self.policy.word(|policy| {
+            // SAFETY: the address of a field of an entry of a value that is mapped.
+            let entry = unsafe {
+                (&raw mut (*policy).targets.targets).cast::<Target>().add(usize::from(slot))
+            };
+            field(entry)
+        })
+    }
+
+    /// A target's state, for reading and for changing it in one step.
+    pub(super) fn target_state(&self, slot: u16) -> &AtomicU32 {
+        // SAFETY: the address of a field of an entry.
+        self.target_word(slot, |entry| unsafe { &raw mut (*entry).state })
+    }
+
+    /// The longest frame that a target's interface takes, in bytes.
+    pub(super) fn target_max_len(&self, slot: u16) -> &AtomicU32 {
+        // SAFETY: the address of a field of an entry.
+        self.target_word(slot, |entry| unsafe { &raw mut (*entry).max_len })
+    }
+
+    /// One of the two pairs of addresses of a target, to be changed: only that which the state
+    /// does not name, and only after [`sys::wait_for_programs`].
+    pub(super) fn target_macs(&mut self, slot: u16, index: usize) -> &mut MacAddresses {
+        assert!(usize::from(slot) < TARGET_SLOTS && index < 2);
+        // SAFETY: the lock keeps other writers away, and no program reads these.
+        unsafe {
+            self.policy.part_mut(|policy| {
+                let entry =
+                    (&raw mut (*policy).targets.targets).cast::<Target>().add(usize::from(slot));
+                (&raw mut (*entry).macs).cast::<MacAddresses>().add(index)
+            })
+        }
+    }
+
+    /// Two neighbouring places of a target's spread, for changing them in one step.
+    fn target_places(&self, slot: u16, pair: usize) -> &AtomicU32 {
+        assert!(usize::from(slot) < TARGET_SLOTS && pair < SPREAD_PLACES / 2);
+        self.policy.word(|policy| {
+            // SAFETY: the address of two entries of a table in a value that is mapped.
+            unsafe {
+                (&raw mut (*policy).targets.spreads)
+                    .cast::<Spread>()
+                    .add(usize::from(slot))
+                    .cast::<u32>()
+                    .add(pair)
+            }
+        })
+    }
+
+    /// Spreads a target's flows over these CPUs, of which there is at least one.
+    pub(super) fn spread(&self, slot: u16, cpus: &[u16]) {
+        for pair in 0..SPREAD_PLACES / 2 {
+            let cpu = |place: usize| cpus[place % cpus.len()].to_ne_bytes();
+            let ([a, b], [c, d]) = (cpu(2 * pair), cpu(2 * pair + 1));
+            self.target_places(slot, pair)
+                .store(u32::from_ne_bytes([a, b, c, d]), Ordering::Relaxed);
+        }
+    }
+
+    /// The index of the interface that a target's packets are sent out of, 0 if there is none: the
+    /// kernel forgets it when the interface goes.
+    pub(super) fn device(&self, slot: u16) -> Result<u32, Error> {
+        let mut value = [0; 8];
+        match sys::map_lookup(self.devices.as_fd(), u32::from(slot), &mut value) {
+            Ok(()) => Ok(u32::from_ne_bytes([value[0], value[1], value[2], value[3]])),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(0),
+            Err(error) => Err(Error::io("reading the map `devices`")(error)),
+        }
+    }
+
+    /// Sets that interface; 0 for none.
+    pub(super) fn set_device(&self, slot: u16, ifindex: u32) -> Result<(), Error> {
+        let mut value = [0; 8];
+        value[..4].copy_from_slice(&ifindex.to_ne_bytes());
+        sys::map_update(self.devices.as_fd(), u32::from(slot), &value)
+            .map_err(Error::io("writing the map `devices`"))
+    }
+
+    /// How many packets may wait for a CPU, 0 if none are handed to it.
+    pub(super) fn queue(&self, cpu: u32) -> Result<u32, Error> {
+        let mut value = [0; 4];
+        match sys::map_lookup(self.cpus.as_fd(), cpu, &mut value) {
+            Ok(()) => Ok(u32::from_ne_bytes(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(0),
+            Err(error) => Err(Error::io("reading the map `cpus`")(error)),
+        }
+    }
+
+    /// Sets that length. The kernel starts a thread for the CPU, or ends it if the length is 0.
+    pub(super) fn set_queue(&self, cpu: u32, len: u32) -> Result<(), Error> {
+        sys::map_update(self.cpus.as_fd(), cpu, &len.to_ne_bytes())
+            .map_err(Error::io("writing the map `cpus`"))
+    }
+
+    /// What was lost on the way to a target slot, or, from [`TARGET_SLOTS`] on, to a CPU.
+    pub(super) fn losses(&self, entry: usize) -> Result<Losses, Error> {
+        let mut values = vec![Losses::default(); possible_cpus()?];
+        sys::map_lookup(self.losses.as_fd(), entry as u32, bytemuck::cast_slice_mut(&mut values))
+            .map_err(Error::io("reading the map `losses`"))?;
+        let mut sum = Losses::default();
+        for losses in &values {
+            let fields = bytemuck::cast_slice::<Losses, u64>(std::slice::from_ref(losses));
+            let sums = bytemuck::cast_slice_mut::<Losses, u64>(std::slice::from_mut(&mut sum));
+            for (sum, field) in sums.iter_mut().zip(fields) {
+                *sum += field;
+            }
+        }
+        Ok(sum)
+    }
+
     /// The counters of an interface slot, if they exist.
     pub(super) fn counters(&self, slot: u32) -> Result<Option<Counters>, Error> {
         let name = format!("counters_{slot}");
@@ -194,9 +369,7 @@ impl Maps {
             return Ok(None);
         }
         let (map, _) = open(&self.instance, &name, shape, None)?;
-        let cpus = aya::util::nr_cpus()
-            .map_err(|(path, error)| Error::io(format!("reading {path}"))(error))?;
-        Ok(Some(Counters { map, values: cpus }))
+        Ok(Some(Counters { map, values: possible_cpus()? }))
     }
 
     /// The error for counters that must be there and are not.

@@ -9,6 +9,7 @@ use std::{
     fs,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use portsteer_common::{Counter, CounterPage, INTERFACE_SLOTS, Reason, counters::outcome_counter};
@@ -29,15 +30,18 @@ mod object;
 mod report;
 mod slots;
 pub mod sys;
+mod targets;
 
 pub use error::Error;
 pub use instance::{Instance, Lock};
-pub use manifest::{Manifest, ManifestRule};
+pub use manifest::{Manifest, ManifestRule, ManifestTarget};
 pub use object::DIGEST as OBJECT_DIGEST;
 pub use report::{
     InterfaceStats, InterfaceStatus, PolicyInfo, ReasonStats, RuleStats, Stats, Status,
+    TargetLosses, TargetStats, TargetStatus,
 };
 pub use slots::AttachedMode;
+pub use targets::{TargetChange, TargetState};
 
 use maps::{Maps, Snapshot};
 use slots::Slot;
@@ -47,6 +51,8 @@ use slots::Slot;
 pub struct Dataplane {
     instance: Instance,
     lock: Lock,
+    /// The targets of the policy that was applied last.
+    targets: Mutex<Vec<ManifestTarget>>,
 }
 
 /// What [`Dataplane::apply`] did.
@@ -100,7 +106,7 @@ impl Dataplane {
     pub fn lock(instance: Instance) -> Result<Self, Error> {
         kernel::check()?;
         let lock = instance.lock()?;
-        Ok(Self { instance, lock })
+        Ok(Self { instance, lock, targets: Mutex::default() })
     }
 
     /// The instance.
@@ -117,7 +123,8 @@ impl Dataplane {
     /// What was in force before stays in force, on the same interfaces.
     pub fn apply(&self, policy: &Policy, path: &str, text: &str) -> Result<Applied, Error> {
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
-        let wanted = interfaces::select(&policy.interfaces, &links)?;
+        let wanted = interfaces::select(&policy.interfaces, &links, &policy.targets)?;
+        targets::check(policy, &wanted, &links)?;
         self.remove_debris()?;
         let result = self.apply_to(policy, (path, text), &wanted, &links);
         if result.is_err() {
@@ -154,7 +161,12 @@ impl Dataplane {
             previous.as_ref(),
             maps.pages,
             |counter| total(&counted, counter),
+            |slot| maps.losses(usize::from(slot)),
         )?;
+        for (counter, slot) in manifest.steering() {
+            maps.set_target_of(counter, slot)?;
+        }
+        targets::prepare(&mut maps, &manifest.targets)?;
         let (idle, image) = maps.idle_bank();
         compile(policy, &manifest.counters(), image)?;
         manifest.write(&self.instance, idle)?;
@@ -164,7 +176,8 @@ impl Dataplane {
             maps.set_active_bank(idle);
         }
 
-        let mut work = Attaching::new(self, &maps);
+        let obstacle = targets::native_obstacle(policy, links)?;
+        let mut work = Attaching::new(self, &maps, obstacle);
         let attached = match work.attach_all(policy, wanted, &pinned) {
             Ok(attached) => attached,
             Err(error) => {
@@ -179,6 +192,13 @@ impl Dataplane {
             .filter(|pinned| !wanted.iter().any(|link| link.index == pinned.ifindex))
             .collect();
         self.retire(&maps, &unwanted)?;
+        if let Some(previous) = &previous
+            && !previous.targets.is_empty()
+        {
+            // A program that still judges by the policy before may yet steer.
+            sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
+            targets::clear(&maps, &previous.targets, &manifest.targets)?;
+        }
         let detached = unwanted
             .iter()
             .filter(|pinned| pinned.ifindex != 0)
@@ -188,6 +208,7 @@ impl Dataplane {
             Some(previous) => self.removed(&maps, &previous, &manifest)?,
             None => Vec::new(),
         };
+        *self.targets() = manifest.targets;
         Ok(Applied { attached, detached, removed })
     }
 
@@ -244,6 +265,27 @@ impl Dataplane {
     /// [`Error::NotAttached`] if there is none.
     pub fn detach(&self) -> Result<Vec<String>, Error> {
         detach(&self.instance)
+    }
+
+    fn targets(&self) -> MutexGuard<'_, Vec<ManifestTarget>> {
+        // A list is replaced whole, so whoever panicked left it whole.
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the program know how the targets of the policy that was applied last are now, and says
+    /// which have changed. `ask_again`: also ask neighbours that have not answered before.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not tell, or nothing is in force.
+    pub fn refresh_targets(&self, ask_again: bool) -> Result<Vec<TargetChange>, Error> {
+        let targets = self.targets();
+        if targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut maps = running(&self.instance)?;
+        let ask = if ask_again { targets::Ask::Again } else { targets::Ask::First };
+        targets::refresh(&mut maps, &targets, ask)
     }
 
     /// Whether somebody has taken the dataplane off behind this value's back.
@@ -381,11 +423,13 @@ struct Attaching<'a> {
     new_slots: Vec<u32>,
     /// Links whose program was replaced, with their slot's record and program before.
     replaced: Vec<(OwnedFd, u32, Slot, OwnedFd)>,
+    /// Why native mode will not do for the policy.
+    native_obstacle: Option<Error>,
 }
 
 impl<'a> Attaching<'a> {
-    fn new(dataplane: &'a Dataplane, maps: &'a Maps) -> Self {
-        Self { dataplane, maps, new_slots: Vec::new(), replaced: Vec::new() }
+    fn new(dataplane: &'a Dataplane, maps: &'a Maps, native_obstacle: Option<Error>) -> Self {
+        Self { dataplane, maps, new_slots: Vec::new(), replaced: Vec::new(), native_obstacle }
     }
 
     fn attach_all(
@@ -396,10 +440,27 @@ impl<'a> Attaching<'a> {
     ) -> Result<Vec<Attached>, Error> {
         let mut attached = Vec::new();
         for link in wanted {
-            attached.push(match pinned.iter().find(|pinned| pinned.ifindex == link.index) {
+            let done = match pinned.iter().find(|pinned| pinned.ifindex == link.index) {
                 Some(pinned) => self.keep(policy.mode, link, pinned)?,
-                None => self.attach(policy.mode, link, pinned)?,
-            });
+                None => {
+                    let refused = self.native_obstacle.as_ref().map(ToString::to_string);
+                    match (policy.mode, refused) {
+                        (Mode::Auto, Some(why)) => Attached {
+                            native_refused: Some(why),
+                            ..self.attach(Mode::Generic, link, pinned)?
+                        },
+                        (mode, _) => self.attach(mode, link, pinned)?,
+                    }
+                }
+            };
+            let obstacle = match done.mode {
+                AttachedMode::Native => self.native_obstacle.take(),
+                AttachedMode::Generic => targets::generic_obstacle(policy, &link.name)?,
+            };
+            if let Some(obstacle) = obstacle {
+                return Err(obstacle);
+            }
+            attached.push(done);
         }
         Ok(attached)
     }
@@ -602,11 +663,13 @@ fn consistently<T>(
 pub fn read_status(instance: &Instance) -> Result<Status, Error> {
     let maps = running(instance)?;
     let (manifest, ()) = consistently(instance, &maps, |_| Ok(()))?;
+    let targets = manifest.targets.iter().map(|target| TargetStatus::new(target, &maps)).collect();
     let interfaces = pinned(instance, &maps)?.iter().map(InterfaceStatus::new).collect();
     Ok(Status {
         instance: instance.name().to_owned(),
         policy: PolicyInfo::new(&manifest),
         interfaces,
+        targets,
     })
 }
 
@@ -617,24 +680,34 @@ pub fn read_status(instance: &Instance) -> Result<Status, Error> {
 /// [`Error::NotAttached`] if nothing is attached.
 pub fn read_stats(instance: &Instance) -> Result<Stats, Error> {
     let maps = running(instance)?;
-    let (manifest, (rules, reasons, interfaces)) = consistently(instance, &maps, |manifest| {
-        let pinned = pinned(instance, &maps)?;
-        // Everything is told from the same snapshots, so that it adds up.
-        let counted = snapshots(&maps, &pinned, manifest.pages())?;
-        let rules: Vec<RuleStats> =
-            manifest.rules.iter().map(|rule| RuleStats::new(rule, rule.count(&counted))).collect();
-        let reasons = ReasonStats::all(&outcomes(&counted, manifest));
-        let interfaces: Vec<InterfaceStats> = pinned
-            .iter()
-            .zip(counted[1..].chunks(1))
-            .map(|(pinned, counted)| InterfaceStats::new(pinned, &outcomes(counted, manifest)))
-            .collect();
-        Ok((rules, reasons, interfaces))
-    })?;
+    let (manifest, (rules, targets, reasons, interfaces)) =
+        consistently(instance, &maps, |manifest| {
+            let pinned = pinned(instance, &maps)?;
+            // Everything is told from the same snapshots, so that it adds up.
+            let counted = snapshots(&maps, &pinned, manifest.pages())?;
+            let rules: Vec<RuleStats> = manifest
+                .rules
+                .iter()
+                .map(|rule| RuleStats::new(rule, rule.count(&counted)))
+                .collect();
+            let reasons = ReasonStats::all(&outcomes(&counted, manifest));
+            let interfaces: Vec<InterfaceStats> = pinned
+                .iter()
+                .zip(counted[1..].chunks(1))
+                .map(|(pinned, counted)| InterfaceStats::new(pinned, &outcomes(counted, manifest)))
+                .collect();
+            let targets = manifest
+                .targets
+                .iter()
+                .map(|target| TargetStats::new(target, manifest, &counted, &maps))
+                .collect::<Result<Vec<_>, Error>>()?;
+            Ok((rules, targets, reasons, interfaces))
+        })?;
     Ok(Stats {
         instance: instance.name().to_owned(),
         policy: PolicyInfo::new(&manifest),
         rules,
+        targets,
         reasons,
         interfaces,
     })

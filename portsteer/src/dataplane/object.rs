@@ -60,7 +60,9 @@ pub(super) fn load(instance: &Instance, slot: u32, maps: &Maps) -> Result<OwnedF
     // The program needs nothing of the kernel's own types, so their BTF is not read.
     loader.btf(None);
     loader.map_max_entries("counters", maps.pages);
-    loader.map_pin_path(".bss", maps::policy_pin(instance));
+    for (name, pin) in maps::shared_pins(instance) {
+        loader.map_pin_path(name, pin);
+    }
     loader.override_global("POLICY", policy.as_slice(), true);
     loader.map_pin_path("counters", instance.counters_pin(slot));
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;

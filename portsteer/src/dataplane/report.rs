@@ -1,9 +1,18 @@
 //! What listings show. The field names are those of `--json` and stay.
 
-use portsteer_common::{Counter, CounterPage, Reason, Verdict, counters::outcome_counter};
+use portsteer_common::{
+    Counter, CounterPage, Reason, Verdict, counters::outcome_counter, steering::Losses,
+};
 use serde::Serialize;
 
-use super::{AttachedMode, Manifest, ManifestRule, Pinned};
+use super::{
+    AttachedMode, Error, Manifest, ManifestRule, ManifestTarget, Pinned,
+    manifest::Share,
+    maps::{Maps, Snapshot},
+    targets::{TargetState, state_of},
+    total,
+};
+use crate::policy::{NextHop, TargetKind};
 
 /// What `portsteer status` tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -11,6 +20,48 @@ pub struct Status {
     pub instance: String,
     pub policy: PolicyInfo,
     pub interfaces: Vec<InterfaceStatus>,
+    /// In the policy's order.
+    pub targets: Vec<TargetStatus>,
+}
+
+/// Where packets can be steered to, and how that is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TargetStatus {
+    pub name: String,
+    /// In words: `veth-web via 10.0.80.2`, `CPUs 2,3`.
+    pub to: String,
+    pub state: TargetState,
+}
+
+/// What was steered to a target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TargetStats {
+    pub name: String,
+    pub to: String,
+    pub state: TargetState,
+    /// Packets and bytes that the program sent on their way, by the rules of the policy in force.
+    pub packets: u64,
+    pub bytes: u64,
+    /// Packets that did not get there.
+    pub lost: TargetLosses,
+}
+
+/// Packets that a rule steered and that did not get to the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TargetLosses {
+    /// The program knew, and dropped them: these are not among the target's packets.
+    pub gone: u64,
+    pub down: u64,
+    pub mtu: u64,
+    pub unresolved: u64,
+}
+
+impl TargetLosses {
+    /// All of them.
+    #[must_use]
+    pub const fn total(self) -> u64 {
+        self.gone + self.down + self.mtu + self.unresolved
+    }
 }
 
 /// The policy in force.
@@ -44,6 +95,8 @@ pub struct Stats {
     pub policy: PolicyInfo,
     /// In the policy's order.
     pub rules: Vec<RuleStats>,
+    /// In the policy's order.
+    pub targets: Vec<TargetStats>,
     /// Those that were counted at least once, over all interfaces.
     pub reasons: Vec<ReasonStats>,
     pub interfaces: Vec<InterfaceStats>,
@@ -84,6 +137,7 @@ pub struct InterfaceStats {
     pub bytes: u64,
     /// Packets by verdict.
     pub passed: u64,
+    pub steered: u64,
     pub dropped: u64,
     pub aborted: u64,
 }
@@ -108,6 +162,69 @@ impl InterfaceStatus {
             mode: pinned.record.mode(),
             attached: pinned.ifindex != 0,
         }
+    }
+}
+
+/// A target in words.
+fn describe(kind: &TargetKind) -> String {
+    match kind {
+        TargetKind::Interface { interface, next_hop } => match next_hop {
+            NextHop::Via(address) => format!("{interface} via {address}"),
+            NextHop::Mac(mac) => {
+                let digits: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("{interface} to {}", digits.join(":"))
+            }
+            NextHop::Keep => format!("{interface} as it is"),
+        },
+        TargetKind::Cpus { cpus, .. } => {
+            let numbers: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+            format!("CPU {}", numbers.join(","))
+        }
+    }
+}
+
+impl TargetStatus {
+    pub(super) fn new(target: &ManifestTarget, maps: &Maps) -> Self {
+        Self {
+            name: target.name.clone(),
+            to: describe(&target.kind),
+            state: TargetState::from_number(state_of(maps, target.slot)),
+        }
+    }
+}
+
+impl TargetStats {
+    pub(super) fn new(
+        target: &ManifestTarget,
+        manifest: &Manifest,
+        counted: &[Snapshot],
+        maps: &Maps,
+    ) -> Result<Self, Error> {
+        let TargetStatus { name, to, state } = TargetStatus::new(target, maps);
+        // Rules of the same name share their counters.
+        let mut counters: Vec<&Share> = manifest
+            .rules
+            .iter()
+            .flat_map(|rule| &rule.shares)
+            .filter(|share| share.target == Some(target.slot))
+            .collect();
+        counters.sort_by_key(|share| share.counter);
+        counters.dedup_by_key(|share| share.counter);
+        let (mut packets, mut bytes) = (0, 0);
+        for share in counters {
+            let count = total(counted, share.counter);
+            packets += count.packets.wrapping_sub(share.base_packets);
+            bytes += count.bytes.wrapping_sub(share.base_bytes);
+        }
+        let now = maps.losses(usize::from(target.slot))?;
+        let base: Losses = bytemuck::cast(target.base);
+        let lost = TargetLosses {
+            gone: now.gone.wrapping_sub(base.gone),
+            down: now.down.wrapping_sub(base.down),
+            mtu: now.mtu.wrapping_sub(base.mtu),
+            unresolved: now.unresolved.wrapping_sub(base.unresolved),
+        };
+        Ok(Self { name, to, state, packets, bytes, lost })
     }
 }
 
@@ -163,6 +280,7 @@ impl InterfaceStats {
             packets: outcomes.counters.iter().map(|counter| counter.packets).sum(),
             bytes: outcomes.counters.iter().map(|counter| counter.bytes).sum(),
             passed: packets(Verdict::Pass),
+            steered: packets(Verdict::Steer),
             dropped: packets(Verdict::Drop),
             aborted: packets(Verdict::Abort),
         }

@@ -66,9 +66,12 @@ pub struct MapShape {
     pub key_size: u32,
     pub value_size: u32,
     pub max_entries: u32,
-    /// [`MMAPABLE`], or nothing.
+    /// [`MMAPABLE`] and [`READ_ONLY`], or nothing.
     pub flags: u32,
 }
+
+/// The flag `BPF_F_RDONLY_PROG`: programs may not write. Maps of devices have it, asked for or not.
+pub const READ_ONLY: u32 = aya_obj::generated::BPF_F_RDONLY_PROG;
 
 /// The flag `BPF_F_MMAPABLE`: the map's memory can be mapped by user space.
 pub const MMAPABLE: u32 = aya_obj::generated::BPF_F_MMAPABLE;
@@ -79,6 +82,8 @@ pub mod map_type {
 
     pub const ARRAY: u32 = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
     pub const PERCPU_ARRAY: u32 = bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32;
+    pub const DEVMAP: u32 = bpf_map_type::BPF_MAP_TYPE_DEVMAP as u32;
+    pub const CPUMAP: u32 = bpf_map_type::BPF_MAP_TYPE_CPUMAP as u32;
     pub const ARRAY_OF_MAPS: u32 = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
 }
 

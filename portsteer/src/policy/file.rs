@@ -17,16 +17,19 @@ use toml::{
     de::{DeInteger, DeTable, DeValue},
 };
 
+use self::targets::{TARGET_KEYS, Targets};
 use super::{
     Action, InterfacePattern, Mode, Options, PROTOCOL_NAMES, Policy, PortRange, RANGE_NAMES, Rule,
     diagnostic::{Diagnostic, suggest},
     services::Services,
 };
 
+mod targets;
+
 /// The version of the format that is understood.
 pub const VERSION: u8 = 1;
 
-/// The longest name of a rule, in characters.
+/// The longest name of a rule or a target, in characters.
 pub const MAX_NAME_CHARS: usize = 64;
 
 /// The longest name of an interface in bytes: Linux's `IFNAMSIZ` less the NUL.
@@ -83,15 +86,15 @@ const MAX_SUGGESTIONS: usize = 256;
 
 /// The word for what is not known yet is always the same.
 const NOT_THERE_YET: &str = "is not there yet";
-const RULES_TODAY: &str = "in this release a rule matches `protocol` and `dst_port`, and its action is \"pass\" or \"drop\"";
+const RULES_TODAY: &str = "in this release a rule matches `protocol` and `dst_port`, and its action is \"pass\", \"drop\" or { steer = \"NAME\" }";
 
-const ROOT_KEYS: [&str; 6] = ["version", "interfaces", "mode", "default", "options", "rules"];
+const ROOT_KEYS: [&str; 7] =
+    ["version", "interfaces", "mode", "default", "options", "targets", "rules"];
 const OPTION_KEYS: [&str; 3] = ["fragments", "malformed", "unsupported"];
 const RULE_KEYS: [&str; 4] = ["name", "protocol", "dst_port", "action"];
 
 /// Keys that later releases bring, with what this one cannot do.
-const LATER_ROOT_KEYS: [(&str, &str); 2] =
-    [("sets", "this release has no address sets"), ("targets", "this release cannot steer")];
+const LATER_ROOT_KEYS: [(&str, &str); 1] = [("sets", "this release has no address sets")];
 const LATER_RULE_KEYS: [(&str, &str); 6] = [
     ("src", "this release cannot match source addresses"),
     ("dst", "this release cannot match destination addresses"),
@@ -100,7 +103,8 @@ const LATER_RULE_KEYS: [(&str, &str); 6] = [
     ("interface", "this release applies every rule to all interfaces"),
     ("icmp_type", "this release cannot match ICMP types"),
 ];
-const LATER_ACTIONS: [&str; 2] = ["reject", "steer"];
+const LATER_ACTION: &str = "reject";
+const STEER: &str = "steer";
 
 /// Words that other tools use, with the key that means the same here.
 const RULE_KEY_SYNONYMS: [(&str, &str); 20] = [
@@ -146,6 +150,8 @@ const ACTION_SYNONYMS: [(&str, Action); 8] = [
     ("discard", Action::Drop),
     ("blackhole", Action::Drop),
 ];
+/// What other tools call steering.
+const STEER_SYNONYMS: [&str; 5] = ["redirect", "forward", "divert", "target", "to"];
 const MODE_SYNONYMS: [(&str, Mode); 6] = [
     ("skb", Mode::Generic),
     ("xdpgeneric", Mode::Generic),
@@ -211,14 +217,17 @@ impl Reader<'_> {
         let mut default = Action::Pass;
         let mut options = Options::default();
         let mut rules = Vec::new();
+        // First, because rules name them.
+        let targets = root.get_key_value("targets").filter(is_complete);
+        let targets = targets.map_or_else(Targets::none, |(_, value)| self.read_targets(value));
         for (key, value) in root.iter().filter(is_complete) {
             match key.get_ref().as_ref() {
-                "version" => {}
+                "version" | "targets" => {}
                 "interfaces" => interfaces = self.read_interfaces(value),
                 "mode" => mode = self.read_mode(value).unwrap_or(mode),
                 "default" => default = self.read_action((key, value)).unwrap_or(default),
                 "options" => options = self.read_options(value),
-                "rules" => rules = self.read_rules(key, value),
+                "rules" => rules = self.read_rules(key, value, &targets),
                 _ => self.refuse_root_key(key),
             }
         }
@@ -228,7 +237,7 @@ impl Reader<'_> {
                     .help("name the interfaces to attach to: `interfaces = [\"eth0\"]`"),
             );
         }
-        Some(Policy { interfaces, mode, default, options, rules })
+        Some(Policy { interfaces, mode, default, options, targets: targets.list, rules })
     }
 
     /// Reports a missing or unknown version. Returns whether it makes sense to go on.
@@ -285,12 +294,8 @@ impl Reader<'_> {
                 continue;
             };
             let is_glob = text.contains(['*', '?', '[', '{']);
-            if let Err((reason, help)) = check_interface(text, is_glob) {
-                let kind = if is_glob { "glob" } else { "name" };
-                let message = format!("{} is no interface {kind}", quote(text));
-                let mut error = Diagnostic::error(message).at(item.span()).label(reason);
-                error.help = help;
-                self.errors.push(error);
+            if let Some(error) = wrong_interface(text, is_glob) {
+                self.errors.push(error.at(item.span()));
                 continue;
             }
             if let Some(first) = first_spans.get(text) {
@@ -325,23 +330,31 @@ impl Reader<'_> {
         mode
     }
 
-    /// Reads `"pass"` or `"drop"`, whatever key it belongs to.
+    /// Reads `"pass"` or `"drop"`, for keys that know nothing else.
     fn read_action(&mut self, (key, value): Entry<'_, '_>) -> Option<Action> {
         const EXPECTED: &str = "expected \"pass\" or \"drop\"";
+        if let DeValue::Table(table) = value.get_ref() {
+            if table.get(LATER_ACTION).is_some() {
+                self.later_action(value);
+                return None;
+            }
+            if table.get(STEER).is_some() {
+                self.steers_nothing(key, value);
+                return None;
+            }
+        }
         let Some(word) = value.get_ref().as_str() else {
-            let help = match value.get_ref() {
-                DeValue::Boolean(yes) => {
-                    Some(did_you_mean(if *yes { "\"pass\"" } else { "\"drop\"" }))
-                }
-                _ => None,
-            };
-            self.wrong_type(value, "\"pass\" or \"drop\"", help);
+            self.wrong_type(value, "\"pass\" or \"drop\"", yes_or_no(value));
             return None;
         };
         let action = [Action::Pass, Action::Drop].into_iter().find(|action| action.name() == word);
         if action.is_none() {
-            if LATER_ACTIONS.contains(&word) {
-                self.later_action(word, value);
+            if word == LATER_ACTION {
+                self.later_action(value);
+                return None;
+            }
+            if word == STEER {
+                self.steers_nothing(key, value);
                 return None;
             }
             let near = known(&ACTION_SYNONYMS, &word.to_lowercase())
@@ -353,12 +366,29 @@ impl Reader<'_> {
         action
     }
 
-    fn later_action(&mut self, word: &str, value: &Value<'_>) {
+    fn later_action(&mut self, value: &Value<'_>) {
         self.errors.push(
-            Diagnostic::error(format!("the action `{word}` {NOT_THERE_YET}"))
+            Diagnostic::error(format!("the action `{LATER_ACTION}` {NOT_THERE_YET}"))
                 .at(value.span())
-                .label("this release can only pass and drop")
+                .label("this release can pass, drop and steer")
                 .help(RULES_TODAY),
+        );
+    }
+
+    /// Refuses steering where the key is no rule's.
+    fn steers_nothing(&mut self, key: &Key<'_>, value: &Value<'_>) {
+        let key = key.get_ref().as_ref();
+        let help = if key == "default" {
+            "to steer what no other rule matches, end with a rule that has nothing but \
+             `action = { steer = \"NAME\" }`"
+        } else {
+            "write \"pass\" or \"drop\""
+        };
+        self.errors.push(
+            Diagnostic::error(format!("`{key}` cannot steer"))
+                .at(value.span())
+                .label("only rules steer")
+                .help(help),
         );
     }
 
@@ -393,7 +423,7 @@ impl Reader<'_> {
         options
     }
 
-    fn read_rules(&mut self, key: &Key<'_>, value: &Value<'_>) -> Vec<Rule> {
+    fn read_rules(&mut self, key: &Key<'_>, value: &Value<'_>, targets: &Targets<'_>) -> Vec<Rule> {
         let items = match value.get_ref() {
             DeValue::Array(items) => items,
             DeValue::Table(_) => {
@@ -426,7 +456,7 @@ impl Reader<'_> {
         for item in items.iter().take(MAX_RULES) {
             match item.get_ref() {
                 DeValue::Table(table) => {
-                    rules.extend(self.read_rule(table, item.span(), &mut first_spans));
+                    rules.extend(self.read_rule(table, item.span(), targets, &mut first_spans));
                 }
                 _ => self.wrong_type(item, "a table", None),
             }
@@ -438,6 +468,7 @@ impl Reader<'_> {
         &mut self,
         table: &'t DeTable<'_>,
         span: Range<usize>,
+        targets: &Targets<'_>,
         first_spans: &mut HashMap<&'t str, Range<usize>>,
     ) -> Option<Rule> {
         let mut name = None;
@@ -454,7 +485,7 @@ impl Reader<'_> {
                     dst_port_key = Some(key.span());
                     dst_ports = self.read_ports(value);
                 }
-                "action" => action = self.read_rule_action(entry),
+                "action" => action = self.read_rule_action(value, targets),
                 _ => self.refuse_rule_key(key),
             }
         }
@@ -466,7 +497,10 @@ impl Reader<'_> {
                 Diagnostic::error("the rule has no `action`")
                     .at(span.clone())
                     .label("what happens to a packet that matches?")
-                    .help("add `action = \"pass\"` or `action = \"drop\"`"),
+                    .help(
+                        "add `action = \"pass\"`, `action = \"drop\"` or \
+                         `action = { steer = \"NAME\" }`",
+                    ),
             );
         }
         let mut protocols: Vec<u8> = protocols.into_iter().map(|item| item.number).collect();
@@ -476,16 +510,94 @@ impl Reader<'_> {
         Some(Rule { name, protocols, dst_ports: merge(dst_ports), action: action?, span, line })
     }
 
-    fn read_rule_action(&mut self, entry: Entry<'_, '_>) -> Option<Action> {
-        let (_, value) = entry;
-        if let DeValue::Table(table) = value.get_ref() {
-            match LATER_ACTIONS.into_iter().find(|&word| table.get(word).is_some()) {
-                Some(word) => self.later_action(word, value),
-                None => self.wrong_type(value, "\"pass\" or \"drop\"", None),
+    /// Reads `"pass"`, `"drop"` or `{ steer = "NAME" }`.
+    fn read_rule_action(&mut self, value: &Value<'_>, targets: &Targets<'_>) -> Option<Action> {
+        const EXPECTED: &str = "\"pass\", \"drop\" or { steer = \"NAME\" }";
+        let word = match value.get_ref() {
+            DeValue::Table(table) if table.is_empty() => {
+                self.wrong_type(value, EXPECTED, None);
+                return None;
             }
+            DeValue::Table(table) => return self.read_steer(table, value, targets),
+            DeValue::String(word) => word.as_ref(),
+            _ => {
+                self.wrong_type(value, EXPECTED, yes_or_no(value));
+                return None;
+            }
+        };
+        let action = [Action::Pass, Action::Drop].into_iter().find(|action| action.name() == word);
+        if action.is_some() {
+            return action;
+        }
+        if word == LATER_ACTION {
+            self.later_action(value);
             return None;
         }
-        self.read_action(entry)
+        let name = targets.names.first().map_or("NAME", |name| name);
+        if word == STEER {
+            self.errors.push(
+                Diagnostic::error("the rule does not say where it steers to")
+                    .at(value.span())
+                    .label("a target is missing")
+                    .help(format!("write `action = {}`", steer_to(name))),
+            );
+            return None;
+        }
+        let lower = word.to_lowercase();
+        let near = if let Some(action) = known(&ACTION_SYNONYMS, &lower) {
+            Some(format!("\"{}\"", action.name()))
+        } else if targets.ids.contains_key(word) {
+            Some(steer_to(word))
+        } else if STEER_SYNONYMS.contains(&lower.as_str()) {
+            Some(steer_to(name))
+        } else {
+            self.suggest(word, ["pass", "drop", STEER]).map(|near| match near {
+                STEER => steer_to(name),
+                _ => format!("\"{near}\""),
+            })
+        };
+        let mut error = Diagnostic::error(format!("`action` cannot be {}", quote(word)))
+            .at(value.span())
+            .label(format!("expected {EXPECTED}"));
+        error.help = near.map(|near| did_you_mean(&near));
+        self.errors.push(error);
+        None
+    }
+
+    /// Reads an action that is a table.
+    fn read_steer(
+        &mut self,
+        table: &DeTable<'_>,
+        value: &Value<'_>,
+        targets: &Targets<'_>,
+    ) -> Option<Action> {
+        if table.get(LATER_ACTION).is_some() {
+            self.later_action(value);
+            return None;
+        }
+        let mut action = None;
+        for (key, value) in table.iter().filter(is_complete) {
+            let word = key.get_ref().as_ref();
+            if word == STEER {
+                action = self.read_steer_target(value, targets).map(Action::Steer);
+                continue;
+            }
+            let lower = word.to_lowercase();
+            let help = if table.get(STEER).is_some() {
+                Some("what steers takes the name of a target and nothing else".to_owned())
+            } else if let "pass" | "drop" = word {
+                Some(format!("write `action = \"{word}\"`"))
+            } else if STEER_SYNONYMS.contains(&lower.as_str()) {
+                Some(did_you_mean(&format!("`{STEER}`")))
+            } else {
+                match self.suggest(word, [STEER]) {
+                    Some(near) => Some(did_you_mean(&format!("`{near}`"))),
+                    None => Some(format!("write {}", steer_to("NAME"))),
+                }
+            };
+            self.unknown_key(key, "an action", help, &[STEER]);
+        }
+        action
     }
 
     fn read_name<'t>(
@@ -497,18 +609,7 @@ impl Reader<'_> {
             self.wrong_type(value, "a string", None);
             return None;
         };
-        let fault = if name.is_empty() {
-            Some("a name has at least one character".to_owned())
-        } else if name.chars().any(char::is_control) {
-            Some("a name has no control characters".to_owned())
-        } else if name.trim() != name {
-            Some("a name neither begins nor ends with white space".to_owned())
-        } else if name.chars().nth(MAX_NAME_CHARS).is_some() {
-            Some(format!("a name has at most {MAX_NAME_CHARS} characters"))
-        } else {
-            None
-        };
-        if let Some(fault) = fault {
+        if let Some(fault) = name_fault(name) {
             self.errors.push(
                 Diagnostic::error("this is no name for a rule").at(value.span()).label(fault),
             );
@@ -650,7 +751,7 @@ impl Reader<'_> {
         let fault = match value.get_ref() {
             DeValue::Integer(number) => {
                 let number = number_of(number).and_then(|number| u16::try_from(number).ok());
-                number.map(PortRange::single).ok_or(PortFault::OutOfRange)
+                number.map(PortRange::single).ok_or(RangeFault::OutOfRange)
             }
             DeValue::String(word) => parse_ports(word, self.services),
             _ => {
@@ -663,18 +764,18 @@ impl Reader<'_> {
         fault.map_err(|fault| self.wrong_port(&fault, value)).ok()
     }
 
-    fn wrong_port(&mut self, fault: &PortFault, value: &Value<'_>) {
+    fn wrong_port(&mut self, fault: &RangeFault, value: &Value<'_>) {
         let word = value.get_ref().as_str().unwrap_or_default();
         let error = match fault {
-            PortFault::OutOfRange => {
+            RangeFault::OutOfRange => {
                 Diagnostic::error("this is no port").label("ports are 0 to 65535")
             }
-            PortFault::Backwards(first, last) => {
+            RangeFault::Backwards(first, last) => {
                 Diagnostic::error(format!("the range {} runs backwards", quote(word)))
                     .label("it ends before it begins")
                     .help(did_you_mean(&format!("\"{last}-{first}\"")))
             }
-            PortFault::Unknown => {
+            RangeFault::Unknown => {
                 let mut error = Diagnostic::error(format!("{} names no port", quote(word)))
                     .label("neither a port, nor a range, nor a service's name");
                 error.help = port_form(word).or_else(|| {
@@ -697,6 +798,8 @@ impl Reader<'_> {
         }
         let help = if word == "rule" {
             Some("begin every rule with a line `[[rules]]`".to_owned())
+        } else if word == "target" {
+            Some("begin every target with a line `[targets.NAME]`".to_owned())
         } else if let Some(near) = known(&ROOT_KEY_SYNONYMS, word) {
             Some(match near {
                 "interfaces" => "did you mean the list `interfaces`?".to_owned(),
@@ -717,7 +820,9 @@ impl Reader<'_> {
             self.later_key(key, reason);
             return;
         }
-        let help = if let Some(near) = known(&RULE_KEY_SYNONYMS, word) {
+        let help = if word == STEER {
+            Some(format!("write `action = {}`", steer_to("NAME")))
+        } else if let Some(near) = known(&RULE_KEY_SYNONYMS, word) {
             Some(did_you_mean(&format!("`{near}`")))
         } else {
             self.elsewhere(word, "rules").or_else(|| {
@@ -741,6 +846,8 @@ impl Reader<'_> {
             Some(format!("`{word}` belongs in the section `[options]`"))
         } else if here != "rules" && RULE_KEYS.contains(&word) {
             Some(format!("`{word}` belongs in a rule, after a line `[[rules]]`"))
+        } else if here != "targets" && TARGET_KEYS.contains(&word) {
+            Some(format!("`{word}` belongs in a target, after a line `[targets.NAME]`"))
         } else {
             None
         }
@@ -803,38 +910,68 @@ impl Reader<'_> {
     }
 }
 
-/// Why something is no port, nor a range of them.
+/// Why a text is no name for a rule or a target.
+fn name_fault(name: &str) -> Option<String> {
+    if name.is_empty() {
+        Some("a name has at least one character".to_owned())
+    } else if name.chars().any(char::is_control) {
+        Some("a name has no control characters".to_owned())
+    } else if name.trim() != name {
+        Some("a name neither begins nor ends with white space".to_owned())
+    } else if name.chars().nth(MAX_NAME_CHARS).is_some() {
+        Some(format!("a name has at most {MAX_NAME_CHARS} characters"))
+    } else {
+        None
+    }
+}
+
+/// The action that a boolean was probably meant to be.
+fn yes_or_no(value: &Value<'_>) -> Option<String> {
+    let yes = value.get_ref().as_bool()?;
+    Some(did_you_mean(if yes { "\"pass\"" } else { "\"drop\"" }))
+}
+
+/// How a rule's action names a target.
+fn steer_to(name: &str) -> String {
+    format!("{{ {STEER} = {} }}", toml_string(name))
+}
+
+/// Why something is no number, nor a range of them.
 #[derive(Debug, PartialEq, Eq)]
-enum PortFault {
+enum RangeFault {
     /// A number beyond 65535 or below 0.
     OutOfRange,
     /// Its two numbers as written.
     Backwards(u16, u16),
-    /// Neither number nor range, and no service has this name.
+    /// Neither number nor range, nor any name that is known.
     Unknown,
 }
 
-/// What a string means as ports.
-fn parse_ports(word: &str, services: &Services) -> Result<PortRange, PortFault> {
-    // A sign is not part of a port; a number of any length is one.
-    let port = |digits: &str| digits.parse::<u16>().map_err(|_| PortFault::OutOfRange);
+/// What a string means that is a number or a range of them; `None` if it is neither.
+fn parse_range(word: &str) -> Option<Result<(u16, u16), RangeFault>> {
+    // A sign is not part of a number, which may be of any length.
+    let number = |digits: &str| digits.parse::<u16>().map_err(|_| RangeFault::OutOfRange);
     if is_number(word) {
-        return port(word).map(PortRange::single);
+        return Some(number(word).map(|number| (number, number)));
     }
-    if let Some((first, last)) = word.split_once('-')
-        && is_number(first)
-        && is_number(last)
-    {
-        let (first, last) = (port(first)?, port(last)?);
-        return if first <= last {
-            Ok(PortRange { first, last })
-        } else {
-            Err(PortFault::Backwards(first, last))
-        };
+    let (first, last) = word.split_once('-')?;
+    if !is_number(first) || !is_number(last) {
+        return None;
+    }
+    Some(number(first).and_then(|first| match number(last)? {
+        last if first <= last => Ok((first, last)),
+        last => Err(RangeFault::Backwards(first, last)),
+    }))
+}
+
+/// What a string means as ports.
+fn parse_ports(word: &str, services: &Services) -> Result<PortRange, RangeFault> {
+    if let Some(range) = parse_range(word) {
+        return range.map(|(first, last)| PortRange { first, last });
     }
     known(&RANGE_NAMES, word)
         .or_else(|| services.port(word).map(PortRange::single))
-        .ok_or(PortFault::Unknown)
+        .ok_or(RangeFault::Unknown)
 }
 
 /// How to write what looks like ports in another notation.
@@ -852,15 +989,32 @@ fn port_form(word: &str) -> Option<String> {
     if trimmed.contains(',') {
         return Some("write several ports as a list: `[80, \"9000-9099\"]`".to_owned());
     }
+    range_form(trimmed, "65535")
+}
+
+/// How to write what looks like a range in another notation.
+fn range_form(trimmed: &str, greatest: &str) -> Option<String> {
     let separators = ["..=", "..", ":", "-", "\u{2013}", " "];
     let (first, last) = separators.iter().find_map(|separator| trimmed.split_once(separator))?;
     let (first, last) = (first.trim(), last.trim());
     match (is_number(first), is_number(last)) {
         (true, true) => Some(did_you_mean(&format!("\"{first}-{last}\""))),
-        (true, false) if last.is_empty() => Some(format!("write both ends: \"{first}-65535\"")),
+        (true, false) if last.is_empty() => {
+            Some(format!("write both ends: \"{first}-{greatest}\""))
+        }
         (false, true) if first.is_empty() => Some(format!("write both ends: \"0-{last}\"")),
         _ => None,
     }
+}
+
+/// What to say about a text that cannot name interfaces.
+fn wrong_interface(text: &str, is_glob: bool) -> Option<Diagnostic> {
+    let (reason, help) = check_interface(text, is_glob).err()?;
+    let kind = if is_glob { "glob" } else { "name" };
+    let message = format!("{} is no interface {kind}", quote(text));
+    let mut error = Diagnostic::error(message).label(reason);
+    error.help = help;
+    Some(error)
 }
 
 /// Why a text cannot name interfaces, and what might help.
@@ -1036,7 +1190,12 @@ impl<'t, 'i> Duplicates<'t, 'i> {
         let mut tables = vec![(0, root)];
         for value in root.values() {
             match value.get_ref() {
-                DeValue::Table(table) => tables.push((value.span().start, table)),
+                DeValue::Table(table) => {
+                    tables.push((value.span().start, table));
+                    tables.extend(table.values().filter_map(|value| {
+                        Some((value.span().start, value.get_ref().as_table()?))
+                    }));
+                }
                 DeValue::Array(items) => tables.extend(
                     items
                         .iter()
@@ -1108,17 +1267,17 @@ mod tests {
     use super::*;
     use crate::policy::diagnostic::{Source, line_column, render};
 
-    const HEAD: &str = "version = 1\ninterfaces = [\"eth0\"]\n";
+    pub(super) const HEAD: &str = "version = 1\ninterfaces = [\"eth0\"]\n";
 
     fn parse_alone(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
         parse(text, &Services::embedded())
     }
 
-    fn policy(text: &str) -> Policy {
+    pub(super) fn policy(text: &str) -> Policy {
         parse_alone(text).unwrap_or_else(|errors| panic!("{}", rendered(text, &errors))).policy
     }
 
-    fn errors(text: &str) -> Vec<Diagnostic> {
+    pub(super) fn errors(text: &str) -> Vec<Diagnostic> {
         parse_alone(text).expect_err(text)
     }
 
@@ -1127,7 +1286,7 @@ mod tests {
     }
 
     /// `line:column [underlined text] message (label) help`, a line for each.
-    fn brief(text: &str, diagnostics: &[Diagnostic]) -> String {
+    pub(super) fn brief(text: &str, diagnostics: &[Diagnostic]) -> String {
         let mut brief = String::new();
         for diagnostic in diagnostics {
             if let Some(span) = &diagnostic.span {
@@ -1164,7 +1323,10 @@ mod tests {
         let options =
             Options { fragments: Action::Pass, malformed: Action::Drop, unsupported: Action::Drop };
         let (mode, default) = (Mode::Auto, Action::Pass);
-        assert_eq!(policy(HEAD), Policy { interfaces, mode, default, options, rules: vec![] });
+        assert_eq!(
+            policy(HEAD),
+            Policy { interfaces, mode, default, options, targets: vec![], rules: vec![] }
+        );
     }
 
     #[test]
@@ -1239,20 +1401,20 @@ mod tests {
             ("registered", range(1024, 49_151)),
             ("dynamic", range(49_152, 65_535)),
             ("ftp-data", range(20, 20)),
-            ("65536", Err(PortFault::OutOfRange)),
-            ("99999999999999999999999999", Err(PortFault::OutOfRange)),
-            ("1-65536", Err(PortFault::OutOfRange)),
-            ("2-1", Err(PortFault::Backwards(2, 1))),
-            ("", Err(PortFault::Unknown)),
-            ("-", Err(PortFault::Unknown)),
-            ("-1", Err(PortFault::Unknown)),
-            ("+1", Err(PortFault::Unknown)),
-            ("1-", Err(PortFault::Unknown)),
-            ("1-2-3", Err(PortFault::Unknown)),
-            ("1 - 2", Err(PortFault::Unknown)),
-            (" 80", Err(PortFault::Unknown)),
-            ("SSH", Err(PortFault::Unknown)),
-            ("\u{661}", Err(PortFault::Unknown)),
+            ("65536", Err(RangeFault::OutOfRange)),
+            ("99999999999999999999999999", Err(RangeFault::OutOfRange)),
+            ("1-65536", Err(RangeFault::OutOfRange)),
+            ("2-1", Err(RangeFault::Backwards(2, 1))),
+            ("", Err(RangeFault::Unknown)),
+            ("-", Err(RangeFault::Unknown)),
+            ("-1", Err(RangeFault::Unknown)),
+            ("+1", Err(RangeFault::Unknown)),
+            ("1-", Err(RangeFault::Unknown)),
+            ("1-2-3", Err(RangeFault::Unknown)),
+            ("1 - 2", Err(RangeFault::Unknown)),
+            (" 80", Err(RangeFault::Unknown)),
+            ("SSH", Err(RangeFault::Unknown)),
+            ("\u{661}", Err(RangeFault::Unknown)),
         ] {
             assert_eq!(parse_ports(word, &services), expected, "{word:?}");
         }
@@ -1374,7 +1536,7 @@ default = "dorp"
 interfaces = ["eth0"]
 default = "reject"
 "#,
-                r#"3:11 ["reject"] the action `reject` is not there yet (this release can only pass and drop) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
+                r#"3:11 ["reject"] the action `reject` is not there yet (this release can pass, drop and steer) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
 "#,
             ),
             (
@@ -1435,8 +1597,8 @@ interfaces = ["eth0"]
 addresses = []
 [targets.web]
 "#,
-                r#"3:2 [sets] `sets` is not there yet (this release has no address sets) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
-5:2 [targets] `targets` is not there yet (this release cannot steer) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
+                r#"3:2 [sets] `sets` is not there yet (this release has no address sets) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+5:10 [web] the target `web` leads nowhere (it has neither `interface` nor `cpus`) add `interface` with `via` or `mac`, or add `cpus`
 "#,
             ),
             (
@@ -1574,7 +1736,7 @@ interfaces = ["eth0"
             (
                 r#"name = "x"
 "#,
-                r#"3:1 [[[rules]]] the rule has no `action` (what happens to a packet that matches?) add `action = "pass"` or `action = "drop"`
+                r#"3:1 [[[rules]]] the rule has no `action` (what happens to a packet that matches?) add `action = "pass"`, `action = "drop"` or `action = { steer = "NAME" }`
 "#,
             ),
             (
@@ -1842,49 +2004,49 @@ action = "drop"
             (
                 r#"action = "allow"
 "#,
-                r#"4:10 ["allow"] `action` cannot be `allow` (expected "pass" or "drop") did you mean "pass"?
+                r#"4:10 ["allow"] `action` cannot be `allow` (expected "pass", "drop" or { steer = "NAME" }) did you mean "pass"?
 "#,
             ),
             (
                 r#"action = "block"
 "#,
-                r#"4:10 ["block"] `action` cannot be `block` (expected "pass" or "drop") did you mean "drop"?
+                r#"4:10 ["block"] `action` cannot be `block` (expected "pass", "drop" or { steer = "NAME" }) did you mean "drop"?
 "#,
             ),
             (
                 r#"action = "Drop"
 "#,
-                r#"4:10 ["Drop"] `action` cannot be `Drop` (expected "pass" or "drop") did you mean "drop"?
+                r#"4:10 ["Drop"] `action` cannot be `Drop` (expected "pass", "drop" or { steer = "NAME" }) did you mean "drop"?
 "#,
             ),
             (
                 r#"action = "reject"
 "#,
-                r#"4:10 ["reject"] the action `reject` is not there yet (this release can only pass and drop) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
+                r#"4:10 ["reject"] the action `reject` is not there yet (this release can pass, drop and steer) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
 "#,
             ),
             (
                 r#"action = "steer"
 "#,
-                r#"4:10 ["steer"] the action `steer` is not there yet (this release can only pass and drop) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
+                r#"4:10 ["steer"] the rule does not say where it steers to (a target is missing) write `action = { steer = "NAME" }`
 "#,
             ),
             (
                 r#"action = { steer = "web" }
 "#,
-                r#"4:10 [{ steer = "web" }] the action `steer` is not there yet (this release can only pass and drop) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
+                r#"4:20 ["web"] there is no target `web` (unknown target) the policy has no targets: add `[targets.web]`
 "#,
             ),
             (
                 r#"action = { drop = 1 }
 "#,
-                r#"4:10 [{ drop = 1 }] a table cannot stand here (expected "pass" or "drop")
+                r#"4:12 [drop] an action has no key `drop` (unknown key) write `action = "drop"`
 "#,
             ),
             (
                 r#"action = 1
 "#,
-                r#"4:10 [1] an integer cannot stand here (expected "pass" or "drop")
+                r#"4:10 [1] an integer cannot stand here (expected "pass", "drop" or { steer = "NAME" })
 "#,
             ),
             (
@@ -1934,12 +2096,12 @@ interface = "eth0"
 icmp_type = 8
 action = "drop"
 "#,
-                r#"4:1 [src] `src` is not there yet (this release cannot match source addresses) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
-5:1 [dst] `dst` is not there yet (this release cannot match destination addresses) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
-6:1 [src_port] `src_port` is not there yet (this release cannot match source ports) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
-7:1 [vlan] `vlan` is not there yet (this release cannot match VLANs) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
-8:1 [interface] `interface` is not there yet (this release applies every rule to all interfaces) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
-9:1 [icmp_type] `icmp_type` is not there yet (this release cannot match ICMP types) in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
+                r#"4:1 [src] `src` is not there yet (this release cannot match source addresses) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+5:1 [dst] `dst` is not there yet (this release cannot match destination addresses) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+6:1 [src_port] `src_port` is not there yet (this release cannot match source ports) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+7:1 [vlan] `vlan` is not there yet (this release cannot match VLANs) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+8:1 [interface] `interface` is not there yet (this release applies every rule to all interfaces) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+9:1 [icmp_type] `icmp_type` is not there yet (this release cannot match ICMP types) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
 "#,
             ),
             (
@@ -2030,7 +2192,7 @@ error: `action` cannot be `allow`
  --> p.toml:6:10
   |
 6 | action = "allow"
-  |          ^^^^^^^ expected "pass" or "drop"
+  |          ^^^^^^^ expected "pass", "drop" or { steer = "NAME" }
   |
   = help: did you mean "pass"?
 "#,
@@ -2047,13 +2209,13 @@ action = { steer = "web" }
 name = "web"
 action = "drop"
 "#,
-                r#"error: the action `steer` is not there yet
- --> p.toml:7:10
+                r#"error: there is no target `web`
+ --> p.toml:7:20
   |
 7 | action = { steer = "web" }
-  |          ^^^^^^^^^^^^^^^^^ this release can only pass and drop
+  |                    ^^^^^ unknown target
   |
-  = help: in this release a rule matches `protocol` and `dst_port`, and its action is "pass" or "drop"
+  = help: the policy has no targets: add `[targets.web]`
 
 error: two rules are named `web`
  --> p.toml:9:8
@@ -2214,6 +2376,16 @@ error: the policy has no `interfaces`
         "\"htps\"",
         "\"9-1\"",
         "\"steer\"",
+        "targets",
+        "[targets.web]",
+        "interface",
+        "via",
+        "mac",
+        "cpus",
+        "queue",
+        "\"02:00:00:00:00:01\"",
+        "\"10.0.0.1\"",
+        "{ steer = \"web\" }",
         "{ steer = 1 }",
         "[\"eth0\"]",
         "\"eth0\"",

@@ -4,14 +4,15 @@
 //! that has ports and for every protocol number, the way the compiled policy has it (see
 //! [`portsteer_common::image`]), in time near linear in the size of the policy.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use portsteer_common::{
     PortProtocol,
+    steering::SPREAD_PLACES,
     wire::{ExtensionHeader, protocol},
 };
 
-use super::{Action, Policy, PortRange, Rule, diagnostic::Diagnostic};
+use super::{Action, Policy, PortRange, Rule, TargetId, TargetKind, diagnostic::Diagnostic};
 
 /// What is known about the host that the policy is for.
 #[derive(Debug, Clone, Default)]
@@ -22,8 +23,8 @@ pub struct HostFacts {
     pub forwards: Option<bool>,
 }
 
-/// Warnings about a policy: first those about all of it, then those about single rules, in the
-/// rules' order.
+/// Warnings about a policy: first those about all of it, then those about single rules and
+/// targets, in the file's order.
 #[must_use]
 pub fn lint(policy: &Policy, host: &HostFacts) -> Vec<Diagnostic> {
     let owners = Owners::new(&policy.rules);
@@ -31,11 +32,14 @@ pub fn lint(policy: &Policy, host: &HostFacts) -> Vec<Diagnostic> {
     warnings.extend(default_drop(policy));
     warnings.extend(forwarding(policy, host, &owners));
     warnings.extend(ephemeral_ports(policy, host, &owners));
-    let mut about_rules = shadowed(policy, &owners);
-    about_rules.extend(neighbor_discovery(policy, &owners));
-    about_rules.extend(extension_headers(policy));
-    about_rules.sort_by_key(|warning| warning.span.as_ref().map(|span| span.start));
-    warnings.extend(about_rules);
+    let mut about_parts = shadowed(policy, &owners);
+    about_parts.extend(neighbor_discovery(policy, &owners));
+    about_parts.extend(extension_headers(policy));
+    about_parts.extend(later_fragments(policy, &owners));
+    about_parts.extend(unused_targets(policy));
+    about_parts.extend(too_many_cpus(policy));
+    about_parts.sort_by_key(|warning| warning.span.as_ref().map(|span| span.start));
+    warnings.extend(about_parts);
     warnings
 }
 
@@ -332,6 +336,67 @@ fn extension_headers(policy: &Policy) -> impl Iterator<Item = Diagnostic> {
     })
 }
 
+/// One warning, at the first rule that it is about, however many there are.
+fn later_fragments(policy: &Policy, owners: &Owners) -> Option<Diagnostic> {
+    const DATAGRAMS: [u8; 2] = [PortProtocol::Udp.number(), PortProtocol::UdpLite.number()];
+    let steers_datagrams = |&(index, rule): &(usize, &Rule)| {
+        matches!(rule.action, Action::Steer(_))
+            && !rule.dst_ports.is_empty()
+            && protocols_of(rule).any(|number| DATAGRAMS.contains(&number))
+            && owners.idle.binary_search(&index).is_err()
+    };
+    let (index, rule) = policy.rules.iter().enumerate().find(steers_datagrams)?;
+    let fate = match policy.options.fragments {
+        Action::Drop => "drops them",
+        Action::Pass | Action::Steer(_) => "passes them to this host",
+    };
+    Some(
+        Diagnostic::warning(format!(
+            "{} steers datagrams by port, but not the later fragments of those that come in several",
+            describe(policy, index)
+        ))
+        .at(rule.span.clone())
+        .label("steers UDP by port")
+        .help(format!("later fragments carry no port: `options.fragments` {fate}")),
+    )
+}
+
+fn unused_targets(policy: &Policy) -> impl Iterator<Item = Diagnostic> {
+    let used: HashSet<TargetId> = policy
+        .rules
+        .iter()
+        .filter_map(|rule| match rule.action {
+            Action::Steer(id) => Some(id),
+            Action::Pass | Action::Drop => None,
+        })
+        .collect();
+    let is_unused = move |index| u16::try_from(index).is_ok_and(|id| !used.contains(&TargetId(id)));
+    policy.targets.iter().enumerate().filter(move |&(index, _)| is_unused(index)).map(
+        |(_, target)| {
+            Diagnostic::warning(format!("no rule steers to the target `{}`", target.name))
+                .at(target.span.clone())
+                .label("unused")
+                .help("remove it, or name it in a rule's action")
+        },
+    )
+}
+
+fn too_many_cpus(policy: &Policy) -> impl Iterator<Item = Diagnostic> {
+    policy.targets.iter().filter_map(|target| {
+        let TargetKind::Cpus { cpus, .. } = &target.kind else { return None };
+        (cpus.len() > SPREAD_PLACES).then(|| {
+            Diagnostic::warning(format!(
+                "the target `{}` has {} CPUs, but flows are spread over {SPREAD_PLACES} at most",
+                target.name,
+                cpus.len()
+            ))
+            .at(target.span.clone())
+            .label("some of its CPUs get nothing")
+            .help("name fewer CPUs")
+        })
+    })
+}
+
 /// Points a warning about several rules at the first of them, and at some of the others.
 fn at_rules(warning: Diagnostic, policy: &Policy, rules: &[usize], label: &str) -> Diagnostic {
     let Some((&first, others)) = rules.split_first() else { return warning };
@@ -383,6 +448,7 @@ mod tests {
     const UNKNOWN_HOST: HostFacts = HostFacts { ephemeral_ports: None, forwards: None };
 
     /// Rules in short, a line each: a name, protocols, ports, and an action; `-` for nothing.
+    /// `steer:web` and `steer:workers` steer.
     fn policy(rules: &str) -> Policy {
         let mut text = String::from("version = 1\ninterfaces = [\"eth0\"]\n");
         for line in rules.lines() {
@@ -407,7 +473,18 @@ mod tests {
                     _ => text += &format!("{key} = [{}]\n", values.join(", ")),
                 }
             }
-            text += &format!("action = \"{action}\"\n");
+            let target = action.strip_prefix("steer:");
+            text += &match target {
+                Some(target) => format!("action = {{ steer = \"{target}\" }}\n"),
+                None => format!("action = \"{action}\"\n"),
+            };
+        }
+        for (name, lines) in
+            [("web", "interface = \"veth-web\"\nmac = \"keep\""), ("workers", "cpus = [2, 3]")]
+        {
+            if rules.contains(&format!("steer:{name}")) {
+                text += &format!("[targets.{name}]\n{lines}\n");
+            }
         }
         parse(&text, &Services::embedded()).expect("the test's policy is valid").policy
     }
@@ -582,6 +659,68 @@ mod tests {
         assert_eq!(
             messages(&policy("a 60,tcp,0 - pass"), &UNKNOWN_HOST),
             ["`a` (line 3) matches protocols 0, 60 in IPv4 only"]
+        );
+    }
+
+    #[test]
+    fn steering_rules_shadow_too() {
+        for (rules, help) in [
+            ("a tcp 80 steer:web\nb tcp 80 steer:web", "remove it: that changes nothing"),
+            ("a tcp 80 steer:web\nb tcp 80 steer:workers", "put it before that rule, or remove it"),
+            ("a tcp 80 steer:web\nb tcp 80 pass", "put it before that rule, or remove it"),
+        ] {
+            let warnings = lint(&policy(rules), &UNKNOWN_HOST);
+            let found =
+                warnings.iter().find(|warning| warning.label.as_deref() == Some("shadowed"));
+            assert_eq!(found.and_then(|warning| warning.help.as_deref()), Some(help), "{rules}");
+        }
+    }
+
+    #[test]
+    fn later_fragments_cannot_be_steered() {
+        for (rules, expected) in [
+            ("a tcp 80 steer:web", None),
+            ("a sctp 80 steer:web", None),
+            ("a udp - steer:web", None),
+            ("a - - steer:web", None),
+            ("a udp 53 pass", None),
+            ("a udp 53 pass\nb udp 53 steer:web", None),
+            ("a udp 53 steer:web", Some("`a` (line 3)")),
+            ("a tcp,udp 53 steer:workers", Some("`a` (line 3)")),
+            ("a udplite 53 steer:workers", Some("`a` (line 3)")),
+            ("a tcp 53 steer:web\n- - 54 steer:web\nc udp 55 steer:web", Some("rule 2 (line 8)")),
+        ] {
+            let messages = messages(&policy(rules), &UNKNOWN_HOST);
+            let found: Vec<&str> =
+                messages.iter().filter_map(|text| text.split(" steers datagrams").nth(1)).collect();
+            assert_eq!(found.len(), usize::from(expected.is_some()), "{rules}: {messages:?}");
+            let names = messages.iter().find_map(|text| Some(text.split_once(" steers")?.0));
+            assert_eq!(names, expected, "{rules}");
+        }
+        let mut policy = policy("a udp 53 steer:web");
+        let help = |policy: &Policy| lint(policy, &UNKNOWN_HOST)[0].help.clone().unwrap();
+        assert!(help(&policy).ends_with("`options.fragments` passes them to this host"));
+        policy.options.fragments = Action::Drop;
+        assert!(help(&policy).ends_with("`options.fragments` drops them"));
+    }
+
+    #[test]
+    fn targets() {
+        let text = "version = 1\ninterfaces = [\"eth0\"]\n[targets.b]\ncpus = \"0-128\"\n\
+            [targets.a]\ncpus = \"0-127\"\n[[rules]]\nprotocol = \"tcp\"\n\
+            action.steer = \"b\"\n";
+        let policy = parse(text, &Services::embedded()).unwrap().policy;
+        let warnings = lint(&policy, &UNKNOWN_HOST);
+        let found: Vec<_> = warnings
+            .iter()
+            .map(|warning| (warning.message.as_str(), &text[warning.span.clone().unwrap()]))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("the target `b` has 129 CPUs, but flows are spread over 128 at most", "b"),
+                ("no rule steers to the target `a`", "a"),
+            ]
         );
     }
 

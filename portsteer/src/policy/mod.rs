@@ -4,10 +4,10 @@
 //! [`lint`] looks for what is legal but hardly meant, and [`diagnostic`] is how all of them say
 //! what they found. Nothing in here does any I/O.
 
-use std::{fmt, ops::Range};
+use std::{fmt, net::IpAddr, ops::Range};
 
 use portsteer_common::PortProtocol;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub mod diagnostic;
 pub mod file;
@@ -25,9 +25,83 @@ pub struct Policy {
     pub default: Action,
     /// What happens to packets that the rules cannot judge.
     pub options: Options,
+    /// Where packets can be steered to, in the file's order, at most
+    /// [`MAX_TARGETS`](portsteer_common::steering::MAX_TARGETS).
+    pub targets: Vec<Target>,
     /// The first that matches decides.
     pub rules: Vec<Rule>,
 }
+
+impl Policy {
+    /// What a rule of this policy is called in listings and what its counter belongs to: its name,
+    /// or, without one, its match and action.
+    #[must_use]
+    pub fn label(&self, rule: &Rule) -> String {
+        rule.name.clone().unwrap_or_else(|| format!("{} {}", rule.matches(), self.does(rule)))
+    }
+
+    /// A rule's action in words: `pass`, `drop`, `steer web`.
+    #[must_use]
+    pub fn does(&self, rule: &Rule) -> String {
+        match rule.action {
+            Action::Steer(id) => format!("steer {}", self.target(id).name),
+            action => action.name().to_owned(),
+        }
+    }
+
+    /// A target of this policy.
+    #[must_use]
+    pub fn target(&self, id: TargetId) -> &Target {
+        &self.targets[usize::from(id.0)]
+    }
+}
+
+/// Where traffic is steered: one of the policy's `[targets.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Unique in the policy.
+    pub name: String,
+    pub kind: TargetKind,
+    /// The name in the target's header, in bytes.
+    pub span: Range<usize>,
+    /// The line of that header, from 1.
+    pub line: usize,
+}
+
+/// What kind of place a target is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TargetKind {
+    /// Out of an interface.
+    Interface { interface: String, next_hop: NextHop },
+    /// To CPUs of this host, by a hash over the 5-tuple, and on to its network stack.
+    Cpus {
+        /// CPU numbers, ascending and without duplicates, at least one.
+        cpus: Vec<u32>,
+        /// How many packets may wait for a CPU.
+        queue: u32,
+    },
+}
+
+/// Where a frame that is steered out of an interface is addressed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NextHop {
+    /// To the MAC address of this neighbour, which is resolved and followed.
+    Via(IpAddr),
+    /// To this MAC address.
+    Mac([u8; 6]),
+    /// To wherever it was addressed before: neither MAC address is changed.
+    Keep,
+}
+
+/// A target's index in [`Policy::targets`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TargetId(pub u16);
+
+/// How many packets wait for a CPU at most, where the policy does not say. As large as the queues
+/// of network cards commonly are made under load.
+pub const DEFAULT_QUEUE: u32 = 2048;
 
 /// An interface's name, or a glob over names such as `veth-*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,13 +128,14 @@ pub enum Mode {
 }
 
 /// What the operator asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// On to the host's own network stack.
     Pass,
     /// Discarded.
     Drop,
+    /// To a target. Only rules steer; defaults and options do not.
+    Steer(TargetId),
 }
 
 /// The policy's `[options]`.
@@ -112,6 +187,7 @@ impl Action {
         match self {
             Self::Pass => "pass",
             Self::Drop => "drop",
+            Self::Steer(_) => "steer",
         }
     }
 }
@@ -144,13 +220,6 @@ impl Rule {
             format!("{protocols} dst_port {ports}")
         }
     }
-
-    /// What the rule is called in listings and what its counter belongs to: its name, or, without
-    /// one, its match and action.
-    #[must_use]
-    pub fn label(&self) -> String {
-        self.name.clone().unwrap_or_else(|| self.to_string())
-    }
 }
 
 impl PortRange {
@@ -158,13 +227,6 @@ impl PortRange {
     #[must_use]
     pub const fn single(port: u16) -> Self {
         Self { first: port, last: port }
-    }
-}
-
-/// The rule's match and action: `tcp dst_port 80,8000-8080 drop`.
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.matches(), self.action.name())
     }
 }
 

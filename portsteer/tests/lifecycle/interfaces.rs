@@ -21,8 +21,8 @@ fn a_deleted_interface_is_gone_and_comes_back_by_sighup() {
         assert_in_force(&site);
         let Site { client, host, cable } = site;
         cable.right.delete().unwrap();
-        run(&host, &["status"]).expect(0, &["uplink", "gone"]);
-        run(&host, &["status", "--json"]).expect(0, &["\"attached\": false", "\"index\": 0"]);
+        run(&host, &["status"]).expect(1, &["uplink", "gone"]);
+        run(&host, &["status", "--json"]).expect(1, &["\"attached\": false", "\"index\": 0"]);
         run(&host, &["stats"]).expect(0, &["gone", "blocked"]);
         assert_eq!(Stats::read(&host, INSTANCE).rule("blocked"), 1);
 

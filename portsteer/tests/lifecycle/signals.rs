@@ -3,7 +3,7 @@
 use std::fs;
 
 use portsteer_testkit::{
-    agent::{Agent, Stats, run},
+    agent::{Agent, Stats, binary, run},
     sandbox::sandbox,
     site::Site,
 };
@@ -58,6 +58,54 @@ fn the_dataplane_is_taken_off_when_its_time_is_up() {
         assert_eq!(agent.wait().code(), Some(0));
         assert!(agent.log().contains("the time is up; detached from uplink"), "{}", agent.log());
         assert_all_off(&site);
+    });
+}
+
+#[test]
+fn a_trial_ends_with_the_agent_whatever_signal_ends_it() {
+    sandbox(|| {
+        let site = Site::quiet();
+        for signal in [libc::SIGTERM, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM] {
+            let policy = policy(&["uplink"]);
+            let agent = Agent::start_with(&site.host, INSTANCE, &policy, &["--for", "60s"]);
+            assert_in_force(&site);
+            let (status, log) = agent.end(signal);
+            assert_eq!(status.code(), Some(0), "signal {signal}: {log}");
+            assert!(log.contains("ended before its time"), "signal {signal}: {log}");
+            assert_all_off(&site);
+        }
+    });
+}
+
+#[test]
+fn a_status_without_any_attached_interface_is_a_negative_answer() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink"]));
+        run(&site.host, &["status"]).expect(0, &["uplink", "attached"]);
+        agent.stop(libc::SIGTERM);
+        site.cable.left.delete().expect("the cable can be removed");
+        run(&site.host, &["status"]).expect(1, &["uplink", "gone"]);
+        run(&site.host, &["detach"]).expect(0, &["detached from uplink"]);
+    });
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_no_success() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let _agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink"]));
+        let full = fs::File::create("/dev/full").expect("a device");
+        let output = site
+            .host
+            .command(binary())
+            .args(["stats", "--json", "--instance", INSTANCE])
+            .stdout(full)
+            .output()
+            .expect("a process");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{error}");
+        assert!(error.contains("writing the answer"), "{error}");
     });
 }
 

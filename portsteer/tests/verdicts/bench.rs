@@ -166,7 +166,7 @@ impl Bench {
             Ok(headers) => {
                 let decision = oracle::judge(policy, &as_oracle_packet(headers));
                 let cause = match decision {
-                    Decision::Rule(index) => Cause::Rule(policy.rules[index].label()),
+                    Decision::Rule(index) => Cause::Rule(policy.label(&policy.rules[index])),
                     Decision::Fragments => Cause::Reason(Reason::FragmentWithoutPorts),
                     Decision::Default => Cause::Reason(Reason::NoRule),
                     Decision::SparedDiscovery => Cause::Reason(Reason::NeighborDiscovery),

@@ -88,6 +88,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             mode: Mode::Auto,
             default,
             options,
+            targets: Vec::new(),
             rules,
         },
     )

@@ -1,0 +1,86 @@
+//! To a target: rewrite, redirect, and count what really happened.
+
+use aya_ebpf::{
+    bindings::{
+        xdp_action::{XDP_ABORTED, XDP_DROP, XDP_REDIRECT},
+        xdp_md,
+    },
+    programs::XdpContext,
+};
+use portsteer_common::{
+    Decision, Reason, Verdict,
+    steering::{SPREAD_PLACES, state},
+};
+use portsteer_ebpf::{flow, frame::Frame, parse::Place};
+
+use crate::{
+    classify::BROKEN,
+    maps::{self, Target},
+    packet::Packet,
+};
+
+/// Steers a packet of `len` bytes whose headers stand at `place`. Counts it, once, and says what
+/// the kernel is to do.
+///
+/// A subprogram, for the reason that the slow path is one.
+#[inline(never)]
+pub fn steer(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
+    let decision = Decision::from_bits(decision);
+    if decision.verdict_number() != Verdict::Steer as u32 {
+        maps::count(decision, len);
+        return XDP_ABORTED;
+    }
+    let Some(target) = maps::target_of(decision) else {
+        maps::count(BROKEN, len);
+        return XDP_ABORTED;
+    };
+    let packet = Packet(XdpContext::new(ctx));
+    let lost = match target.state() {
+        number @ (state::READY_0 | state::READY_1) => {
+            if len > target.max_len() {
+                Reason::TargetMtu
+            } else if packet.set_mac_addresses(target.macs((number - state::READY_0) as usize))
+                && maps::redirect_to_device(target)
+            {
+                maps::count(decision, len);
+                return XDP_REDIRECT;
+            } else {
+                Reason::TargetGone
+            }
+        }
+        state::READY_KEEP => {
+            if len > target.max_len() {
+                Reason::TargetMtu
+            } else if maps::redirect_to_device(target) {
+                maps::count(decision, len);
+                return XDP_REDIRECT;
+            } else {
+                Reason::TargetGone
+            }
+        }
+        state::READY_CPUS => {
+            let hash = flow::hash(&Frame::new(packet), Place::from_bits(place));
+            if maps::redirect_to_cpu(target, hash as usize % SPREAD_PLACES) {
+                maps::count(decision, len);
+                return XDP_REDIRECT;
+            }
+            Reason::TargetGone
+        }
+        state::DOWN => Reason::TargetDown,
+        state::UNRESOLVED => Reason::TargetUnresolved,
+        _ => Reason::TargetGone,
+    };
+    lose(target, lost);
+    maps::count(Decision::without_rule(Verdict::Drop, lost), len);
+    XDP_DROP
+}
+
+#[inline(always)]
+fn lose(target: Target, reason: Reason) {
+    maps::lose(target, |losses| match reason {
+        Reason::TargetDown => losses.down += 1,
+        Reason::TargetMtu => losses.mtu += 1,
+        Reason::TargetUnresolved => losses.unresolved += 1,
+        _ => losses.gone += 1,
+    });
+}

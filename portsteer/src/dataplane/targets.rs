@@ -1,0 +1,383 @@
+//! Targets: what the policy asks for, against what the kernel has at this moment. [`refresh`] makes
+//! the program know of it, and may be called at any time and as often as one likes.
+
+use std::{
+    fs,
+    sync::atomic::Ordering,
+    thread,
+    time::{Duration, Instant},
+};
+
+use portsteer_common::steering::{MacAddresses, state};
+use serde::Serialize;
+
+use super::{Error, kernel, manifest::ManifestTarget, maps::Maps, sys};
+use crate::{
+    netlink::{self, Link},
+    policy::{NextHop, Policy, TargetKind},
+};
+
+/// How a target is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TargetState {
+    /// Packets are sent there.
+    Ready,
+    /// There is no such interface, or none of the CPUs is online.
+    Gone,
+    /// The interface is down.
+    Down,
+    /// The next hop has not answered.
+    Unresolved,
+}
+
+impl TargetState {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Gone => "gone",
+            Self::Down => "down",
+            Self::Unresolved => "unresolved",
+        }
+    }
+
+    /// From what the program knows.
+    pub(super) const fn from_number(number: u32) -> Self {
+        match number {
+            state::DOWN => Self::Down,
+            state::UNRESOLVED => Self::Unresolved,
+            state::READY_0 | state::READY_1 | state::READY_KEEP | state::READY_CPUS => Self::Ready,
+            _ => Self::Gone,
+        }
+    }
+}
+
+/// A target whose state has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetChange {
+    pub name: String,
+    pub state: TargetState,
+}
+
+/// `ARPHRD_ETHER`'s header, and the VLAN tag that the kernel allows beyond it
+/// (`__xdp_ok_fwd_dev` in net/core/dev.h).
+const ETHERNET_LEN: u32 = 14;
+const VLAN_LEN: u32 = 4;
+
+/// How long a policy waits for its next hops to answer, before it comes into force without.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// What the kernel has for a target now.
+#[derive(Debug, PartialEq, Eq)]
+enum View {
+    Gone,
+    Device { ifindex: u32, max_len: u32, way: Way },
+    Cpus { online: Vec<u16>, queue: u32 },
+}
+
+/// What stands between a device and sending.
+#[derive(Debug, PartialEq, Eq)]
+enum Way {
+    Down,
+    Unresolved,
+    Rewrite(MacAddresses),
+    Keep,
+}
+
+/// Refuses targets that cannot be right: interfaces and CPUs that do not exist, and circles.
+pub(super) fn check(policy: &Policy, wanted: &[Link], links: &[Link]) -> Result<(), Error> {
+    let online = online_cpus()?;
+    for target in &policy.targets {
+        match &target.kind {
+            TargetKind::Interface { interface, .. } => {
+                let name = target.name.clone();
+                let Some(link) = links.iter().find(|link| link.name == *interface) else {
+                    return Err(Error::UnknownTargetInterface {
+                        target: name,
+                        name: interface.clone(),
+                        existing: links.iter().map(|link| link.name.clone()).collect(),
+                    });
+                };
+                let attached = |index: u32| wanted.iter().find(|link| link.index == index);
+                if attached(link.index).is_some() {
+                    let (interface, via) = (interface.clone(), None);
+                    return Err(Error::Circle { target: name, interface, via });
+                }
+                if let Some(peer) = link.peer_index.and_then(attached) {
+                    let (interface, via) = (interface.clone(), Some(peer.name.clone()));
+                    return Err(Error::Circle { target: name, interface, via });
+                }
+            }
+            TargetKind::Cpus { cpus, .. } => {
+                let offline: Vec<u32> =
+                    cpus.iter().copied().filter(|cpu| !online.contains(cpu)).collect();
+                if !offline.is_empty() {
+                    let target = target.name.clone();
+                    return Err(Error::OfflineCpus { target, offline, online });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Why no interface can be attached in native mode under this policy: a target's interface that
+/// does not take native redirects, of which the sender is told nothing.
+pub(super) fn native_obstacle(policy: &Policy, links: &[Link]) -> Result<Option<Error>, Error> {
+    for target in &policy.targets {
+        let TargetKind::Interface { interface, .. } = &target.kind else { continue };
+        let Some(link) = links.iter().find(|link| link.name == *interface) else { continue };
+        let features = netlink::xdp_features(link.index)
+            .map_err(Error::io(format!("asking for the XDP features of `{interface}`")))?;
+        // Kernels before 6.3 do not tell.
+        if features.is_some_and(|features| !features.redirect_target()) {
+            return Ok(Some(Error::NoNativeRedirect {
+                target: target.name.clone(),
+                interface: interface.clone(),
+                is_veth: link.kind.as_deref() == Some("veth"),
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// Why an interface may not be attached in generic mode under this policy.
+pub(super) fn generic_obstacle(policy: &Policy, interface: &str) -> Result<Option<Error>, Error> {
+    let to_cpus = |target: &&crate::policy::Target| matches!(target.kind, TargetKind::Cpus { .. });
+    let Some(target) = policy.targets.iter().find(to_cpus) else { return Ok(None) };
+    Ok(kernel::loses_cpu_packets_in_generic_mode()?.then(|| Error::CpusInGenericMode {
+        target: target.name.clone(),
+        interface: interface.to_owned(),
+    }))
+}
+
+/// Which CPUs are online.
+fn online_cpus() -> Result<Vec<u32>, Error> {
+    const PATH: &str = "/sys/devices/system/cpu/online";
+    let text = fs::read_to_string(PATH).map_err(Error::io(format!("reading {PATH}")))?;
+    Ok(parse_cpu_list(&text))
+}
+
+/// `0-3,8`, as the kernel writes sets of CPUs.
+fn parse_cpu_list(text: &str) -> Vec<u32> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        if let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) {
+            cpus.extend(first..=last);
+        }
+    }
+    cpus
+}
+
+/// Whether neighbours are asked that have not answered before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// Those too.
+    Again,
+    /// Only those of which the kernel knows nothing, or whose answer has grown old.
+    First,
+}
+
+fn view(kind: &TargetKind, links: &[Link], online: &[u32], ask: Ask) -> Result<View, Error> {
+    match kind {
+        TargetKind::Cpus { cpus, queue } => {
+            let online: Vec<u16> = cpus
+                .iter()
+                .filter(|cpu| online.contains(cpu))
+                .filter_map(|&cpu| u16::try_from(cpu).ok())
+                .collect();
+            Ok(if online.is_empty() { View::Gone } else { View::Cpus { online, queue: *queue } })
+        }
+        TargetKind::Interface { interface, next_hop } => {
+            let Some(link) = links.iter().find(|link| link.name == *interface) else {
+                return Ok(View::Gone);
+            };
+            let max_len = link.mtu.saturating_add(ETHERNET_LEN + VLAN_LEN);
+            let source = link.mac.unwrap_or_default();
+            let way = match *next_hop {
+                _ if !link.up => Way::Down,
+                NextHop::Keep => Way::Keep,
+                NextHop::Mac(destination) => Way::Rewrite(MacAddresses { destination, source }),
+                NextHop::Via(address) => match resolve(link.index, address, ask)? {
+                    Some(destination) => Way::Rewrite(MacAddresses { destination, source }),
+                    None => Way::Unresolved,
+                },
+            };
+            Ok(View::Device { ifindex: link.index, max_len, way })
+        }
+    }
+}
+
+/// The MAC address of a neighbour, asked for where that is due.
+fn resolve(ifindex: u32, address: std::net::IpAddr, ask: Ask) -> Result<Option<[u8; 6]>, Error> {
+    let asking = || Error::io(format!("looking for the neighbour {address}"));
+    let neighbour = netlink::neighbour(ifindex, address).map_err(asking())?;
+    let due = match &neighbour {
+        None => true,
+        Some(known) if known.is_usable() => known.wants_confirmation(),
+        Some(_) => ask == Ask::Again,
+    };
+    if due {
+        // Refused where the interface has no address of that family or is just going down; that is
+        // the operator's to see as "unresolved", not the agent's to fail at.
+        let _ = netlink::resolve_neighbour(ifindex, address);
+    }
+    Ok(neighbour.filter(netlink::Neighbour::is_usable).and_then(|known| known.mac))
+}
+
+/// Makes the program know how the targets are now. Returns those whose state is another than
+/// before. Only the holder of the instance's lock may call this.
+pub(super) fn refresh(
+    maps: &mut Maps,
+    targets: &[ManifestTarget],
+    ask: Ask,
+) -> Result<Vec<TargetChange>, Error> {
+    if targets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
+    let online = online_cpus()?;
+    // Addresses are changed together, after one grace period for all.
+    let mut rewrites = Vec::new();
+    let before: Vec<TargetState> = targets
+        .iter()
+        .map(|target| TargetState::from_number(state_of(maps, target.slot)))
+        .collect();
+    for target in targets {
+        let slot = target.slot;
+        let view = view(&target.kind, &links, &online, ask)?;
+        let wanted = match view {
+            View::Gone => state::GONE,
+            View::Cpus { online, queue } => {
+                for &cpu in &online {
+                    let present = maps.queue(u32::from(cpu))?;
+                    let queue = longest_queue(targets, u32::from(cpu)).unwrap_or(queue);
+                    if present != queue {
+                        maps.set_queue(u32::from(cpu), queue)?;
+                    }
+                }
+                maps.spread(slot, &online);
+                state::READY_CPUS
+            }
+            View::Device { ifindex, max_len, way } => {
+                if maps.device(slot)? != ifindex {
+                    // Not before the old state is off: it may have gone with the old interface.
+                    set_state(maps, slot, state::GONE);
+                    maps.set_device(slot, ifindex)?;
+                }
+                maps.target_max_len(slot).store(max_len, Ordering::Relaxed);
+                match way {
+                    Way::Down => state::DOWN,
+                    Way::Unresolved => state::UNRESOLVED,
+                    Way::Keep => state::READY_KEEP,
+                    Way::Rewrite(addresses) => {
+                        rewrites.push((slot, addresses));
+                        continue;
+                    }
+                }
+            }
+        };
+        set_state(maps, slot, wanted);
+    }
+    rewrites.retain(|&(slot, addresses)| {
+        let current = match state_of(maps, slot) {
+            state::READY_0 => 0,
+            state::READY_1 => 1,
+            _ => return true,
+        };
+        *maps.target_macs(slot, current) != addresses
+    });
+    if !rewrites.is_empty() {
+        // A program may still be reading the addresses of the state before the last.
+        sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
+        for (slot, addresses) in rewrites {
+            let (index, ready) = match state_of(maps, slot) {
+                state::READY_0 => (1, state::READY_1),
+                _ => (0, state::READY_0),
+            };
+            *maps.target_macs(slot, index) = addresses;
+            set_state(maps, slot, ready);
+        }
+    }
+    Ok(targets
+        .iter()
+        .zip(before)
+        .filter_map(|(target, before)| {
+            let state = TargetState::from_number(state_of(maps, target.slot));
+            (state != before).then(|| TargetChange { name: target.name.clone(), state })
+        })
+        .collect())
+}
+
+/// The first [`refresh`] of a policy that is about to come into force: next hops get a moment to
+/// answer, so that no packet is lost for want of an answer that is on its way.
+pub(super) fn prepare(maps: &mut Maps, targets: &[ManifestTarget]) -> Result<(), Error> {
+    let end = Instant::now() + PATIENCE;
+    refresh(maps, targets, Ask::Again)?;
+    let waits =
+        |maps: &Maps| targets.iter().any(|target| state_of(maps, target.slot) == state::UNRESOLVED);
+    while waits(maps) && Instant::now() < end {
+        thread::sleep(Duration::from_millis(10));
+        refresh(maps, targets, Ask::First)?;
+    }
+    Ok(())
+}
+
+/// Ends what only targets of a policy before needed: the kernel's threads for CPUs, and the hold on
+/// devices.
+pub(super) fn clear(
+    maps: &Maps,
+    before: &[ManifestTarget],
+    now: &[ManifestTarget],
+) -> Result<(), Error> {
+    for target in before {
+        if now.iter().any(|kept| kept.slot == target.slot) {
+            continue;
+        }
+        match &target.kind {
+            TargetKind::Interface { .. } => maps.set_device(target.slot, 0)?,
+            TargetKind::Cpus { cpus, .. } => {
+                for &cpu in cpus {
+                    if longest_queue(now, cpu).is_none() && maps.queue(cpu)? != 0 {
+                        maps.set_queue(cpu, 0)?;
+                    }
+                }
+            }
+        }
+        set_state(maps, target.slot, state::GONE);
+    }
+    Ok(())
+}
+
+/// A CPU has one queue, as long as the most demanding of its targets wants it.
+fn longest_queue(targets: &[ManifestTarget], cpu: u32) -> Option<u32> {
+    let queue = |target: &ManifestTarget| match &target.kind {
+        TargetKind::Cpus { cpus, queue } if cpus.contains(&cpu) => Some(*queue),
+        _ => None,
+    };
+    targets.iter().filter_map(queue).max()
+}
+
+/// A target's state as the program sees it.
+pub(super) fn state_of(maps: &Maps, slot: u16) -> u32 {
+    maps.target_state(slot).load(Ordering::Acquire)
+}
+
+fn set_state(maps: &Maps, slot: u16, number: u32) {
+    maps.target_state(slot).store(number, Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus() {
+        assert_eq!(parse_cpu_list("0-3,8\n"), [0, 1, 2, 3, 8]);
+        assert_eq!(parse_cpu_list("0\n"), [0]);
+        assert_eq!(parse_cpu_list("\n"), [0u32; 0]);
+    }
+}

@@ -1,0 +1,447 @@
+//! Steering to interfaces: a service on another namespace's address, its replies routed back by the
+//! host, and every way in which a target can fail.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsFd as _,
+    thread,
+    time::Duration,
+};
+
+use portsteer::{
+    dataplane::kernel::loses_cpu_packets_in_generic_mode,
+    lab::{End, Namespace, Veth, ethtool::Offload, incoming_cpu},
+    netlink::{XdpMode, xdp_features},
+};
+use portsteer_testkit::{
+    agent::{Agent, PATIENCE, Stats, is_slow, run_agent},
+    sandbox::sandbox,
+    site::{CLIENT_V4, HOST_V4, HOST_V6, SILENCE, Site, wait_until},
+};
+
+use crate::{INSTANCE, head};
+
+/// The service's addresses, which are the web namespace's alone: a host would take answers from an
+/// address of its own for forged.
+const SERVICE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
+const SERVICE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x80, 0, 0, 0, 0, 10));
+/// The network between host and web.
+const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 80, 1));
+const WEB_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 80, 2));
+const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x80, 0, 0, 0, 0, 0, 1));
+const WEB_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x80, 0, 0, 0, 0, 0, 2));
+const PORT: u16 = 80;
+
+/// A site whose host has a namespace "web" behind an interface `to-web`.
+struct Town {
+    site: Site,
+    web: Namespace,
+    /// `to-web` and, in the namespace, `eth0`.
+    street: Veth,
+}
+
+impl Town {
+    fn new() -> Self {
+        let site = Site::new();
+        let web = Namespace::new().expect("a namespace");
+        site.host.run(|| {
+            for path in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                fs::write(format!("/proc/sys/net/{path}"), "1").expect("the host can forward");
+            }
+        });
+        let street = street(&site, &web);
+        let client = &site.cable.left;
+        client.add_route(Ipv4Addr::new(203, 0, 113, 0), 24, HOST_V4).expect("a route");
+        let network_v6 = Ipv6Addr::new(0x2001, 0xdb8, 0x80, 0, 0, 0, 0, 0);
+        client.add_route(network_v6, 64, HOST_V6).expect("a route");
+        // What comes over a wire has its checksum and is no larger than a frame; what comes over a
+        // veth pair is as the sending socket left it.
+        for offload in [Offload::TxChecksum, Offload::Tso, Offload::Gso] {
+            client.set_offload(offload, false).expect("the offload can be switched");
+        }
+        Self { site, web, street }
+    }
+
+    fn policy(mode: XdpMode, target: &str) -> String {
+        format!(
+            "{}[targets.web]\n{target}\n[[rules]]\nname = \"web\"\ndst_port = {PORT}\n\
+             action = {{ steer = \"web\" }}\n",
+            head(mode)
+        )
+    }
+
+    fn agent(&self, mode: XdpMode, target: &str) -> Agent {
+        Agent::start(&self.site.host, INSTANCE, &Self::policy(mode, target))
+    }
+
+    fn stats(&self) -> Stats {
+        Stats::read(&self.site.host, INSTANCE)
+    }
+
+    fn state(&self) -> String {
+        self.stats().target("state").as_str().unwrap_or_default().to_owned()
+    }
+
+    /// A datagram that nobody answers.
+    fn send(&self, len: usize) {
+        self.site.udp_client(SERVICE_V4, PORT).send(&vec![0; len]).expect("a datagram can be sent");
+    }
+
+    /// Sends a datagram, and waits until it was counted as lost for this reason, and as that alone.
+    fn loses(&self, reason: &str, field: &str, len: usize) {
+        let before = self.stats();
+        self.send(len);
+        let packets = |stats: &Stats| stats.reason("drop", reason);
+        wait_until("the datagram is counted", || packets(&self.stats()) == packets(&before) + 1);
+        let after = self.stats();
+        assert_eq!(after.lost(field), before.lost(field) + 1, "{after:?}");
+        assert_eq!(after.rule("web"), before.rule("web"), "it was not steered: {after:?}");
+    }
+
+    /// Sends datagrams until one arrives.
+    fn arrives(&self, server: &UdpSocket) {
+        let client = self.site.udp_client(SERVICE_V4, PORT);
+        server.set_read_timeout(Some(Duration::from_millis(50))).expect("a time limit");
+        wait_until("a datagram arrives", || {
+            client.send(b"anybody there?").is_ok() && server.recv(&mut [0; 64]).is_ok()
+        });
+    }
+
+    fn udp_server(&self) -> UdpSocket {
+        self.web.run(|| UdpSocket::bind((SERVICE_V4, PORT))).expect("a UDP server")
+    }
+
+    fn tcp_server(&self, address: IpAddr) -> TcpListener {
+        self.web.run(|| TcpListener::bind((address, PORT))).expect("a TCP server")
+    }
+}
+
+/// The pair between host and web, ready for native redirects.
+fn street(site: &Site, web: &Namespace) -> Veth {
+    let street = Veth::between(
+        End::new(&site.host, "to-web").address(GATEWAY_V4, 24).address(GATEWAY_V6, 64),
+        End::new(web, "eth0").address(WEB_V4, 24).address(WEB_V6, 64),
+    )
+    .create()
+    .expect("a veth pair");
+    let eth0 = &street.right;
+    eth0.add_address(SERVICE_V4, 32).expect("an address");
+    eth0.add_address(SERVICE_V6, 128).expect("an address");
+    eth0.add_route(Ipv4Addr::UNSPECIFIED, 0, GATEWAY_V4).expect("a route");
+    eth0.add_route(Ipv6Addr::UNSPECIFIED, 0, GATEWAY_V6).expect("a route");
+    // Without it, and without XDP, the receiving end takes no redirected frames.
+    eth0.set_offload(Offload::Gro, true).expect("the offload can be switched");
+    // The way back, the same as for the client.
+    for offload in [Offload::TxChecksum, Offload::Tso, Offload::Gso] {
+        eth0.set_offload(offload, false).expect("the offload can be switched");
+    }
+    street
+}
+
+const VIA: &str = "interface = \"to-web\"\nvia = \"10.0.80.2\"";
+
+#[test]
+fn connections_lead_to_the_target_in_native_mode() {
+    sandbox(|| connections_lead_to_the_target(XdpMode::Native));
+}
+
+#[test]
+fn connections_lead_to_the_target_in_generic_mode() {
+    sandbox(|| connections_lead_to_the_target(XdpMode::Generic));
+}
+
+fn connections_lead_to_the_target(mode: XdpMode) {
+    let town = Town::new();
+    let targets = [
+        VIA.to_owned(),
+        "interface = \"to-web\"\nvia = \"fd00:80::2\"".to_owned(),
+        format!("interface = \"to-web\"\nmac = \"{}\"", mac(town.street.right.mac())),
+    ];
+    for target in targets {
+        let agent = town.agent(mode, &target);
+        assert_eq!(town.state(), "ready", "{target}: {}", agent.log());
+        for address in [SERVICE_V4, SERVICE_V6] {
+            let server = town.tcp_server(address);
+            let mut client = town.site.connect(address, PORT, PATIENCE).expect("it answers");
+            let (mut served, peer) = server.accept().expect("a connection");
+            assert_eq!(peer.ip().is_ipv4(), address.is_ipv4());
+            client.write_all(b"hello").expect("it can be said");
+            let mut heard = [0; 5];
+            served.read_exact(&mut heard).expect("it is heard");
+            served.write_all(b"web").expect("it can be answered");
+            client.read_exact(&mut heard[..3]).expect("the answer comes");
+            assert_eq!(&heard[..3], b"web");
+        }
+        let (stats, _) = town.site.settled(INSTANCE);
+        assert!(stats.rule("web") >= 8, "{stats:?}");
+        assert_eq!(stats.target("packets"), stats.rule("web"), "{stats:?}");
+        assert_eq!(stats.interface_number("uplink", "steered"), stats.rule("web"));
+        assert_eq!(stats.reason("steer", "rule"), stats.rule("web"));
+        assert_eq!(stats.interface_number("uplink", "dropped"), 0, "{stats:?}");
+        agent.end(libc::SIGINT);
+    }
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[test]
+fn bulk_data_is_steered_unharmed_in_native_mode() {
+    sandbox(|| bulk_data_is_steered_unharmed(XdpMode::Native));
+}
+
+#[test]
+fn bulk_data_is_steered_unharmed_in_generic_mode() {
+    sandbox(|| bulk_data_is_steered_unharmed(XdpMode::Generic));
+}
+
+fn bulk_data_is_steered_unharmed(mode: XdpMode) {
+    let megabytes = if is_slow() { 10 } else { 100 };
+    let town = Town::new();
+    let _agent = town.agent(mode, VIA);
+    let server = town.tcp_server(SERVICE_V4);
+    let client = town.site.connect(SERVICE_V4, PORT, PATIENCE).expect("it answers");
+    let (served, _) = server.accept().expect("a connection");
+    served.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    let (sent, came) = thread::scope(|scope| {
+        let sender = scope.spawn(|| send_megabytes(&client, megabytes));
+        let came = checksum(&served);
+        (sender.join().expect("a sender"), came)
+    });
+    assert_eq!(came, sent);
+    assert_eq!(came.0, megabytes << 20);
+    let (stats, _) = town.site.settled(INSTANCE);
+    assert!(stats.target("bytes").as_u64() > Some(megabytes << 20), "{stats:?}");
+    assert_eq!(stats.interface_number("uplink", "dropped"), 0, "{stats:?}");
+}
+
+/// FNV-1a over numbered words, and how many bytes there were.
+fn send_megabytes(mut stream: &TcpStream, megabytes: u64) -> (u64, u64) {
+    let (mut len, mut hash) = (0, FNV_START);
+    let mut block = vec![0; 1 << 20];
+    for number in 0..megabytes {
+        for (index, byte) in block.iter_mut().enumerate() {
+            *byte = (number as usize * 31 + index * 7 + index / 251) as u8;
+        }
+        stream.write_all(&block).expect("a block can be sent");
+        hash = fnv(hash, &block);
+        len += block.len() as u64;
+    }
+    stream.shutdown(Shutdown::Write).expect("an end");
+    (len, hash)
+}
+
+fn checksum(mut stream: &TcpStream) -> (u64, u64) {
+    let (mut len, mut hash) = (0, FNV_START);
+    let mut block = vec![0; 1 << 16];
+    loop {
+        let read = stream.read(&mut block).expect("data comes");
+        if read == 0 {
+            return (len, hash);
+        }
+        hash = fnv(hash, &block[..read]);
+        len += read as u64;
+    }
+}
+
+const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+#[test]
+fn a_target_that_fails_is_counted_by_its_reason_and_comes_back() {
+    sandbox(|| {
+        let town = Town::new();
+        let _agent = town.agent(XdpMode::Native, VIA);
+        assert_eq!(town.state(), "ready");
+        let server = town.udp_server();
+        town.arrives(&server);
+        let state_is = |state: &str| wait_until(state, || town.state() == state);
+
+        // A frame longer than the target's interface takes.
+        town.street.left.set_mtu(1300).expect("an MTU");
+        wait_until("the MTU is known", || {
+            let before = town.stats().lost("mtu");
+            town.send(1400);
+            thread::sleep(Duration::from_millis(20));
+            town.stats().lost("mtu") > before
+        });
+        town.loses("target-mtu", "mtu", 1400);
+        town.arrives(&server);
+        town.street.left.set_mtu(1500).expect("an MTU");
+
+        // Down, and up again.
+        town.street.left.set_down().expect("it can be set down");
+        state_is("down");
+        town.loses("target-down", "down", 100);
+        town.street.left.set_up().expect("it can be set up");
+        state_is("ready");
+        town.arrives(&server);
+
+        // Gone, and back with another index and other addresses.
+        let Town { site, web, street } = town;
+        street.left.delete().expect("it can be removed");
+        let town = Town { street: Veth { ..placeholder(&site) }, site, web };
+        wait_until("gone", || town.state() == "gone");
+        town.loses("target-gone", "gone", 100);
+        drop(server);
+        let Town { site, web, street } = town;
+        street.left.delete().expect("the placeholder can be removed");
+        let street = self::street(&site, &web);
+        let town = Town { site, web, street };
+        wait_until("ready", || town.state() == "ready");
+        town.arrives(&town.udp_server());
+
+        // The neighbour moves to another Ethernet address.
+        let eth0 = &town.street.right;
+        eth0.set_down().expect("it can be set down");
+        eth0.set_mac([2, 0, 0, 0, 0, 99]).expect("an address can be changed");
+        eth0.set_up().expect("it can be set up");
+        eth0.add_route(Ipv4Addr::UNSPECIFIED, 0, GATEWAY_V4).expect("a route");
+        town.arrives(&town.udp_server());
+    });
+}
+
+/// A pair that stands in for one that is gone.
+fn placeholder(site: &Site) -> Veth {
+    Veth::between(End::new(&site.host, "spare0"), End::new(&site.host, "spare1"))
+        .create()
+        .expect("a veth pair")
+}
+
+#[test]
+fn a_next_hop_that_does_not_answer_is_counted_until_it_does() {
+    sandbox(|| {
+        let town = Town::new();
+        let agent = town.agent(XdpMode::Native, "interface = \"to-web\"\nvia = \"10.0.80.77\"");
+        assert_eq!(town.state(), "unresolved", "{}", agent.log());
+        town.loses("target-unresolved", "unresolved", 100);
+        town.street.right.add_address(Ipv4Addr::new(10, 0, 80, 77), 24).expect("an address");
+        wait_until("it answers", || town.state() == "ready");
+        town.arrives(&town.udp_server());
+    });
+}
+
+#[test]
+fn a_swap_moves_a_rule_to_another_target() {
+    sandbox(|| {
+        let town = Town::new();
+        let other = Namespace::new().expect("a namespace");
+        let lane = Veth::between(
+            End::new(&town.site.host, "to-other").address(Ipv4Addr::new(10, 0, 81, 1), 24),
+            End::new(&other, "eth0").address(Ipv4Addr::new(10, 0, 81, 2), 24),
+        )
+        .create()
+        .expect("a veth pair");
+        lane.right.add_address(SERVICE_V4, 32).expect("an address");
+        lane.right.set_offload(Offload::Gro, true).expect("the offload can be switched");
+        let there = other.run(|| UdpSocket::bind((SERVICE_V4, PORT))).expect("a UDP server");
+        let here = town.udp_server();
+
+        let mut agent = town.agent(XdpMode::Native, VIA);
+        town.arrives(&here);
+        let before = town.stats().rule("web");
+        agent.swap(&Town::policy(XdpMode::Native, "interface = \"to-other\"\nvia = \"10.0.81.2\""));
+        town.arrives(&there);
+        let stats = town.stats();
+        assert!(stats.rule("web") > before, "the rule goes on counting: {stats:?}");
+        let steered = stats.target("packets").as_u64().expect("a number");
+        assert!(steered < stats.rule("web"), "a new target starts at zero: {stats:?}");
+        here.set_read_timeout(Some(SILENCE)).expect("a time limit");
+        while here.recv(&mut [0; 64]).is_ok() {}
+        town.send(10);
+        assert!(here.recv(&mut [0; 64]).is_err(), "nothing goes to the target before");
+    });
+}
+
+#[test]
+fn targets_that_cannot_be_right_are_refused() {
+    sandbox(|| {
+        let town = Town::new();
+        let refused = |target: &str, said: &[&str]| {
+            let policy = Town::policy(XdpMode::Native, target);
+            run_agent(&town.site.host, INSTANCE, &policy).expect(3, said);
+            assert_eq!(town.site.xdp(), None, "nothing stays attached");
+        };
+        refused(
+            "interface = \"to-wep\"\nmac = \"keep\"",
+            &["target `web`", "no interface `to-wep`", "did you mean `to-web`?"],
+        );
+        refused("interface = \"uplink\"\nmac = \"keep\"", &["in a circle", "`uplink` itself"]);
+        refused("cpus = [0, 1000]", &["CPU 1000 is not online", "online are: 0"]);
+    });
+}
+
+#[test]
+fn packets_are_handed_to_the_chosen_cpu_in_native_mode() {
+    sandbox(|| packets_are_handed_to_the_chosen_cpu(XdpMode::Native));
+}
+
+#[test]
+fn packets_are_handed_to_the_chosen_cpu_in_generic_mode_where_the_kernel_can() {
+    sandbox(|| {
+        if loses_cpu_packets_in_generic_mode().expect("a release") {
+            let town = Town::new();
+            let policy = Town::policy(XdpMode::Generic, "cpus = [0]");
+            run_agent(&town.site.host, INSTANCE, &policy)
+                .expect(3, &["target `web` hands packets to CPUs", "this kernel would lose them"]);
+            assert_eq!(town.site.xdp(), None, "nothing stays attached");
+        } else {
+            packets_are_handed_to_the_chosen_cpu(XdpMode::Generic);
+        }
+    });
+}
+
+#[test]
+fn a_target_that_takes_no_native_redirects_is_not_steered_to_in_native_mode() {
+    sandbox(|| {
+        let town = Town::new();
+        let (to_web, eth0) = (&town.street.left, &town.street.right);
+        eth0.set_offload(Offload::Gro, false).expect("the offload can be switched");
+        let features = to_web.namespace().run(|| xdp_features(to_web.index())).expect("an answer");
+        if features.is_none() {
+            // Kernels before 6.3 do not tell, and there is nothing to refuse it by.
+            return;
+        }
+        let host = &town.site.host;
+        run_agent(host, INSTANCE, &Town::policy(XdpMode::Native, VIA))
+            .expect(3, &["`to-web` takes no frames", "ethtool -K DEVICE gro on"]);
+        assert_eq!(town.site.xdp(), None, "nothing stays attached");
+
+        // Left the choice, the agent takes the mode that works, and says why.
+        let policy = Town::policy(XdpMode::Native, VIA).replace("\"native\"", "\"auto\"");
+        let agent = Agent::start(host, INSTANCE, &policy);
+        assert_eq!(town.site.xdp_mode(), Some(XdpMode::Generic));
+        assert!(agent.log().contains("generic mode, because target `web`"), "{}", agent.log());
+        town.arrives(&town.udp_server());
+    });
+}
+
+fn packets_are_handed_to_the_chosen_cpu(mode: XdpMode) {
+    let town = Town::new();
+    let cpus = thread::available_parallelism().expect("a number").get() as u32;
+    for cpu in [0, cpus - 1] {
+        let agent = town.agent(mode, &format!("cpus = [{cpu}]"));
+        assert_eq!(town.state(), "ready", "{}", agent.log());
+        // The socket says on which CPU its last packet was taken in.
+        let server = town.site.udp_server(HOST_V4, PORT);
+        let client = town.site.udp_client(HOST_V4, PORT);
+        // The kernel notes it for connected sockets alone.
+        let port = client.local_addr().expect("an address").port();
+        server.connect((CLIENT_V4, port)).expect("a peer");
+        for number in 0..20 {
+            client.send(b"where am I?").expect("a datagram can be sent");
+            let received = server.recv(&mut [0; 64]);
+            assert!(received.is_ok(), "datagram {number} arrives: {:?}", town.stats());
+            assert_eq!(incoming_cpu(server.as_fd()).expect("a number"), cpu);
+        }
+        let stats = town.stats();
+        assert_eq!(stats.rule("web"), 20, "{stats:?}");
+        agent.end(libc::SIGINT);
+    }
+}
