@@ -95,9 +95,7 @@ pub struct Losses {
     /// The kernel refused the redirect after the program had decided it (tracepoint
     /// `xdp_redirect_err`).
     pub refused: u64,
-    /// The device did not take the frame (tracepoint `xdp_devmap_xmit`).
-    pub device: u64,
     /// The CPU's queue was full (tracepoint `xdp_cpumap_enqueue`).
     pub queue: u64,
-    pub reserved: u64,
+    pub reserved: [u64; 2],
 }

@@ -11,6 +11,8 @@ mod packet;
 mod program;
 #[cfg(target_arch = "bpf")]
 mod steer;
+#[cfg(target_arch = "bpf")]
+mod watch;
 
 /// For the host there is no program, only the library: see `cargo xtask ebpf`.
 #[cfg(not(target_arch = "bpf"))]

@@ -200,7 +200,13 @@ pub fn redirect_to_cpu(target: Target, place: usize) -> bool {
 /// Counts a packet that does not get to its target.
 #[inline(always)]
 pub fn lose(target: Target, count: impl FnOnce(&mut Losses)) {
-    if let Some(losses) = LOSSES.get_ptr_mut(target.slot as u32) {
+    lose_at(target.slot as u32, count);
+}
+
+/// Counts packets that did not get there: to the target in this slot, or to a CPU.
+#[inline(always)]
+pub fn lose_at(entry: u32, count: impl FnOnce(&mut Losses)) {
+    if let Some(losses) = LOSSES.get_ptr_mut(entry) {
         // SAFETY: a value of `losses`, which no other program touches on this CPU while this one
         // runs.
         count(unsafe { &mut *losses });

@@ -102,7 +102,7 @@ pub struct Share {
 fn place_targets(
     policy: &Policy,
     previous: Option<&Manifest>,
-    read: impl Fn(u16) -> Result<Losses, Error>,
+    read: impl Fn(u16, &TargetKind) -> Result<Losses, Error>,
 ) -> Result<Vec<ManifestTarget>, Error> {
     let before = previous.map_or(&[][..], |previous| &previous.targets);
     let used: HashSet<u16> = before.iter().map(|target| target.slot).collect();
@@ -118,7 +118,7 @@ fn place_targets(
                 let slot = free
                     .next()
                     .ok_or_else(|| Error::Load("there is no target slot left".to_owned()))?;
-                let base = bytemuck::cast(read(slot)?);
+                let base = bytemuck::cast(read(slot, &target.kind)?);
                 ManifestTarget { name: target.name.clone(), slot, kind: target.kind.clone(), base }
             }
         });
@@ -177,7 +177,7 @@ impl Manifest {
         previous: Option<&Self>,
         pages: u32,
         read: impl Fn(u32) -> Counter,
-        read_losses: impl Fn(u16) -> Result<Losses, Error>,
+        read_losses: impl Fn(u16, &TargetKind) -> Result<Losses, Error>,
     ) -> Result<Self, Error> {
         let targets = place_targets(policy, previous, read_losses)?;
         let before = previous.map_or(&[][..], |previous| &previous.rules);

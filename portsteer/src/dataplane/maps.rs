@@ -337,6 +337,13 @@ impl Maps {
             .map_err(Error::io("writing the map `cpus`"))
     }
 
+    /// The ids of the maps `devices` and `cpus`.
+    pub(super) fn redirect_map_ids(&self) -> Result<[u32; 2], Error> {
+        let id =
+            |map: &OwnedFd| sys::map_id(map.as_fd()).map_err(Error::io("asking for a map's id"));
+        Ok([id(&self.devices)?, id(&self.cpus)?])
+    }
+
     /// What was lost on the way to a target slot, or, from [`TARGET_SLOTS`] on, to a CPU.
     pub(super) fn losses(&self, entry: usize) -> Result<Losses, Error> {
         let mut values = vec![Losses::default(); possible_cpus()?];

@@ -161,10 +161,13 @@ impl Dataplane {
             previous.as_ref(),
             maps.pages,
             |counter| total(&counted, counter),
-            |slot| maps.losses(usize::from(slot)),
+            |slot, kind| targets::losses(&maps, slot, kind),
         )?;
         for (counter, slot) in manifest.steering() {
             maps.set_target_of(counter, slot)?;
+        }
+        if !manifest.targets.is_empty() {
+            targets::watch(&self.instance, &maps, &manifest.targets)?;
         }
         targets::prepare(&mut maps, &manifest.targets)?;
         let (idle, image) = maps.idle_bank();
@@ -199,6 +202,7 @@ impl Dataplane {
             sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
             targets::clear(&maps, &previous.targets, &manifest.targets)?;
         }
+        targets::watch(&self.instance, &maps, &manifest.targets)?;
         let detached = unwanted
             .iter()
             .filter(|pinned| pinned.ifindex != 0)

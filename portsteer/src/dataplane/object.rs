@@ -1,17 +1,21 @@
 //! The embedded eBPF object: its digest, and how it is loaded for an interface. The one place
 //! that uses aya.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    ffi::CStr,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use aya::{
     EbpfError, EbpfLoader, include_bytes_aligned,
-    programs::{ProgramError, Xdp},
+    programs::{ProgramError, RawTracePoint, Xdp},
 };
 
 use super::{
     Error,
     instance::Instance,
     maps::{self, Maps},
+    sys,
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../portsteer-ebpf/portsteer.bpf.o");
@@ -72,7 +76,53 @@ pub(super) fn load(instance: &Instance, slot: u32, maps: &Maps) -> Result<OwnedF
         .ok_or_else(missing)?
         .try_into()
         .map_err(|error: ProgramError| Error::Load(error.to_string()))?;
-    program.load().map_err(|error| match &error {
+    program.load().map_err(program_error)?;
+    let fd = program.fd().map_err(|error| Error::Load(error.to_string()))?;
+    fd.as_fd().try_clone_to_owned().map_err(Error::io("loading the program"))
+}
+
+/// The programs that watch what becomes of packets after a redirect, with the tracepoint of each.
+pub(super) const WATCHERS: [(&str, &CStr); 2] =
+    [("watch_refused", c"xdp_redirect_err"), ("watch_queued", c"xdp_cpumap_enqueue")];
+
+/// Attaches the watchers of an instance. They stay as long as somebody holds or pins the links.
+pub(super) fn watch(
+    instance: &Instance,
+    maps: &Maps,
+) -> Result<Vec<(&'static str, OwnedFd)>, Error> {
+    let policy = maps.policy_bytes()?;
+    let [devices, cpus] = maps.redirect_map_ids()?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    // They have no interface of their own.
+    loader.map_max_entries("counters", 1);
+    for (name, pin) in maps::shared_pins(instance) {
+        loader.map_pin_path(name, pin);
+    }
+    loader.override_global("POLICY", policy.as_slice(), true);
+    loader.override_global("DEVICES_ID", &devices, true);
+    loader.override_global("CPUS_ID", &cpus, true);
+    let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+    let mut links = Vec::new();
+    for (name, tracepoint) in WATCHERS {
+        let program: &mut RawTracePoint = ebpf
+            .program_mut(name)
+            .ok_or_else(|| Error::Load(format!("the object has no program `{name}`")))?
+            .try_into()
+            .map_err(|error: ProgramError| Error::Load(error.to_string()))?;
+        program.load().map_err(program_error)?;
+        let fd = program.fd().map_err(|error| Error::Load(error.to_string()))?;
+        let link = sys::link_raw_tracepoint(fd.as_fd(), tracepoint).map_err(Error::io(format!(
+            "watching the tracepoint {}",
+            tracepoint.to_string_lossy()
+        )))?;
+        links.push((name, link));
+    }
+    Ok(links)
+}
+
+fn program_error(error: ProgramError) -> Error {
+    match &error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let source = io_error.raw_os_error().map(std::io::Error::from_raw_os_error);
             match source {
@@ -83,9 +133,7 @@ pub(super) fn load(instance: &Instance, slot: u32, maps: &Maps) -> Result<OwnedF
             }
         }
         _ => Error::Load(error.to_string()),
-    })?;
-    let fd = program.fd().map_err(|error| Error::Load(error.to_string()))?;
-    fd.as_fd().try_clone_to_owned().map_err(Error::io("loading the program"))
+    }
 }
 
 /// aya's error, with those about permission told apart.

@@ -9,7 +9,7 @@ use super::{
     AttachedMode, Error, Manifest, ManifestRule, ManifestTarget, Pinned,
     manifest::Share,
     maps::{Maps, Snapshot},
-    targets::{TargetState, state_of},
+    targets::{TargetState, losses, state_of},
     total,
 };
 use crate::policy::{NextHop, TargetKind};
@@ -49,18 +49,23 @@ pub struct TargetStats {
 /// Packets that a rule steered and that did not get to the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct TargetLosses {
-    /// The program knew, and dropped them: these are not among the target's packets.
+    /// The program knew, and dropped them: these four are not among the target's packets.
     pub gone: u64,
     pub down: u64,
     pub mtu: u64,
     pub unresolved: u64,
+    /// The kernel refused the redirect after the program had decided it: these two are among the
+    /// target's packets.
+    pub refused: u64,
+    /// A CPU's queue was full. Counted by CPU, so for all targets that name it.
+    pub queue: u64,
 }
 
 impl TargetLosses {
     /// All of them.
     #[must_use]
     pub const fn total(self) -> u64 {
-        self.gone + self.down + self.mtu + self.unresolved
+        self.gone + self.down + self.mtu + self.unresolved + self.refused + self.queue
     }
 }
 
@@ -216,13 +221,15 @@ impl TargetStats {
             packets += count.packets.wrapping_sub(share.base_packets);
             bytes += count.bytes.wrapping_sub(share.base_bytes);
         }
-        let now = maps.losses(usize::from(target.slot))?;
+        let now = losses(maps, target.slot, &target.kind)?;
         let base: Losses = bytemuck::cast(target.base);
         let lost = TargetLosses {
             gone: now.gone.wrapping_sub(base.gone),
             down: now.down.wrapping_sub(base.down),
             mtu: now.mtu.wrapping_sub(base.mtu),
             unresolved: now.unresolved.wrapping_sub(base.unresolved),
+            refused: now.refused.wrapping_sub(base.refused),
+            queue: now.queue.wrapping_sub(base.queue),
         };
         Ok(Self { name, to, state, packets, bytes, lost })
     }

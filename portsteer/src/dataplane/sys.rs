@@ -5,7 +5,7 @@
 //! With the laboratory's ioctls this is the only user-space module with `unsafe`.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io, mem,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -287,6 +287,22 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     attributes.link_update.link_fd = raw(link);
     attributes.link_update.__bindgen_anon_1.new_prog_fd = raw(program);
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Attaches a program to a raw tracepoint, until the descriptor is closed and no pin is left.
+pub fn link_raw_tracepoint(program: BorrowedFd<'_>, tracepoint: &CStr) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_RAW_TRACEPOINT_OPEN reads.
+    let open = unsafe { &mut attributes.raw_tracepoint };
+    open.name = tracepoint.as_ptr() as u64;
+    open.prog_fd = raw(program);
+    bpf_fd(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes)
+}
+
+/// A map's id.
+pub fn map_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let info: bpf_map_info = info(fd)?;
+    Ok(info.id)
 }
 
 /// Opens a loaded program by its id.

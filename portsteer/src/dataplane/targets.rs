@@ -3,15 +3,16 @@
 
 use std::{
     fs,
+    os::fd::AsFd as _,
     sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
 
-use portsteer_common::steering::{MacAddresses, state};
+use portsteer_common::steering::{Losses, MacAddresses, TARGET_SLOTS, state};
 use serde::Serialize;
 
-use super::{Error, kernel, manifest::ManifestTarget, maps::Maps, sys};
+use super::{Error, instance::Instance, kernel, manifest::ManifestTarget, maps::Maps, object, sys};
 use crate::{
     netlink::{self, Link},
     policy::{NextHop, Policy, TargetKind},
@@ -348,6 +349,50 @@ pub(super) fn clear(
             }
         }
         set_state(maps, target.slot, state::GONE);
+    }
+    Ok(())
+}
+
+/// What was lost on the way to a target since the slot came into being, the losses of its CPUs
+/// included, which it shares with whoever else steers to them.
+pub(super) fn losses(maps: &Maps, slot: u16, kind: &TargetKind) -> Result<Losses, Error> {
+    let mut sum = maps.losses(usize::from(slot))?;
+    if let TargetKind::Cpus { cpus, .. } = kind {
+        for &cpu in cpus {
+            let cpu = maps.losses(TARGET_SLOTS + cpu as usize)?;
+            sum.refused += cpu.refused;
+            sum.queue += cpu.queue;
+        }
+    }
+    Ok(sum)
+}
+
+/// Has the kernel's tracepoints watched while there are targets, and only then. The watchers' links
+/// are pinned under the name of the object that they came from, so that another version replaces
+/// them.
+pub(super) fn watch(
+    instance: &Instance,
+    maps: &Maps,
+    targets: &[ManifestTarget],
+) -> Result<(), Error> {
+    let suffix = &object::DIGEST[..16];
+    let present: Vec<String> =
+        instance.pins()?.into_iter().filter(|name| name.starts_with("watch_")).collect();
+    let (current, others): (Vec<String>, Vec<String>) =
+        present.into_iter().partition(|name| name.ends_with(suffix) && !targets.is_empty());
+    if !targets.is_empty() && current.len() < object::WATCHERS.len() {
+        for (name, link) in object::watch(instance, maps)? {
+            let pin = instance.pin(&format!("{name}_{suffix}"));
+            match sys::pin(link.as_fd(), &pin) {
+                // That one stays; this one ends here.
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                result => result.map_err(Error::io(format!("pinning {}", pin.display())))?,
+            }
+        }
+    }
+    for name in others {
+        let pin = instance.pin(&name);
+        fs::remove_file(&pin).map_err(Error::io(format!("removing {}", pin.display())))?;
     }
     Ok(())
 }

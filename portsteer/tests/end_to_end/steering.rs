@@ -6,6 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd as _,
+    path::Path,
     thread,
     time::Duration,
 };
@@ -324,6 +325,74 @@ fn a_next_hop_that_does_not_answer_is_counted_until_it_does() {
         town.street.right.add_address(Ipv4Addr::new(10, 0, 80, 77), 24).expect("an address");
         wait_until("it answers", || town.state() == "ready");
         town.arrives(&town.udp_server());
+    });
+}
+
+#[test]
+fn what_the_kernel_refuses_is_counted_without_an_agent() {
+    sandbox(|| {
+        let town = Town::new();
+        let mut agent = town.agent(XdpMode::Native, VIA);
+        town.arrives(&town.udp_server());
+        // From here on nobody tells the program what becomes of the interface.
+        agent.stop(libc::SIGTERM);
+        town.street.left.set_down().expect("it can be set down");
+        let before = town.stats();
+        for _ in 0..5 {
+            town.send(100);
+        }
+        wait_until("the datagrams are counted", || {
+            town.stats().rule("web") >= before.rule("web") + 5
+        });
+        let after = town.stats();
+        assert_eq!(after.lost("refused"), before.lost("refused") + 5, "{after:?}");
+        assert_eq!(after.lost("down"), 0, "{after:?}");
+
+        // A new definition of the target starts at zero, and a policy that does not steer needs no
+        // watchers.
+        town.street.left.set_up().expect("it can be set up");
+        agent.restart();
+        assert_eq!(town.stats().lost("refused"), after.lost("refused"));
+        assert_eq!(watchers(), 2);
+        agent.swap(&head(XdpMode::Native));
+        assert_eq!(watchers(), 0);
+        agent.end(libc::SIGINT);
+    });
+}
+
+/// How many links to tracepoints are pinned.
+fn watchers() -> usize {
+    let directory = Path::new("/sys/fs/bpf/portsteer").join(INSTANCE);
+    let entries = fs::read_dir(directory).expect("the instance's pins");
+    entries
+        .filter(|entry| {
+            let name = entry.as_ref().expect("a pin").file_name();
+            name.to_string_lossy().starts_with("watch_")
+        })
+        .count()
+}
+
+#[test]
+fn what_finds_no_room_in_a_queue_is_counted() {
+    sandbox(|| {
+        let town = Town::new();
+        let _agent = town.agent(XdpMode::Native, "cpus = [0]\nqueue = 1");
+        let server = town.site.udp_server(HOST_V4, PORT);
+        let client = town.site.udp_client(HOST_V4, PORT);
+        server.set_read_timeout(Some(SILENCE)).expect("a time limit");
+        let mut received = 0;
+        wait_until("the queue overflows", || {
+            // Fewer than the socket's buffer holds.
+            for _ in 0..100 {
+                client.send(&[0; 1]).expect("a datagram can be sent");
+            }
+            while server.recv(&mut [0; 64]).is_ok() {
+                received += 1;
+            }
+            town.stats().lost("queue") > 0
+        });
+        let stats = town.stats();
+        assert_eq!(stats.rule("web"), received + stats.lost("queue"), "{stats:?}");
     });
 }
 

@@ -1,0 +1,45 @@
+//! What becomes of packets after the XDP program has sent them on their way: two small programs on
+//! the kernel's tracepoints (include/trace/events/xdp.h), attached only while a policy steers.
+//!
+//! The tracepoints tell of all XDP programs on the machine; the ids of this instance's maps, which
+//! user space fills in, tell them apart.
+
+use aya_ebpf::{Global, macros::raw_tracepoint, programs::RawTracePointContext};
+use portsteer_common::steering::TARGET_SLOTS;
+
+use crate::maps;
+
+/// The id of the map `devices`.
+#[unsafe(no_mangle)]
+static DEVICES_ID: Global<u32> = Global::new(0);
+
+/// The id of the map `cpus`.
+#[unsafe(no_mangle)]
+static CPUS_ID: Global<u32> = Global::new(0);
+
+/// The kernel refuses a redirect: the interface is down or gone, the frame too long, or its kind not
+/// taken. Arguments: device, program, target, error, map type, map id, index in the map.
+#[raw_tracepoint(tracepoint = "xdp_redirect_err")]
+pub fn watch_refused(ctx: RawTracePointContext) -> i32 {
+    let (map, index): (u32, u32) = (ctx.arg(5), ctx.arg(6));
+    let entry = if map == DEVICES_ID.load() {
+        index
+    } else if map == CPUS_ID.load() {
+        TARGET_SLOTS as u32 + index
+    } else {
+        return 0;
+    };
+    maps::lose_at(entry, |losses| losses.refused += 1);
+    0
+}
+
+/// A CPU's queue takes a batch of packets, or has no room for some. Arguments: map id, taken,
+/// dropped, CPU.
+#[raw_tracepoint(tracepoint = "xdp_cpumap_enqueue")]
+pub fn watch_queued(ctx: RawTracePointContext) -> i32 {
+    let (map, dropped, cpu): (u32, u32, u32) = (ctx.arg(0), ctx.arg(2), ctx.arg(3));
+    if dropped > 0 && map == CPUS_ID.load() {
+        maps::lose_at(TARGET_SLOTS as u32 + cpu, |losses| losses.queue += u64::from(dropped));
+    }
+    0
+}
