@@ -97,5 +97,8 @@ pub struct Losses {
     pub refused: u64,
     /// The CPU's queue was full (tracepoint `xdp_cpumap_enqueue`).
     pub queue: u64,
-    pub reserved: [u64; 2],
+    /// The device did not take the frame (tracepoint `xdp_devmap_xmit`). Where several targets send
+    /// out of one device, they count for the first.
+    pub device: u64,
+    pub reserved: u64,
 }

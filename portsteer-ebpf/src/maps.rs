@@ -5,7 +5,7 @@
 use core::{cell::UnsafeCell, mem::MaybeUninit};
 
 use aya_ebpf::{
-    btf_maps::{Array, CpuMap, DevMap, PerCpuArray},
+    btf_maps::{Array, CpuMap, DevMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use portsteer_common::{
@@ -48,6 +48,11 @@ static DEVICES: DevMap<TARGET_SLOTS> = DevMap::new();
 /// The CPUs that packets are handed to. User space loads it with as many as there may be.
 #[btf_map(name = "cpus")]
 static CPUS: CpuMap<1> = CpuMap::new();
+
+/// By an interface's index: the first target slot that sends out of it. Indices of interfaces that are
+/// gone fall out by themselves.
+#[btf_map(name = "device_slots")]
+static DEVICE_SLOTS: LruHashMap<u32, u32, TARGET_SLOTS> = LruHashMap::new();
 
 /// What was steered and did not get there, by target slot. Shared by all programs of an instance.
 /// User space loads it with one more for each CPU.
@@ -195,6 +200,13 @@ pub fn redirect_to_cpu(target: Target, place: usize) -> bool {
             .read_volatile()
     };
     CPUS.redirect(u32::from(cpu), 0).is_ok()
+}
+
+/// The first target slot that sends out of this interface.
+#[inline(always)]
+pub fn slot_of_device(ifindex: u32) -> Option<u32> {
+    // SAFETY: a copy is made at once; user space replaces values whole.
+    unsafe { DEVICE_SLOTS.get(&ifindex) }.copied()
 }
 
 /// Counts a packet that does not get to its target.

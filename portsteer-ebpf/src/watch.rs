@@ -1,10 +1,12 @@
-//! What becomes of packets after the XDP program has sent them on their way: two small programs on
-//! the kernel's tracepoints (include/trace/events/xdp.h), attached only while a policy steers.
+//! What becomes of packets after the XDP program has sent them on their way: three small programs
+//! on the kernel's tracepoints (include/trace/events/xdp.h), attached only while a policy steers.
 //!
 //! The tracepoints tell of all XDP programs on the machine; the ids of this instance's maps, which
 //! user space fills in, tell them apart.
 
-use aya_ebpf::{Global, macros::raw_tracepoint, programs::RawTracePointContext};
+use aya_ebpf::{
+    Global, helpers::bpf_probe_read_kernel, macros::raw_tracepoint, programs::RawTracePointContext,
+};
 use portsteer_common::steering::TARGET_SLOTS;
 
 use crate::maps;
@@ -16,6 +18,29 @@ static DEVICES_ID: Global<u32> = Global::new(0);
 /// The id of the map `cpus`.
 #[unsafe(no_mangle)]
 static CPUS_ID: Global<u32> = Global::new(0);
+
+/// Where `struct net_device` has its `ifindex`, in bytes.
+#[unsafe(no_mangle)]
+static IFINDEX_OFFSET: Global<u32> = Global::new(0);
+
+/// A device takes a batch of frames, or does not take some. Arguments: device that they came from,
+/// device that they go to, taken, dropped, error.
+///
+/// There is no map's id here, so this knows its own by the interface's index alone.
+#[raw_tracepoint(tracepoint = "xdp_devmap_xmit")]
+pub fn watch_sent(ctx: RawTracePointContext) -> i32 {
+    let (device, dropped): (u64, u32) = (ctx.arg(1), ctx.arg(3));
+    if dropped == 0 {
+        return 0;
+    }
+    let ifindex = device + u64::from(IFINDEX_OFFSET.load());
+    // SAFETY: the helper checks the address itself.
+    let Ok(ifindex) = (unsafe { bpf_probe_read_kernel(ifindex as *const u32) }) else { return 0 };
+    if let Some(slot) = maps::slot_of_device(ifindex) {
+        maps::lose_at(slot, |losses| losses.device += u64::from(dropped));
+    }
+    0
+}
 
 /// The kernel refuses a redirect: the interface is down or gone, the frame too long, or its kind not
 /// taken. Arguments: device, program, target, error, map type, map id, index in the map.

@@ -25,6 +25,7 @@ use super::{
 const POLICY: &str = "policy";
 const STEER_TARGETS: &str = "steer_targets";
 const DEVICES: &str = "devices";
+const DEVICE_SLOTS: &str = "device_slots";
 const CPUS: &str = "cpus";
 const LOSSES: &str = "losses";
 const INTERFACES: &str = "interfaces";
@@ -58,6 +59,10 @@ const fn steer_targets_shape(pages: u32) -> MapShape {
 /// The interface of each target slot.
 const DEVICES_SHAPE: MapShape =
     MapShape { map_type: map_type::DEVMAP, flags: sys::READ_ONLY, ..array(8, TARGET_SLOTS as u32) };
+
+/// The first target slot that sends out of an interface, by the interface's index.
+const DEVICE_SLOTS_SHAPE: MapShape =
+    MapShape { map_type: map_type::LRU_HASH, ..array(4, TARGET_SLOTS as u32) };
 
 /// The CPUs that packets can be handed to, by number; the value is the length of the queue.
 fn cpus_shape() -> Result<MapShape, Error> {
@@ -115,12 +120,13 @@ fn open(
 
 /// What the program calls the maps that all programs of an instance share, and where they are
 /// pinned. The first stands for a section.
-pub(super) fn shared_pins(instance: &Instance) -> [(&'static str, PathBuf); 5] {
+pub(super) fn shared_pins(instance: &Instance) -> [(&'static str, PathBuf); 6] {
     let pin = |name| instance.pin(name);
     [
         (".bss", pin(POLICY)),
         (STEER_TARGETS, pin(STEER_TARGETS)),
         (DEVICES, pin(DEVICES)),
+        (DEVICE_SLOTS, pin(DEVICE_SLOTS)),
         (CPUS, pin(CPUS)),
         (LOSSES, pin(LOSSES)),
     ]
@@ -135,6 +141,7 @@ pub(super) struct Maps {
     pub(super) interfaces: OwnedFd,
     steer_targets: OwnedFd,
     devices: OwnedFd,
+    device_slots: OwnedFd,
     cpus: OwnedFd,
     losses: OwnedFd,
     retired: OwnedFd,
@@ -157,6 +164,7 @@ impl Maps {
         let shape_of_targets = steer_targets_shape(shape.max_entries);
         let (steer_targets, _) = open(instance, STEER_TARGETS, shape_of_targets, None)?;
         let (devices, _) = open(instance, DEVICES, DEVICES_SHAPE, None)?;
+        let (device_slots, _) = open(instance, DEVICE_SLOTS, DEVICE_SLOTS_SHAPE, None)?;
         let (cpus, _) = open(instance, CPUS, cpus_shape()?, None)?;
         let (losses, _) = open(instance, LOSSES, losses_shape()?, None)?;
         Ok(Self {
@@ -166,6 +174,7 @@ impl Maps {
             interfaces,
             steer_targets,
             devices,
+            device_slots,
             cpus,
             losses,
             retired,
@@ -181,6 +190,7 @@ impl Maps {
             (STEER_TARGETS, steer_targets_shape(pages)),
             // The kernel adds the flag itself, and refuses to be told.
             (DEVICES, MapShape { flags: 0, ..DEVICES_SHAPE }),
+            (DEVICE_SLOTS, DEVICE_SLOTS_SHAPE),
             (CPUS, cpus_shape()?),
             (LOSSES, losses_shape()?),
             (INTERFACES, slots::SHAPE),
@@ -319,6 +329,16 @@ impl Maps {
         value[..4].copy_from_slice(&ifindex.to_ne_bytes());
         sys::map_update(self.devices.as_fd(), u32::from(slot), &value)
             .map_err(Error::io("writing the map `devices`"))
+    }
+
+    /// Says which target slot is the first that sends out of an interface; `None` if there is none.
+    pub(super) fn set_slot_of_device(&self, ifindex: u32, slot: Option<u16>) -> Result<(), Error> {
+        let map = self.device_slots.as_fd();
+        match slot {
+            Some(slot) => sys::map_update(map, ifindex, &u32::from(slot).to_ne_bytes()),
+            None => sys::map_delete(map, ifindex),
+        }
+        .map_err(Error::io("writing the map `device_slots`"))
     }
 
     /// How many packets may wait for a CPU, 0 if none are handed to it.

@@ -20,6 +20,7 @@ use crate::{
     policy::{Mode, Policy},
 };
 
+mod btf;
 mod error;
 mod instance;
 mod interfaces;

@@ -12,7 +12,7 @@ use aya::{
 };
 
 use super::{
-    Error,
+    Error, btf,
     instance::Instance,
     maps::{self, Maps},
     sys,
@@ -82,8 +82,11 @@ pub(super) fn load(instance: &Instance, slot: u32, maps: &Maps) -> Result<OwnedF
 }
 
 /// The programs that watch what becomes of packets after a redirect, with the tracepoint of each.
-pub(super) const WATCHERS: [(&str, &CStr); 2] =
-    [("watch_refused", c"xdp_redirect_err"), ("watch_queued", c"xdp_cpumap_enqueue")];
+pub(super) const WATCHERS: [(&str, &CStr); 3] = [
+    ("watch_refused", c"xdp_redirect_err"),
+    ("watch_queued", c"xdp_cpumap_enqueue"),
+    ("watch_sent", c"xdp_devmap_xmit"),
+];
 
 /// Attaches the watchers of an instance. They stay as long as somebody holds or pins the links.
 pub(super) fn watch(
@@ -92,6 +95,10 @@ pub(super) fn watch(
 ) -> Result<Vec<(&'static str, OwnedFd)>, Error> {
     let policy = maps.policy_bytes()?;
     let [devices, cpus] = maps.redirect_map_ids()?;
+    let kernel = std::fs::read(btf::PATH).map_err(Error::io(format!("reading {}", btf::PATH)))?;
+    let ifindex = btf::member_offset(&kernel, "net_device", "ifindex").ok_or_else(|| {
+        Error::Load(format!("{} does not say where a device has its index", btf::PATH))
+    })?;
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     // They have no interface of their own.
@@ -102,6 +109,7 @@ pub(super) fn watch(
     loader.override_global("POLICY", policy.as_slice(), true);
     loader.override_global("DEVICES_ID", &devices, true);
     loader.override_global("CPUS_ID", &cpus, true);
+    loader.override_global("IFINDEX_OFFSET", &ifindex, true);
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
     let mut links = Vec::new();
     for (name, tracepoint) in WATCHERS {

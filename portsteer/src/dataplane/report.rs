@@ -54,9 +54,12 @@ pub struct TargetLosses {
     pub down: u64,
     pub mtu: u64,
     pub unresolved: u64,
-    /// The kernel refused the redirect after the program had decided it: these two are among the
+    /// The kernel refused the redirect after the program had decided it: these three are among the
     /// target's packets.
     pub refused: u64,
+    /// The device did not take the frame. Where several targets send out of one interface, this
+    /// counts for the first.
+    pub device: u64,
     /// A CPU's queue was full. Counted by CPU, so for all targets that name it.
     pub queue: u64,
 }
@@ -65,7 +68,7 @@ impl TargetLosses {
     /// All of them.
     #[must_use]
     pub const fn total(self) -> u64 {
-        self.gone + self.down + self.mtu + self.unresolved + self.refused + self.queue
+        self.gone + self.down + self.mtu + self.unresolved + self.refused + self.device + self.queue
     }
 }
 
@@ -229,6 +232,7 @@ impl TargetStats {
             mtu: now.mtu.wrapping_sub(base.mtu),
             unresolved: now.unresolved.wrapping_sub(base.unresolved),
             refused: now.refused.wrapping_sub(base.refused),
+            device: now.device.wrapping_sub(base.device),
             queue: now.queue.wrapping_sub(base.queue),
         };
         Ok(Self { name, to, state, packets, bytes, lost })

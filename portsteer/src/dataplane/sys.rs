@@ -82,6 +82,7 @@ pub mod map_type {
 
     pub const ARRAY: u32 = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
     pub const PERCPU_ARRAY: u32 = bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32;
+    pub const LRU_HASH: u32 = bpf_map_type::BPF_MAP_TYPE_LRU_HASH as u32;
     pub const DEVMAP: u32 = bpf_map_type::BPF_MAP_TYPE_DEVMAP as u32;
     pub const CPUMAP: u32 = bpf_map_type::BPF_MAP_TYPE_CPUMAP as u32;
     pub const ARRAY_OF_MAPS: u32 = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
@@ -135,6 +136,19 @@ pub fn map_lookup(fd: BorrowedFd<'_>, key: u32, value: &mut [u8]) -> io::Result<
     element.key = &raw const key as u64;
     element.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
     bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes).map(drop)
+}
+
+/// Removes a key, which may be missing.
+pub fn map_delete(fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_MAP_DELETE_ELEM reads.
+    let element = unsafe { &mut attributes.__bindgen_anon_2 };
+    element.map_fd = raw(fd);
+    element.key = &raw const key as u64;
+    match bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attributes) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The one value of an array map that was made with `BPF_F_MMAPABLE`, mapped into memory.

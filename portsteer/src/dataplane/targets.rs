@@ -264,10 +264,16 @@ pub(super) fn refresh(
                 state::READY_CPUS
             }
             View::Device { ifindex, max_len, way } => {
-                if maps.device(slot)? != ifindex {
+                let present = maps.device(slot)?;
+                if present != ifindex {
                     // Not before the old state is off: it may have gone with the old interface.
                     set_state(maps, slot, state::GONE);
+                    if present != 0 {
+                        maps.set_slot_of_device(present, None)?;
+                    }
                     maps.set_device(slot, ifindex)?;
+                    let first = first_on_device(maps, targets, ifindex)?;
+                    maps.set_slot_of_device(ifindex, first)?;
                 }
                 maps.target_max_len(slot).store(max_len, Ordering::Relaxed);
                 match way {
@@ -339,7 +345,14 @@ pub(super) fn clear(
             continue;
         }
         match &target.kind {
-            TargetKind::Interface { .. } => maps.set_device(target.slot, 0)?,
+            TargetKind::Interface { .. } => {
+                let ifindex = maps.device(target.slot)?;
+                maps.set_device(target.slot, 0)?;
+                if ifindex != 0 {
+                    let first = first_on_device(maps, now, ifindex)?;
+                    maps.set_slot_of_device(ifindex, first)?;
+                }
+            }
             TargetKind::Cpus { cpus, .. } => {
                 for &cpu in cpus {
                     if longest_queue(now, cpu).is_none() && maps.queue(cpu)? != 0 {
@@ -351,6 +364,22 @@ pub(super) fn clear(
         set_state(maps, target.slot, state::GONE);
     }
     Ok(())
+}
+
+/// The slot of the first target that sends out of this interface.
+fn first_on_device(
+    maps: &Maps,
+    targets: &[ManifestTarget],
+    ifindex: u32,
+) -> Result<Option<u16>, Error> {
+    for target in targets {
+        if matches!(target.kind, TargetKind::Interface { .. })
+            && maps.device(target.slot)? == ifindex
+        {
+            return Ok(Some(target.slot));
+        }
+    }
+    Ok(None)
 }
 
 /// What was lost on the way to a target since the slot came into being, the losses of its CPUs

@@ -353,10 +353,33 @@ fn what_the_kernel_refuses_is_counted_without_an_agent() {
         town.street.left.set_up().expect("it can be set up");
         agent.restart();
         assert_eq!(town.stats().lost("refused"), after.lost("refused"));
-        assert_eq!(watchers(), 2);
+        assert_eq!(watchers(), 3);
         agent.swap(&head(XdpMode::Native));
         assert_eq!(watchers(), 0);
         agent.end(libc::SIGINT);
+    });
+}
+
+#[test]
+fn what_a_device_does_not_take_is_counted() {
+    sandbox(|| {
+        let town = Town::new();
+        let _agent = town.agent(XdpMode::Native, VIA);
+        town.arrives(&town.udp_server());
+        // Without it the receiving end of a veth pair takes no redirected frames any more.
+        town.street.right.set_offload(Offload::Gro, false).expect("the offload can be switched");
+        // From 6.3 on the kernel knows that and refuses; before, the device has to.
+        let to_web = &town.street.left;
+        let knows = to_web.namespace().run(|| xdp_features(to_web.index())).expect("an answer");
+        let way = if knows.is_some() { "refused" } else { "device" };
+        let before = town.stats();
+        for _ in 0..5 {
+            town.send(100);
+        }
+        wait_until("the datagrams are counted", || town.stats().lost(way) >= before.lost(way) + 5);
+        let after = town.stats();
+        assert_eq!(after.lost(way), before.lost(way) + 5, "{after:?}");
+        assert!(after.rule("web") >= before.rule("web") + 5, "{after:?}");
     });
 }
 
@@ -382,8 +405,8 @@ fn what_finds_no_room_in_a_queue_is_counted() {
         server.set_read_timeout(Some(SILENCE)).expect("a time limit");
         let mut received = 0;
         wait_until("the queue overflows", || {
-            // Fewer than the socket's buffer holds.
-            for _ in 0..100 {
+            // Fewer than the socket's buffer holds, where each takes a page.
+            for _ in 0..25 {
                 client.send(&[0; 1]).expect("a datagram can be sent");
             }
             while server.recv(&mut [0; 64]).is_ok() {
