@@ -30,7 +30,7 @@ const REFUSED: u8 = 3;
 
 /// Steers packets by port, at the network interface.
 ///
-/// An XDP program passes or drops every packet by its destination port before the kernel's
+/// An XDP program passes, drops or steers every packet by its destination port before the kernel's
 /// network stack has spent anything on it, as one policy file says. The program stays in force
 /// when the agent ends; `portsteer detach` takes it off.
 #[derive(Debug, Parser)]
@@ -84,14 +84,14 @@ enum Command {
         #[command(flatten)]
         instance: InstanceArgument,
     },
-    /// Show what is attached where. Needs no agent.
+    /// Show what is attached where, and where it steers to. Needs no agent.
     ///
     /// Exit code 1: nothing is attached.
     Status {
         #[command(flatten)]
         listing: Listing,
     },
-    /// Show what was counted per rule, reason and interface. Needs no agent.
+    /// Show what was counted per rule, target, reason and interface. Needs no agent.
     ///
     /// Exit code 1: nothing is attached.
     Stats {
