@@ -180,6 +180,12 @@ impl Manifest {
         read_losses: impl Fn(u16, &TargetKind) -> Result<Losses, Error>,
     ) -> Result<Self, Error> {
         let targets = place_targets(policy, previous, read_losses)?;
+        let kept: HashSet<u16> = previous
+            .map_or(&[][..], |previous| &previous.targets)
+            .iter()
+            .map(|target| target.slot)
+            .filter(|slot| targets.iter().any(|target| target.slot == *slot))
+            .collect();
         let before = previous.map_or(&[][..], |previous| &previous.rules);
         let known: HashMap<(bool, &str), &ManifestRule> =
             before.iter().map(|rule| ((rule.named, rule.label.as_str()), rule)).collect();
@@ -201,6 +207,10 @@ impl Manifest {
                 None => {
                     let known = known.get(&(key.0, key.1.as_str()));
                     let mut shares = known.map_or_else(Vec::new, |known| known.shares.clone());
+                    // A slot that a target has given up may be another's now.
+                    for share in &mut shares {
+                        share.target = share.target.filter(|slot| kept.contains(slot));
+                    }
                     let verdict = verdict(rule.action);
                     // A counter belongs to one target for as long as a rule has it.
                     let target = match rule.action {

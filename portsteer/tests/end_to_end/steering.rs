@@ -448,6 +448,14 @@ fn a_swap_moves_a_rule_to_another_target() {
         while here.recv(&mut [0; 64]).is_ok() {}
         town.send(10);
         assert!(here.recv(&mut [0; 64]).is_err(), "nothing goes to the target before");
+
+        // The next one gets the first one's slot, but not its count.
+        let mac = format!("interface = \"to-web\"\nmac = \"{}\"", mac(town.street.right.mac()));
+        agent.swap(&Town::policy(XdpMode::Native, &mac));
+        let before = town.stats();
+        assert_eq!(before.target("packets").as_u64(), Some(0), "{before:?}");
+        town.arrives(&here);
+        assert!(town.stats().rule("web") > before.rule("web"));
     });
 }
 
