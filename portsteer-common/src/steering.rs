@@ -39,6 +39,12 @@ pub mod state {
     pub const READY_KEEP: u32 = 5;
     /// Hand over to one of the CPUs.
     pub const READY_CPUS: u32 = 6;
+
+    /// The bits that have the number. The others are user space's own notes.
+    pub const NUMBER: u32 = 0xff;
+    /// A note: the device refuses frames that are redirected in native mode. They are tried all the
+    /// same, since that may change at any time, and generic mode is not concerned.
+    pub const REFUSING: u32 = 1 << 8;
 }
 
 /// The two MAC addresses of an Ethernet header, as they stand there.
@@ -56,7 +62,7 @@ pub struct MacAddresses {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Target {
-    /// One of the numbers in [`state`].
+    /// One of the numbers in [`state`], and notes.
     pub state: u32,
     /// The longest frame that the interface takes, in bytes, Ethernet header and VLAN tag
     /// included.

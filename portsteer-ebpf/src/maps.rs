@@ -159,7 +159,8 @@ impl Target {
     #[inline(always)]
     pub fn state(self) -> u32 {
         // SAFETY: an aligned word of an entry. User space changes it with one atomic store.
-        unsafe { (&raw const (*self.entry).state).read_volatile() }
+        let state = unsafe { (&raw const (*self.entry).state).read_volatile() };
+        state & steering::state::NUMBER
     }
 
     /// The longest frame that the interface takes, in bytes.

@@ -36,22 +36,13 @@ pub fn steer(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
     };
     let packet = Packet(XdpContext::new(ctx));
     let lost = match target.state() {
-        number @ (state::READY_0 | state::READY_1) => {
+        number @ (state::READY_0 | state::READY_1 | state::READY_KEEP) => {
             if len > target.max_len() {
                 Reason::TargetMtu
-            } else if packet.set_mac_addresses(target.macs((number - state::READY_0) as usize))
+            } else if (number == state::READY_KEEP
+                || packet.set_mac_addresses(target.macs((number - state::READY_0) as usize)))
                 && maps::redirect_to_device(target)
             {
-                maps::count(decision, len);
-                return XDP_REDIRECT;
-            } else {
-                Reason::TargetGone
-            }
-        }
-        state::READY_KEEP => {
-            if len > target.max_len() {
-                Reason::TargetMtu
-            } else if maps::redirect_to_device(target) {
                 maps::count(decision, len);
                 return XDP_REDIRECT;
             } else {

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod compile;
 pub mod dataplane;
 pub mod demo;
+pub mod ethtool;
 pub mod lab;
 pub mod netlink;
 pub mod oracle;

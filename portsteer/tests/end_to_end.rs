@@ -4,6 +4,8 @@ use portsteer::netlink::XdpMode;
 
 #[path = "end_to_end/bulk.rs"]
 mod bulk;
+#[path = "end_to_end/capabilities.rs"]
+mod capabilities;
 #[path = "end_to_end/default_drop.rs"]
 mod default_drop;
 #[path = "end_to_end/fragments.rs"]
@@ -12,12 +14,16 @@ mod fragments;
 mod ports;
 #[path = "end_to_end/restart.rs"]
 mod restart;
+#[path = "end_to_end/steered_frames.rs"]
+mod steered_frames;
 #[path = "end_to_end/steering.rs"]
 mod steering;
 #[path = "end_to_end/swaps.rs"]
 mod swaps;
 #[path = "end_to_end/tags.rs"]
 mod tags;
+#[path = "end_to_end/upheaval.rs"]
+mod upheaval;
 
 /// The name that every test's instance can have: its pins are its own.
 const INSTANCE: &str = "main";

@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use crate::{
-    dataplane::{Applied, Change, Dataplane, Error as DataplaneError, Instance},
+    dataplane::{
+        Applied, Change, Dataplane, Detached, Error as DataplaneError, Instance, TargetChange,
+        TargetState,
+    },
     netlink::Watch,
     policy::{self, Policy, diagnostic::Diagnostic, services::Services},
 };
@@ -216,8 +219,15 @@ fn refresh_targets(running: Option<&Dataplane>, ask_again: bool, reporter: &mut 
     let Some(dataplane) = running else { return };
     match dataplane.refresh_targets(ask_again) {
         Ok(changes) => {
-            for change in changes {
-                reporter.note(&format!("target `{}` is {}", change.name, change.state.name()));
+            for TargetChange { name, state } in changes {
+                let hint = match state {
+                    TargetState::Refusing => {
+                        ": its interface takes no frames from native mode (of a veth pair, the \
+                         other end needs GRO on: `ethtool -K DEVICE gro on`)"
+                    }
+                    _ => "",
+                };
+                reporter.note(&format!("target `{name}` is {}{hint}", state.name()));
             }
         }
         // Detached a moment ago: the next look at that says so.
@@ -282,8 +292,9 @@ fn take_off(
 ) -> Result<(), Error> {
     let Some(dataplane) = running else { return Ok(()) };
     match dataplane.detach() {
-        Ok(names) => {
-            reporter.note(&format!("{cause}; detached from {}", names.join(", ")));
+        Ok(Detached { interfaces, notes }) => {
+            reporter.note(&format!("{cause}; detached from {}", interfaces.join(", ")));
+            notes.iter().for_each(|note| reporter.note(note));
             Ok(())
         }
         Err(DataplaneError::NotAttached(_)) => Ok(()),

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::table::{Align, table};
-use crate::dataplane::{InterfaceStatus, PolicyInfo, Stats, Status, TargetStatus};
+use crate::dataplane::{InterfaceStatus, OffloadStatus, PolicyInfo, Stats, Status, TargetStatus};
 
 /// A number of things.
 pub fn count(number: usize, thing: &str) -> String {
@@ -29,6 +29,18 @@ pub fn status(status: &Status) -> String {
         .iter()
         .map(|TargetStatus { name, to, state }| {
             vec![name.clone(), to.clone(), state.name().to_owned()]
+        })
+        .collect();
+    if !rows.is_empty() {
+        text.push_str(&format!("\n{}", table(&columns, &rows)));
+    }
+    let columns = [("OFFLOAD", Align::Left), ("OF", Align::Left), ("SWITCHED", Align::Left)];
+    let rows: Vec<Vec<String>> = status
+        .offloads
+        .iter()
+        .map(|OffloadStatus { interface, offload, on }| {
+            let to = if *on { "on" } else { "off" };
+            vec![(*offload).to_owned(), interface.clone(), to.to_owned()]
         })
         .collect();
     if !rows.is_empty() {

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     agent::{self, LoadedPolicy},
-    dataplane::{self, Applied, Error as DataplaneError, Instance, OBJECT_DIGEST},
+    dataplane::{self, Applied, Detached, Error as DataplaneError, Instance, OBJECT_DIGEST},
     demo,
     policy::diagnostic::{self, Diagnostic, Source},
 };
@@ -246,7 +246,11 @@ fn run_listing<T: serde::Serialize>(
 
 fn run_detach(instance: &Instance) -> u8 {
     match dataplane::detach(instance) {
-        Ok(names) => print(&format!("detached from {}\n", names.join(", ")), 0),
+        Ok(Detached { interfaces, notes }) => {
+            let mut text = format!("detached from {}\n", interfaces.join(", "));
+            notes.iter().for_each(|note| text.extend([note, "\n"]));
+            print(&text, 0)
+        }
         Err(error) => fail(&error),
     }
 }
@@ -272,6 +276,9 @@ impl agent::Reporter for AgentLog {
             if let Some(why) = &attached.native_refused {
                 self.note(&format!("generic mode, because {why}"));
             }
+        }
+        for note in &applied.notes {
+            self.note(note);
         }
         for name in &applied.detached {
             self.note(&format!("detached from {name}"));

@@ -27,8 +27,6 @@ pub enum Error {
     NotAttached(String),
     #[error("there is no interface `{name}`")]
     UnknownInterface { name: String, existing: Vec<String> },
-    #[error("target `{target}`: there is no interface `{name}`")]
-    UnknownTargetInterface { target: String, name: String, existing: Vec<String> },
     #[error(
         "target `{target}` steers in a circle: {}",
         match via {
@@ -37,10 +35,15 @@ pub enum Error {
         }
     )]
     Circle { target: String, interface: String, via: Option<String> },
-    #[error("target `{target}`: CPU {} not online", list(offline, "is", "are"))]
-    OfflineCpus { target: String, offline: Vec<u32>, online: Vec<u32> },
+    #[error("target `{target}`: this machine has no CPU {}", list(missing))]
+    UnknownCpus { target: String, missing: Vec<u32>, online: Vec<u32> },
     #[error("target `{target}`: `{interface}` takes no frames that are redirected in native mode")]
     NoNativeRedirect { target: String, interface: String, is_veth: bool },
+    #[error(
+        "target `{target}`: `{interface}` takes only frames that are in one buffer, and with an \
+         MTU of {mtu} `{attached}` has longer ones"
+    )]
+    MultiBuffer { target: String, interface: String, attached: String, mtu: u32, most: u32 },
     #[error(
         "target `{target}` hands packets to CPUs, and `{interface}` is attached in generic mode, \
          where this kernel would lose them all"
@@ -115,24 +118,14 @@ impl Error {
                  -K DEVICE gro on`; or set mode = \"generic\""
             ),
             Self::NoNativeRedirect { .. } => "set mode = \"generic\"".to_owned(),
+            Self::MultiBuffer { attached, most, .. } => format!(
+                "lower its MTU (`ip link set dev {attached} mtu {most}`), or set mode = \"generic\""
+            ),
             Self::CpusInGenericMode { .. } => {
                 "steer to CPUs on interfaces with native mode, or on a kernel before 6.9".to_owned()
             }
-            Self::OfflineCpus { online, .. } => {
-                let numbers: Vec<String> = online.iter().map(ToString::to_string).collect();
-                format!("online are: {}", numbers.join(", "))
-            }
-            Self::UnknownInterface { name, existing }
-            | Self::UnknownTargetInterface { name, existing, .. } => {
-                let near = existing
-                    .iter()
-                    .filter(|existing| strsim::damerau_levenshtein(existing, name) <= 2)
-                    .min_by_key(|existing| strsim::damerau_levenshtein(existing, name));
-                match near {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("there are: {}", existing.join(", ")),
-                }
-            }
+            Self::UnknownCpus { online, .. } => format!("online are: {}", list(online)),
+            Self::UnknownInterface { name, existing } => suggest(name, existing),
             Self::NoInterface { existing, .. } => format!("there are: {}", existing.join(", ")),
             Self::NotEthernet { .. } => {
                 "portsteer reads Ethernet frames: attach to the device below it".to_owned()
@@ -171,11 +164,19 @@ impl Error {
     }
 }
 
-/// `3 is`, `3, 4 are`.
-fn list(numbers: &[u32], one: &str, many: &str) -> String {
-    let verb = if numbers.len() == 1 { one } else { many };
+/// Which of these interfaces may have been meant.
+pub(super) fn suggest(name: &str, existing: &[String]) -> String {
+    let distance = |existing: &&String| strsim::damerau_levenshtein(existing, name);
+    match existing.iter().filter(|existing| distance(existing) <= 2).min_by_key(distance) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("there are: {}", existing.join(", ")),
+    }
+}
+
+/// `3, 4`.
+pub(super) fn list(numbers: &[u32]) -> String {
     let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
-    format!("{} {verb}", numbers.join(", "))
+    numbers.join(", ")
 }
 
 /// An error number in the words of XDP.

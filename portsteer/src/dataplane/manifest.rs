@@ -82,6 +82,15 @@ pub struct ManifestTarget {
     pub base: [u64; LOSSES],
 }
 
+impl ManifestTarget {
+    /// Leaves something out of what the target has lost.
+    pub(super) fn forgive(&mut self, lost: impl FnOnce(&mut Losses)) {
+        let mut base: Losses = bytemuck::cast(self.base);
+        lost(&mut base);
+        self.base = bytemuck::cast(base);
+    }
+}
+
 /// The number of fields in [`Losses`].
 pub(super) const LOSSES: usize = size_of::<Losses>() / size_of::<u64>();
 

@@ -2,7 +2,7 @@
 //! map's shape.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -18,6 +18,7 @@ use portsteer_common::{
 use super::{
     Error,
     instance::Instance,
+    repairs::{self, Repairs},
     slots,
     sys::{self, MapShape, Mapping, map_type},
 };
@@ -145,6 +146,7 @@ pub(super) struct Maps {
     cpus: OwnedFd,
     losses: OwnedFd,
     retired: OwnedFd,
+    pub(super) repairs: Repairs,
     /// How many pages each map of counters has.
     pub(super) pages: u32,
 }
@@ -167,6 +169,7 @@ impl Maps {
         let (device_slots, _) = open(instance, DEVICE_SLOTS, DEVICE_SLOTS_SHAPE, None)?;
         let (cpus, _) = open(instance, CPUS, cpus_shape()?, None)?;
         let (losses, _) = open(instance, LOSSES, losses_shape()?, None)?;
+        let (repairs, _) = open(instance, repairs::PIN, repairs::SHAPE, None)?;
         Ok(Self {
             instance: instance.clone(),
             policy_map,
@@ -178,6 +181,7 @@ impl Maps {
             cpus,
             losses,
             retired,
+            repairs: Repairs::new(repairs),
             pages: shape.max_entries,
         })
     }
@@ -195,6 +199,7 @@ impl Maps {
             (LOSSES, losses_shape()?),
             (INTERFACES, slots::SHAPE),
             (RETIRED, array(size_of::<CounterPage>(), pages)),
+            (repairs::PIN, repairs::SHAPE),
         ];
         for (name, shape) in shapes {
             let creating = || Error::io(format!("creating the map `{name}`"));
@@ -310,6 +315,11 @@ impl Maps {
             self.target_places(slot, pair)
                 .store(u32::from_ne_bytes([a, b, c, d]), Ordering::Relaxed);
         }
+    }
+
+    /// The map that redirects to devices.
+    pub(super) fn devices(&self) -> BorrowedFd<'_> {
+        self.devices.as_fd()
     }
 
     /// The index of the interface that a target's packets are sent out of, 0 if there is none: the

@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod btf;
+mod capabilities;
 mod error;
 mod instance;
 mod interfaces;
@@ -28,6 +29,7 @@ pub mod kernel;
 mod manifest;
 mod maps;
 mod object;
+mod repairs;
 mod report;
 mod slots;
 pub mod sys;
@@ -38,14 +40,17 @@ pub use instance::{Instance, Lock};
 pub use manifest::{Manifest, ManifestRule, ManifestTarget};
 pub use object::DIGEST as OBJECT_DIGEST;
 pub use report::{
-    InterfaceStats, InterfaceStatus, PolicyInfo, ReasonStats, RuleStats, Stats, Status,
-    TargetLosses, TargetStats, TargetStatus,
+    InterfaceStats, InterfaceStatus, OffloadStatus, PolicyInfo, ReasonStats, RuleStats, Stats,
+    Status, TargetLosses, TargetStats, TargetStatus,
 };
 pub use slots::AttachedMode;
 pub use targets::{TargetChange, TargetState};
 
+use capabilities::{Capabilities, generic_obstacle};
 use maps::{Maps, Snapshot};
+use repairs::{Repairs, Setting};
 use slots::Slot;
+use targets::{Ask, Attachments};
 
 /// The exclusive right to change an instance's dataplane, which lives on without it.
 #[derive(Debug)]
@@ -65,6 +70,17 @@ pub struct Applied {
     pub detached: Vec<String>,
     /// The rules that are gone, with what they had counted.
     pub removed: Vec<(String, Counter)>,
+    /// What else the operator should know, in words.
+    pub notes: Vec<String>,
+}
+
+/// What [`detach`] did.
+#[derive(Debug, Clone, Default)]
+pub struct Detached {
+    /// The interfaces that were taken off.
+    pub interfaces: Vec<String>,
+    /// What else the operator should know, in words.
+    pub notes: Vec<String>,
 }
 
 /// An interface that a policy was applied to.
@@ -125,14 +141,22 @@ impl Dataplane {
     pub fn apply(&self, policy: &Policy, path: &str, text: &str) -> Result<Applied, Error> {
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
         let wanted = interfaces::select(&policy.interfaces, &links, &policy.targets)?;
-        targets::check(policy, &wanted, &links)?;
-        self.remove_debris()?;
-        let result = self.apply_to(policy, (path, text), &wanted, &links);
-        if result.is_err() {
-            // Whatever was begun on an instance with no interface is debris now.
-            self.remove_debris()?;
+        let mut notes = targets::check(policy, &wanted, &links)?;
+        self.remove_debris(&links)?;
+        let mut begun = Begun::default();
+        match self.apply_to(policy, (path, text), &wanted, &links, &mut begun) {
+            Ok(applied) => {
+                notes.extend(applied.notes);
+                Ok(Applied { notes, ..applied })
+            }
+            Err(error) => {
+                // Whatever was begun on an instance with no interface is debris now.
+                self.remove_debris(&links)?;
+                // What fails now is left to the error that is already on its way.
+                let _ = self.undo(begun, &links);
+                Err(error)
+            }
         }
-        result
     }
 
     fn apply_to(
@@ -141,6 +165,7 @@ impl Dataplane {
         source: (&str, &str),
         wanted: &[Link],
         links: &[Link],
+        begun: &mut Begun,
     ) -> Result<Applied, Error> {
         let running = !self.instance.linked_slots()?.is_empty();
         if !running {
@@ -155,7 +180,7 @@ impl Dataplane {
         // From here on no program reads the idle bank, nor counts for a rule that only it knew.
         sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
         let counted = if running { snapshots(&maps, &pinned, maps.pages)? } else { Vec::new() };
-        let manifest = Manifest::describe(
+        let mut manifest = Manifest::describe(
             &self.instance,
             policy,
             source,
@@ -170,7 +195,15 @@ impl Dataplane {
         if !manifest.targets.is_empty() {
             targets::watch(&self.instance, &maps, &manifest.targets)?;
         }
-        targets::prepare(&mut maps, &manifest.targets)?;
+        let attachments = Attachments::new(&pinned);
+        begun.targets.clone_from(&manifest.targets);
+        targets::prepare(&mut maps, &manifest.targets, &attachments)?;
+        // The modes are those that are to be had as a rule; what comes of it is looked at later.
+        let expected: Vec<(&Link, AttachedMode)> =
+            wanted.iter().map(|link| (link, expected_mode(policy, link, &pinned))).collect();
+        let settings = repairs::wanted(policy, &expected, links);
+        let mut notes = maps.repairs.make(&settings, &mut begun.switched)?;
+        let capabilities = Capabilities::find(policy, links, &maps, &mut manifest.targets)?;
         let (idle, image) = maps.idle_bank();
         compile(policy, &manifest.counters(), image)?;
         manifest.write(&self.instance, idle)?;
@@ -180,10 +213,16 @@ impl Dataplane {
             maps.set_active_bank(idle);
         }
 
-        let obstacle = targets::native_obstacle(policy, links)?;
-        let mut work = Attaching::new(self, &maps, obstacle);
-        let attached = match work.attach_all(policy, wanted, &pinned) {
-            Ok(attached) => attached,
+        let mut work = Attaching::new(self, &maps, &capabilities);
+        let result = work.attach_all(policy, wanted, &pinned).and_then(|attached| {
+            let modes: Vec<(&Link, AttachedMode)> =
+                wanted.iter().zip(&attached).map(|(link, done)| (link, done.mode)).collect();
+            let settings = repairs::wanted(policy, &modes, links);
+            notes.extend(maps.repairs.make(&settings, &mut begun.switched)?);
+            Ok((attached, settings))
+        });
+        let (attached, settings) = match result {
+            Ok(done) => done,
             Err(error) => {
                 work.undo();
                 return Err(error);
@@ -204,6 +243,9 @@ impl Dataplane {
             targets::clear(&maps, &previous.targets, &manifest.targets)?;
         }
         targets::watch(&self.instance, &maps, &manifest.targets)?;
+        let back = maps.repairs.undo(links, |setting| settings.contains(setting))?;
+        let switched = begun.switched.iter().filter(|setting| settings.contains(setting)).cloned();
+        notes.extend(describe_switched(&switched.collect::<Vec<_>>(), &back));
         let detached = unwanted
             .iter()
             .filter(|pinned| pinned.ifindex != 0)
@@ -213,8 +255,34 @@ impl Dataplane {
             Some(previous) => self.removed(&maps, &previous, &manifest)?,
             None => Vec::new(),
         };
+        for (link, _) in wanted.iter().zip(&attached).filter(|(_, done)| done.change == Change::New)
+        {
+            if !manifest.targets.is_empty() && repairs::sender_is_elsewhere(link) {
+                notes.push(format!(
+                    "steered packets leave as they came, so whoever sends to `{name}` at its other \
+                     end must finish them: `ethtool -K DEVICE tx off tso off gso off txvlan off` \
+                     there, unless it only passes on what came over a wire",
+                    name = link.name
+                ));
+            }
+        }
         *self.targets() = manifest.targets;
-        Ok(Applied { attached, detached, removed })
+        Ok(Applied { attached, detached, removed, notes })
+    }
+
+    /// Takes back what a policy that is not put in force has changed of what is.
+    fn undo(&self, begun: Begun, links: &[Link]) -> Result<(), Error> {
+        if self.is_idle() {
+            return Ok(());
+        }
+        let mut maps = Maps::open(&self.instance)?;
+        maps.repairs.undo(links, |setting| !begun.switched.contains(setting))?;
+        let targets = read_manifest(&self.instance, maps.active_bank())?.targets;
+        targets::clear(&maps, &begun.targets, &targets)?;
+        let attachments = Attachments::new(&pinned(&self.instance, &maps)?);
+        // The queues of CPUs have the lengths back that these targets want.
+        targets::refresh(&mut maps, &targets, &attachments, Ask::First)?;
+        targets::watch(&self.instance, &maps, &targets)
     }
 
     /// Takes interfaces off whose counts are to stay.
@@ -268,7 +336,7 @@ impl Dataplane {
     /// # Errors
     ///
     /// [`Error::NotAttached`] if there is none.
-    pub fn detach(&self) -> Result<Vec<String>, Error> {
+    pub fn detach(&self) -> Result<Detached, Error> {
         detach(&self.instance)
     }
 
@@ -289,8 +357,9 @@ impl Dataplane {
             return Ok(Vec::new());
         }
         let mut maps = running(&self.instance)?;
-        let ask = if ask_again { targets::Ask::Again } else { targets::Ask::First };
-        targets::refresh(&mut maps, &targets, ask)
+        let attachments = Attachments::new(&pinned(&self.instance, &maps)?);
+        let ask = if ask_again { Ask::Again } else { Ask::First };
+        targets::refresh(&mut maps, &targets, &attachments, ask)
     }
 
     /// Whether somebody has taken the dataplane off behind this value's back.
@@ -312,14 +381,47 @@ impl Dataplane {
     }
 
     /// Removes what a process that was killed between its first map and its first link left.
-    fn remove_debris(&self) -> Result<(), Error> {
+    fn remove_debris(&self, links: &[Link]) -> Result<(), Error> {
         if self.instance.linked_slots()?.is_empty() {
+            if let Some(repairs) = Repairs::open(&self.instance) {
+                repairs.undo(links, |_| false)?;
+            }
             for name in self.instance.pins()? {
                 remove_pin(&self.instance, &self.instance.pin(&name))?;
             }
         }
         Ok(())
     }
+}
+
+/// What a policy that is being put in force has changed already besides the attachments.
+#[derive(Debug, Default)]
+struct Begun {
+    targets: Vec<ManifestTarget>,
+    switched: Vec<Setting>,
+}
+
+/// The mode that an interface will have, as far as can be told before it is attached.
+fn expected_mode(policy: &Policy, link: &Link, pinned: &[Pinned]) -> AttachedMode {
+    let known = pinned.iter().find(|pinned| pinned.ifindex == link.index);
+    match known {
+        Some(pinned) => pinned.record.mode(),
+        None if policy.mode == Mode::Generic => AttachedMode::Generic,
+        None => AttachedMode::Native,
+    }
+}
+
+/// Offloads that were switched, and that were switched back, in words.
+fn describe_switched(switched: &[Setting], back: &[Setting]) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !switched.is_empty() {
+        let text = repairs::describe(switched);
+        notes.push(format!("switched for steering, and back when it ends: {text}"));
+    }
+    if !back.is_empty() {
+        notes.push(format!("switched back: {}", repairs::describe(back)));
+    }
+    notes
 }
 
 fn read_manifest(instance: &Instance, bank: usize) -> Result<Manifest, Error> {
@@ -428,13 +530,12 @@ struct Attaching<'a> {
     new_slots: Vec<u32>,
     /// Links whose program was replaced, with their slot's record and program before.
     replaced: Vec<(OwnedFd, u32, Slot, OwnedFd)>,
-    /// Why native mode will not do for the policy.
-    native_obstacle: Option<Error>,
+    capabilities: &'a Capabilities,
 }
 
 impl<'a> Attaching<'a> {
-    fn new(dataplane: &'a Dataplane, maps: &'a Maps, native_obstacle: Option<Error>) -> Self {
-        Self { dataplane, maps, new_slots: Vec::new(), replaced: Vec::new(), native_obstacle }
+    fn new(dataplane: &'a Dataplane, maps: &'a Maps, capabilities: &'a Capabilities) -> Self {
+        Self { dataplane, maps, new_slots: Vec::new(), replaced: Vec::new(), capabilities }
     }
 
     fn attach_all(
@@ -447,20 +548,17 @@ impl<'a> Attaching<'a> {
         for link in wanted {
             let done = match pinned.iter().find(|pinned| pinned.ifindex == link.index) {
                 Some(pinned) => self.keep(policy.mode, link, pinned)?,
-                None => {
-                    let refused = self.native_obstacle.as_ref().map(ToString::to_string);
-                    match (policy.mode, refused) {
-                        (Mode::Auto, Some(why)) => Attached {
-                            native_refused: Some(why),
-                            ..self.attach(Mode::Generic, link, pinned)?
-                        },
-                        (mode, _) => self.attach(mode, link, pinned)?,
-                    }
-                }
+                None => match (policy.mode, self.capabilities.native_obstacle(link)) {
+                    (Mode::Auto, Some(why)) => Attached {
+                        native_refused: Some(why.to_string()),
+                        ..self.attach(Mode::Generic, link, pinned)?
+                    },
+                    (mode, _) => self.attach(mode, link, pinned)?,
+                },
             };
             let obstacle = match done.mode {
-                AttachedMode::Native => self.native_obstacle.take(),
-                AttachedMode::Generic => targets::generic_obstacle(policy, &link.name)?,
+                AttachedMode::Native => self.capabilities.native_obstacle(link),
+                AttachedMode::Generic => generic_obstacle(policy, &link.name)?,
             };
             if let Some(obstacle) = obstacle {
                 return Err(obstacle);
@@ -558,17 +656,18 @@ fn instance_of(program_id: u32) -> Option<String> {
     })
 }
 
-/// Takes an instance's dataplane off all interfaces and removes its pins, whatever their layout
-/// and whether or not an agent runs. Returns the interfaces' names.
+/// Takes an instance's dataplane off all interfaces, switches offloads back and removes the pins,
+/// whatever their layout and whether or not an agent runs.
 ///
 /// # Errors
 ///
 /// [`Error::NotAttached`] if there are no pins.
-pub fn detach(instance: &Instance) -> Result<Vec<String>, Error> {
+pub fn detach(instance: &Instance) -> Result<Detached, Error> {
     kernel::check()?;
     if !instance.exists()? {
         return Err(Error::NotAttached(instance.name().to_owned()));
     }
+    let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
     let slots = instance.linked_slots()?;
     let interfaces = sys::open_pin(&instance.pin("interfaces")).ok();
     let name = |slot: u32| {
@@ -576,19 +675,44 @@ pub fn detach(instance: &Instance) -> Result<Vec<String>, Error> {
         let name = Slot::read(map.as_fd(), slot).ok()?.name();
         (!name.is_empty()).then_some(name)
     };
-    let mut names = Vec::new();
+    let mut detached = Detached::default();
+    let mut is_here = slots.is_empty();
     for slot in slots {
-        names.push(name(slot).unwrap_or_else(|| format!("(slot {slot})")));
+        is_here |= is_linked_here(instance, slot, &links);
+        detached.interfaces.push(name(slot).unwrap_or_else(|| format!("(slot {slot})")));
         detach_slot(instance, slot)?;
+    }
+    if let Some(repairs) = Repairs::open(instance) {
+        // Their indices mean something only where the links were.
+        if is_here {
+            detached.notes = describe_switched(&[], &repairs.undo(&links, |_| false)?);
+        } else if let settings @ [_, ..] = &repairs.present()?[..] {
+            detached.notes.push(format!(
+                "still switched, in another network namespace: {}",
+                repairs::describe(settings)
+            ));
+        }
     }
     for name in instance.pins()? {
         remove_pin(instance, &instance.pin(&name))?;
     }
     instance.remove_directory()?;
-    if names.is_empty() {
+    if detached.interfaces.is_empty() {
         return Err(Error::NotAttached(instance.name().to_owned()));
     }
-    Ok(names)
+    Ok(detached)
+}
+
+/// Whether the link in a slot is on an interface of this network namespace.
+fn is_linked_here(instance: &Instance, slot: u32, links: &[Link]) -> bool {
+    let info =
+        sys::open_pin(&instance.link_pin(slot)).and_then(|link| sys::xdp_link_info(link.as_fd()));
+    info.is_ok_and(|info| {
+        links.iter().any(|link| {
+            link.index == info.ifindex
+                && link.xdp.is_some_and(|xdp| xdp.program_id == Some(info.program_id))
+        })
+    })
 }
 
 /// Takes one interface off and forgets what it has counted.
@@ -670,11 +794,13 @@ pub fn read_status(instance: &Instance) -> Result<Status, Error> {
     let (manifest, ()) = consistently(instance, &maps, |_| Ok(()))?;
     let targets = manifest.targets.iter().map(|target| TargetStatus::new(target, &maps)).collect();
     let interfaces = pinned(instance, &maps)?.iter().map(InterfaceStatus::new).collect();
+    let offloads = maps.repairs.present()?.iter().map(OffloadStatus::new).collect();
     Ok(Status {
         instance: instance.name().to_owned(),
         policy: PolicyInfo::new(&manifest),
         interfaces,
         targets,
+        offloads,
     })
 }
 

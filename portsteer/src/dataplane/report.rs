@@ -9,6 +9,7 @@ use super::{
     AttachedMode, Error, Manifest, ManifestRule, ManifestTarget, Pinned,
     manifest::Share,
     maps::{Maps, Snapshot},
+    repairs::Setting,
     targets::{TargetState, losses, state_of},
     total,
 };
@@ -22,6 +23,17 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// In the policy's order.
     pub targets: Vec<TargetStatus>,
+    /// Offloads that were switched for steering, until it ends.
+    pub offloads: Vec<OffloadStatus>,
+}
+
+/// An offload that was switched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OffloadStatus {
+    pub interface: String,
+    /// As `ethtool -K` calls it.
+    pub offload: &'static str,
+    pub on: bool,
 }
 
 /// Where packets can be steered to, and how that is.
@@ -170,6 +182,13 @@ impl InterfaceStatus {
             mode: pinned.record.mode(),
             attached: pinned.ifindex != 0,
         }
+    }
+}
+
+impl OffloadStatus {
+    pub(super) fn new(setting: &Setting) -> Self {
+        let (interface, offload) = (setting.interface.clone(), setting.offload.name());
+        Self { interface, offload, on: setting.on }
     }
 }
 

@@ -337,7 +337,21 @@ pub struct Instruction {
     pub immediate: i32,
 }
 
-/// Loads an XDP program of raw instructions: for stubs in tests and benchmarks.
+impl Instruction {
+    /// Puts a map into a register, which takes two (`BPF_PSEUDO_MAP_FD`).
+    #[must_use]
+    pub fn load_map(register: u8, map: BorrowedFd<'_>) -> [Self; 2] {
+        let first = Self {
+            code: 0x18,
+            registers: register | 1 << 4,
+            offset: 0,
+            immediate: map.as_raw_fd(),
+        };
+        [first, Self { code: 0, registers: 0, offset: 0, immediate: 0 }]
+    }
+}
+
+/// Loads an XDP program of raw instructions: for probes, and stubs in tests and benchmarks.
 pub fn load_xdp(name: &str, instructions: &[Instruction]) -> io::Result<OwnedFd> {
     const _: () = assert!(size_of::<bpf_insn>() == 8);
     let encoded: Vec<[u8; 8]> = instructions
@@ -410,6 +424,27 @@ struct XdpContext {
 
 /// Runs a program on a frame.
 pub fn test_run(program: BorrowedFd<'_>, run: TestRun<'_>) -> io::Result<TestRunResult> {
+    run_test(program, run, &mut [])
+}
+
+/// Runs a program once on a frame, and returns also what it made of the frame, whose length it must
+/// not change.
+pub fn test_run_frame(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+) -> io::Result<(TestRunResult, Vec<u8>)> {
+    let mut out = frame.to_vec();
+    let run = TestRun { frame, repeat: 1, live: false, first_buffer: None };
+    let result = run_test(program, run, &mut out)?;
+    Ok((result, out))
+}
+
+/// `out` is filled with the beginning of the frame as the program left it.
+fn run_test(
+    program: BorrowedFd<'_>,
+    run: TestRun<'_>,
+    out: &mut [u8],
+) -> io::Result<TestRunResult> {
     const LIVE_FRAMES: u32 = 1 << 1;
     let context = run.first_buffer.map(|data_end| XdpContext { data_end, ..XdpContext::default() });
     let mut attributes = attributes();
@@ -418,6 +453,10 @@ pub fn test_run(program: BorrowedFd<'_>, run: TestRun<'_>) -> io::Result<TestRun
     let test = unsafe { &mut attributes.test };
     test.data_in = run.frame.as_ptr() as u64;
     test.data_size_in = run.frame.len() as u32;
+    if !out.is_empty() {
+        test.data_out = out.as_mut_ptr() as u64;
+        test.data_size_out = out.len() as u32;
+    }
     test.repeat = run.repeat;
     if let Some(context) = &context {
         test.ctx_in = std::ptr::from_ref(context) as u64;

@@ -2,6 +2,7 @@
 //! the program know of it, and may be called at any time and as often as one likes.
 
 use std::{
+    collections::HashMap,
     fs,
     os::fd::AsFd as _,
     sync::atomic::Ordering,
@@ -12,9 +13,15 @@ use std::{
 use portsteer_common::steering::{Losses, MacAddresses, TARGET_SLOTS, state};
 use serde::Serialize;
 
-use super::{Error, instance::Instance, kernel, manifest::ManifestTarget, maps::Maps, object, sys};
+use super::{
+    AttachedMode, Error, Pinned, error,
+    instance::Instance,
+    manifest::ManifestTarget,
+    maps::{self, Maps},
+    object, sys,
+};
 use crate::{
-    netlink::{self, Link},
+    netlink::{self, Link, XdpFeatures},
     policy::{NextHop, Policy, TargetKind},
 };
 
@@ -30,6 +37,8 @@ pub enum TargetState {
     Down,
     /// The next hop has not answered.
     Unresolved,
+    /// The interface refuses frames from programs that are attached in native mode.
+    Refusing,
 }
 
 impl TargetState {
@@ -41,12 +50,16 @@ impl TargetState {
             Self::Gone => "gone",
             Self::Down => "down",
             Self::Unresolved => "unresolved",
+            Self::Refusing => "refusing",
         }
     }
 
     /// From what the program knows.
     pub(super) const fn from_number(number: u32) -> Self {
-        match number {
+        if number & state::REFUSING != 0 {
+            return Self::Refusing;
+        }
+        match number & state::NUMBER {
             state::DOWN => Self::Down,
             state::UNRESOLVED => Self::Unresolved,
             state::READY_0 | state::READY_1 | state::READY_KEEP | state::READY_CPUS => Self::Ready,
@@ -74,7 +87,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 #[derive(Debug, PartialEq, Eq)]
 enum View {
     Gone,
-    Device { ifindex: u32, max_len: u32, way: Way },
+    Device { ifindex: u32, max_len: u32, way: Way, note: u32 },
     Cpus { online: Vec<u16>, queue: u32 },
 }
 
@@ -87,71 +100,90 @@ enum Way {
     Keep,
 }
 
-/// Refuses targets that cannot be right: interfaces and CPUs that do not exist, and circles.
-pub(super) fn check(policy: &Policy, wanted: &[Link], links: &[Link]) -> Result<(), Error> {
+/// Refuses targets that cannot be right: circles, and CPUs that the machine does not have. Returns
+/// in words what is missing at the moment.
+pub(super) fn check(
+    policy: &Policy,
+    wanted: &[Link],
+    links: &[Link],
+) -> Result<Vec<String>, Error> {
     let online = online_cpus()?;
+    let possible = maps::possible_cpus()?;
+    let mut missing = Vec::new();
     for target in &policy.targets {
+        let name = &target.name;
         match &target.kind {
             TargetKind::Interface { interface, .. } => {
-                let name = target.name.clone();
                 let Some(link) = links.iter().find(|link| link.name == *interface) else {
-                    return Err(Error::UnknownTargetInterface {
-                        target: name,
-                        name: interface.clone(),
-                        existing: links.iter().map(|link| link.name.clone()).collect(),
-                    });
+                    let existing: Vec<String> =
+                        links.iter().map(|link| link.name.clone()).collect();
+                    missing.push(format!(
+                        "target `{name}`: there is no interface `{interface}` ({}); its packets \
+                         are dropped until there is one",
+                        error::suggest(interface, &existing)
+                    ));
+                    continue;
                 };
                 let attached = |index: u32| wanted.iter().find(|link| link.index == index);
                 if attached(link.index).is_some() {
-                    let (interface, via) = (interface.clone(), None);
-                    return Err(Error::Circle { target: name, interface, via });
+                    let (target, interface, via) = (name.clone(), interface.clone(), None);
+                    return Err(Error::Circle { target, interface, via });
                 }
                 if let Some(peer) = link.peer_index.and_then(attached) {
-                    let (interface, via) = (interface.clone(), Some(peer.name.clone()));
-                    return Err(Error::Circle { target: name, interface, via });
+                    let via = Some(peer.name.clone());
+                    let (target, interface) = (name.clone(), interface.clone());
+                    return Err(Error::Circle { target, interface, via });
                 }
             }
             TargetKind::Cpus { cpus, .. } => {
-                let offline: Vec<u32> =
-                    cpus.iter().copied().filter(|cpu| !online.contains(cpu)).collect();
-                if !offline.is_empty() {
-                    let target = target.name.clone();
-                    return Err(Error::OfflineCpus { target, offline, online });
+                let (offline, unknown): (Vec<u32>, Vec<u32>) = cpus
+                    .iter()
+                    .filter(|cpu| !online.contains(cpu))
+                    .partition(|&&cpu| (cpu as usize) < possible);
+                if !unknown.is_empty() {
+                    let target = name.clone();
+                    return Err(Error::UnknownCpus { target, missing: unknown, online });
+                }
+                if offline.len() == cpus.len() {
+                    missing.push(format!(
+                        "target `{name}`: none of its CPUs is online; its packets are dropped \
+                         until one is"
+                    ));
+                } else if !offline.is_empty() {
+                    missing.push(format!(
+                        "target `{name}`: not online, and left out until they are: CPU {}",
+                        error::list(&offline)
+                    ));
                 }
             }
         }
     }
-    Ok(())
+    Ok(missing)
 }
 
-/// Why no interface can be attached in native mode under this policy: a target's interface that
-/// does not take native redirects, of which the sender is told nothing.
-pub(super) fn native_obstacle(policy: &Policy, links: &[Link]) -> Result<Option<Error>, Error> {
-    for target in &policy.targets {
-        let TargetKind::Interface { interface, .. } = &target.kind else { continue };
-        let Some(link) = links.iter().find(|link| link.name == *interface) else { continue };
-        let features = netlink::xdp_features(link.index)
-            .map_err(Error::io(format!("asking for the XDP features of `{interface}`")))?;
-        // Kernels before 6.3 do not tell.
-        if features.is_some_and(|features| !features.redirect_target()) {
-            return Ok(Some(Error::NoNativeRedirect {
-                target: target.name.clone(),
-                interface: interface.clone(),
-                is_veth: link.kind.as_deref() == Some("veth"),
-            }));
+/// What a target's state depends on besides itself.
+#[derive(Debug, Default)]
+pub(super) struct Attachments {
+    /// The interfaces that the program is attached to.
+    indices: Vec<u32>,
+    /// Whether any of them is in native mode.
+    native: bool,
+}
+
+impl Attachments {
+    pub(super) fn new(pinned: &[Pinned]) -> Self {
+        let present = || pinned.iter().filter(|pinned| pinned.ifindex != 0);
+        Self {
+            indices: present().map(|pinned| pinned.ifindex).collect(),
+            native: present().any(|pinned| pinned.record.mode() == AttachedMode::Native),
         }
     }
-    Ok(None)
-}
 
-/// Why an interface may not be attached in generic mode under this policy.
-pub(super) fn generic_obstacle(policy: &Policy, interface: &str) -> Result<Option<Error>, Error> {
-    let to_cpus = |target: &&crate::policy::Target| matches!(target.kind, TargetKind::Cpus { .. });
-    let Some(target) = policy.targets.iter().find(to_cpus) else { return Ok(None) };
-    Ok(kernel::loses_cpu_packets_in_generic_mode()?.then(|| Error::CpusInGenericMode {
-        target: target.name.clone(),
-        interface: interface.to_owned(),
-    }))
+    /// Whether what is sent out of this interface would come back.
+    fn is_circle(&self, link: &Link) -> bool {
+        let attached = |index: u32| self.indices.contains(&index);
+        attached(link.index) || link.peer_index.is_some_and(attached)
+    }
 }
 
 /// Which CPUs are online.
@@ -182,18 +214,43 @@ pub(super) enum Ask {
     First,
 }
 
-fn view(kind: &TargetKind, links: &[Link], online: &[u32], ask: Ask) -> Result<View, Error> {
+/// All of what the kernel has, as far as targets are concerned.
+struct Surroundings<'a> {
+    links: Vec<Link>,
+    /// By index; none where the kernel does not tell, or nobody needs to know.
+    features: HashMap<u32, XdpFeatures>,
+    online: Vec<u32>,
+    attachments: &'a Attachments,
+}
+
+impl<'a> Surroundings<'a> {
+    fn look(attachments: &'a Attachments) -> Result<Self, Error> {
+        let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
+        let features = if attachments.native {
+            netlink::xdp_features()
+                .map_err(Error::io("asking for the interfaces' XDP features"))?
+                .unwrap_or_default()
+        } else {
+            HashMap::new()
+        };
+        Ok(Self { links, features, online: online_cpus()?, attachments })
+    }
+}
+
+fn view(kind: &TargetKind, around: &Surroundings<'_>, ask: Ask) -> Result<View, Error> {
     match kind {
         TargetKind::Cpus { cpus, queue } => {
             let online: Vec<u16> = cpus
                 .iter()
-                .filter(|cpu| online.contains(cpu))
+                .filter(|cpu| around.online.contains(cpu))
                 .filter_map(|&cpu| u16::try_from(cpu).ok())
                 .collect();
             Ok(if online.is_empty() { View::Gone } else { View::Cpus { online, queue: *queue } })
         }
         TargetKind::Interface { interface, next_hop } => {
-            let Some(link) = links.iter().find(|link| link.name == *interface) else {
+            let named = around.links.iter().find(|link| link.name == *interface);
+            // One that has come up in a circle is as good as none.
+            let Some(link) = named.filter(|link| !around.attachments.is_circle(link)) else {
                 return Ok(View::Gone);
             };
             let max_len = link.mtu.saturating_add(ETHERNET_LEN + VLAN_LEN);
@@ -207,7 +264,10 @@ fn view(kind: &TargetKind, links: &[Link], online: &[u32], ask: Ask) -> Result<V
                     None => Way::Unresolved,
                 },
             };
-            Ok(View::Device { ifindex: link.index, max_len, way })
+            let features = around.features.get(&link.index);
+            let refuses = features.is_some_and(|features| !features.redirect_target());
+            let note = if refuses { state::REFUSING } else { 0 };
+            Ok(View::Device { ifindex: link.index, max_len, way, note })
         }
     }
 }
@@ -234,13 +294,13 @@ fn resolve(ifindex: u32, address: std::net::IpAddr, ask: Ask) -> Result<Option<[
 pub(super) fn refresh(
     maps: &mut Maps,
     targets: &[ManifestTarget],
+    attachments: &Attachments,
     ask: Ask,
 ) -> Result<Vec<TargetChange>, Error> {
     if targets.is_empty() {
         return Ok(Vec::new());
     }
-    let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
-    let online = online_cpus()?;
+    let around = Surroundings::look(attachments)?;
     // Addresses are changed together, after one grace period for all.
     let mut rewrites = Vec::new();
     let before: Vec<TargetState> = targets
@@ -249,7 +309,7 @@ pub(super) fn refresh(
         .collect();
     for target in targets {
         let slot = target.slot;
-        let view = view(&target.kind, &links, &online, ask)?;
+        let view = view(&target.kind, &around, ask)?;
         let wanted = match view {
             View::Gone => state::GONE,
             View::Cpus { online, queue } => {
@@ -263,7 +323,7 @@ pub(super) fn refresh(
                 maps.spread(slot, &online);
                 state::READY_CPUS
             }
-            View::Device { ifindex, max_len, way } => {
+            View::Device { ifindex, max_len, way, note } => {
                 let present = maps.device(slot)?;
                 if present != ifindex {
                     // Not before the old state is off: it may have gone with the old interface.
@@ -279,9 +339,9 @@ pub(super) fn refresh(
                 match way {
                     Way::Down => state::DOWN,
                     Way::Unresolved => state::UNRESOLVED,
-                    Way::Keep => state::READY_KEEP,
+                    Way::Keep => state::READY_KEEP | note,
                     Way::Rewrite(addresses) => {
-                        rewrites.push((slot, addresses));
+                        rewrites.push((slot, addresses, note));
                         continue;
                     }
                 }
@@ -289,24 +349,29 @@ pub(super) fn refresh(
         };
         set_state(maps, slot, wanted);
     }
-    rewrites.retain(|&(slot, addresses)| {
-        let current = match state_of(maps, slot) {
+    rewrites.retain(|&(slot, addresses, note)| {
+        let current = state_of(maps, slot) & state::NUMBER;
+        let index = match current {
             state::READY_0 => 0,
             state::READY_1 => 1,
             _ => return true,
         };
-        *maps.target_macs(slot, current) != addresses
+        let differs = *maps.target_macs(slot, index) != addresses;
+        if !differs {
+            set_state(maps, slot, current | note);
+        }
+        differs
     });
     if !rewrites.is_empty() {
         // A program may still be reading the addresses of the state before the last.
         sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
-        for (slot, addresses) in rewrites {
-            let (index, ready) = match state_of(maps, slot) {
+        for (slot, addresses, note) in rewrites {
+            let (index, ready) = match state_of(maps, slot) & state::NUMBER {
                 state::READY_0 => (1, state::READY_1),
                 _ => (0, state::READY_0),
             };
             *maps.target_macs(slot, index) = addresses;
-            set_state(maps, slot, ready);
+            set_state(maps, slot, ready | note);
         }
     }
     Ok(targets
@@ -321,14 +386,18 @@ pub(super) fn refresh(
 
 /// The first [`refresh`] of a policy that is about to come into force: next hops get a moment to
 /// answer, so that no packet is lost for want of an answer that is on its way.
-pub(super) fn prepare(maps: &mut Maps, targets: &[ManifestTarget]) -> Result<(), Error> {
+pub(super) fn prepare(
+    maps: &mut Maps,
+    targets: &[ManifestTarget],
+    attachments: &Attachments,
+) -> Result<(), Error> {
     let end = Instant::now() + PATIENCE;
-    refresh(maps, targets, Ask::Again)?;
+    refresh(maps, targets, attachments, Ask::Again)?;
     let waits =
         |maps: &Maps| targets.iter().any(|target| state_of(maps, target.slot) == state::UNRESOLVED);
     while waits(maps) && Instant::now() < end {
         thread::sleep(Duration::from_millis(10));
-        refresh(maps, targets, Ask::First)?;
+        refresh(maps, targets, attachments, Ask::First)?;
     }
     Ok(())
 }
@@ -367,7 +436,7 @@ pub(super) fn clear(
 }
 
 /// The slot of the first target that sends out of this interface.
-fn first_on_device(
+pub(super) fn first_on_device(
     maps: &Maps,
     targets: &[ManifestTarget],
     ifindex: u32,

@@ -23,13 +23,12 @@
 //! # }
 //! ```
 
-pub mod ethtool;
-
 mod device;
 mod mounts;
 mod namespace;
-mod sys;
+pub(crate) mod sys;
 
+pub use crate::ethtool;
 pub use device::{Device, End, Tap, TapKind, Veth, VethBuilder};
 pub use mounts::{private_mounts, private_tmpfs};
 pub use namespace::{Namespace, die_with_thread};

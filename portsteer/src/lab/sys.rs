@@ -152,7 +152,7 @@ pub fn poll_readable(sockets: &[BorrowedFd<'_>], timeout: Duration) -> io::Resul
 }
 
 /// `struct ifreq` with a name and nothing else.
-fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+pub(crate) fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: `ifreq` is plain data of the kernel's, for which all zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.is_empty() || name.len() >= request.ifr_name.len() || name.contains('\0') {
@@ -163,25 +163,6 @@ fn interface_request(name: &str) -> io::Result<libc::ifreq> {
         *to = from.cast_signed();
     }
     Ok(request)
-}
-
-/// `SIOCETHTOOL` with a `struct ethtool_value`: returns the value that the kernel left there.
-pub(super) fn ethtool_value(
-    socket: impl AsFd,
-    interface: &str,
-    command: u32,
-    value: u32,
-) -> io::Result<u32> {
-    let mut argument = [command, value];
-    let mut request = interface_request(interface)?;
-    request.ifr_ifru.ifru_data = argument.as_mut_ptr().cast();
-    // SAFETY: for SIOCETHTOOL the kernel reads `request`, and through its data pointer, for the
-    // commands of `super::ethtool`, a `struct ethtool_value`: two u32, which it may write back.
-    // `argument` is that, and outlives the call.
-    check(unsafe {
-        libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request)
-    })?;
-    Ok(argument[1])
 }
 
 /// `TUNSETIFF`: makes the open `/dev/net/tun` an interface.

@@ -1,10 +1,10 @@
 //! What an interface can do with XDP, as its driver says through the generic netlink family
 //! `netdev` (Documentation/netlink/specs/netdev.yaml, include/uapi/linux/netdev.h).
 
-use std::io;
+use std::{collections::HashMap, io};
 
 use super::{
-    explain_interface,
+    explain,
     request::{Request, attributes, field},
 };
 
@@ -21,12 +21,6 @@ const GENERIC_HEADER_LEN: usize = 4;
 pub struct XdpFeatures(u64);
 
 impl XdpFeatures {
-    /// The driver runs programs, and takes the verdicts to drop, pass and send back.
-    #[must_use]
-    pub const fn basic(self) -> bool {
-        self.0 & 1 << 0 != 0
-    }
-
     /// Other interfaces' programs can redirect frames to this one (`ndo-xmit`).
     #[must_use]
     pub const fn redirect_target(self) -> bool {
@@ -40,29 +34,25 @@ impl XdpFeatures {
     }
 }
 
-/// What the interface with this index in the calling thread's network namespace can do with XDP;
-/// `None` where the kernel does not tell, which it does since 6.3.
+/// What the interfaces of the calling thread's network namespace can do with XDP, by index; `None`
+/// where the kernel does not tell, which it does since 6.3.
 ///
 /// # Errors
 ///
-/// `NotFound` if there is no such interface; others if the kernel refuses the request, or its
-/// answer cannot be read.
-pub fn xdp_features(ifindex: u32) -> io::Result<Option<XdpFeatures>> {
-    let cannot = |error: &io::Error| {
-        explain_interface(error, &format!("cannot read the XDP features of interface {ifindex}"))
-    };
+/// If the kernel refuses the request, or its answer cannot be read.
+pub fn xdp_features() -> io::Result<Option<HashMap<u32, XdpFeatures>>> {
+    let cannot = |error: &io::Error| explain(error, "cannot read the interfaces' XDP features");
     let Some(family) = family_id("netdev").map_err(|error| cannot(&error))? else {
         return Ok(None);
     };
-    let mut features = None;
-    let answer =
-        Request::generic(family, DEV_GET).number(DEV_IFINDEX, ifindex).send(|kind, payload| {
-            if kind == family {
-                features = parse_features(payload);
-            }
-        });
+    let mut features = HashMap::new();
+    let answer = Request::generic(family, DEV_GET, libc::NLM_F_DUMP).send(|kind, payload| {
+        if kind == family {
+            features.extend(parse_features(payload));
+        }
+    });
     match answer {
-        Ok(_) => Ok(features),
+        Ok(_) => Ok(Some(features)),
         Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
         Err(error) => Err(cannot(&error)),
     }
@@ -72,7 +62,7 @@ pub fn xdp_features(ifindex: u32) -> io::Result<Option<XdpFeatures>> {
 fn family_id(name: &str) -> io::Result<Option<u16>> {
     let controller = libc::GENL_ID_CTRL as u16;
     let mut id = None;
-    let answer = Request::generic(controller, libc::CTRL_CMD_GETFAMILY as u8)
+    let answer = Request::generic(controller, libc::CTRL_CMD_GETFAMILY as u8, 0)
         .text(libc::CTRL_ATTR_FAMILY_NAME as u16, name)
         .send(|kind, payload| {
             if kind == controller {
@@ -86,8 +76,11 @@ fn family_id(name: &str) -> io::Result<Option<u16>> {
     }
 }
 
-fn parse_features(message: &[u8]) -> Option<XdpFeatures> {
-    attribute(message, DEV_XDP_FEATURES).map(|bits| XdpFeatures(u64::from_ne_bytes(bits)))
+/// An interface's index and features.
+fn parse_features(message: &[u8]) -> Option<(u32, XdpFeatures)> {
+    let index = attribute(message, DEV_IFINDEX).map(u32::from_ne_bytes)?;
+    let features = attribute(message, DEV_XDP_FEATURES).map(u64::from_ne_bytes)?;
+    Some((index, XdpFeatures(features)))
 }
 
 /// The beginning of an attribute of a generic netlink message.
@@ -101,29 +94,27 @@ fn attribute<const N: usize>(message: &[u8], wanted: u16) -> Option<[u8; N]> {
 mod tests {
     use super::*;
 
+    fn message() -> Request {
+        Request::generic(30, DEV_GET, 0).number(DEV_IFINDEX, 7)
+    }
+
     #[test]
     fn features_are_bits() {
-        let message = |bits: u64| {
-            Request::generic(30, DEV_GET)
-                .number(DEV_IFINDEX, 7)
-                .bytes(DEV_XDP_FEATURES, &bits.to_ne_bytes())
-                .into_payload()
+        let read = |bits: u64| {
+            let message = message().bytes(DEV_XDP_FEATURES, &bits.to_ne_bytes()).into_payload();
+            let (index, features) = parse_features(&message).expect("features");
+            assert_eq!(index, 7);
+            (features.redirect_target(), features.redirect_target_sg())
         };
-        let read = |bits| {
-            let features = parse_features(&message(bits)).expect("features");
-            (features.basic(), features.redirect_target(), features.redirect_target_sg())
-        };
-        assert_eq!(read(0), (false, false, false));
-        assert_eq!(read(0x01), (true, false, false));
-        assert_eq!(read(0x04), (false, true, false));
-        assert_eq!(read(0x40), (false, false, true));
-        assert_eq!(read(!0x45), (false, false, false));
+        assert_eq!(read(0x01), (false, false));
+        assert_eq!(read(0x04), (true, false));
+        assert_eq!(read(0x40), (false, true));
+        assert_eq!(read(!0x44), (false, false));
     }
 
     #[test]
     fn an_answer_without_features_has_none() {
-        let message = Request::generic(30, DEV_GET).number(DEV_IFINDEX, 7).into_payload();
-        assert_eq!(parse_features(&message), None);
+        assert_eq!(parse_features(&message().into_payload()), None);
         assert_eq!(parse_features(&[1, 0]), None);
     }
 

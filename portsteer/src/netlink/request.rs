@@ -32,10 +32,10 @@ impl Request {
     }
 
     /// A command of a generic netlink family, which is known by the number that the kernel gave
-    /// it.
-    pub(crate) fn generic(family: u16, command: u8) -> Self {
+    /// it, with flags as for [`new`](Self::new).
+    pub(crate) fn generic(family: u16, command: u8, flags: i32) -> Self {
         // `struct genlmsghdr`: command, version, reserved. All families here are at version 1.
-        Self::to(libc::NETLINK_GENERIC, family, 0).header(&[command, 1, 0, 0])
+        Self::to(libc::NETLINK_GENERIC, family, flags).header(&[command, 1, 0, 0])
     }
 
     fn to(protocol: libc::c_int, kind: u16, flags: i32) -> Self {
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_generic_command_stands_before_the_attributes() {
-        let request = Request::generic(0x1234, 7).number(1, 5);
+        let request = Request::generic(0x1234, 7, 0).number(1, 5);
         assert_eq!(request.protocol, libc::NETLINK_GENERIC);
         assert_eq!(request.bytes[4..6], 0x1234u16.to_ne_bytes());
         let (command, rest) = request.bytes[HEADER_LEN..].split_at(4);

@@ -9,7 +9,7 @@ use portsteer::{
     },
     lab::{self, End, Namespace, Veth},
     oracle::{self, Decision},
-    policy::{Action, Policy, file, services::Services},
+    policy::{Action, Policy, TargetId, file, services::Services},
 };
 use portsteer_common::{Fault, Reason};
 use portsteer_ebpf::{
@@ -41,7 +41,15 @@ pub struct Bench {
     program: OwnedFd,
     _namespace: Namespace,
     _veth: Veth,
+    /// `out`, where [`TARGETS`] lead, and `far`.
+    street: Veth,
 }
+
+/// Targets that policies may have: the frame is rewritten, kept, or handed to a CPU.
+pub const TARGETS: &str = "[targets.rewritten]\ninterface = \"out\"\nmac = \"02:00:00:00:00:99\"\n\
+    [targets.kept]\ninterface = \"out\"\nmac = \"keep\"\n[targets.cpu]\ncpus = [0]\n";
+/// Their names, in that order.
+pub const TARGET_NAMES: [&str; 3] = ["rewritten", "kept", "cpu"];
 
 /// Runs a test body in private mounts, where its pins vanish with it.
 pub fn on_bench(policy: &str, body: impl FnOnce(&mut Bench) + Send) {
@@ -77,6 +85,9 @@ impl Bench {
         let veth = Veth::between(End::new(&namespace, "dut"), End::new(&namespace, "peer"))
             .create()
             .expect("a veth pair");
+        let street = Veth::between(End::new(&namespace, "out"), End::new(&namespace, "far"))
+            .create()
+            .expect("a veth pair");
         let instance = Instance::new("verdicts").unwrap();
         let policy = parse_policy(text);
         let dataplane = namespace.run(|| {
@@ -85,7 +96,7 @@ impl Bench {
             dataplane
         });
         let program = program_in_slot(&instance, 0).unwrap();
-        Self { policy, instance, dataplane, program, _namespace: namespace, _veth: veth }
+        Self { policy, instance, dataplane, program, _namespace: namespace, _veth: veth, street }
     }
 
     /// Puts another policy in force.
@@ -107,15 +118,28 @@ impl Bench {
     /// The same with a first buffer of this length.
     pub fn judge_split(&self, frame: &[u8], first: Option<u32>) -> std::io::Result<Outcome> {
         let before = self.stats();
-        let run = TestRun { frame, repeat: 1, live: false, first_buffer: first };
-        let result = sys::test_run(self.program.as_fd(), run)?;
-        let outcome = self.read_outcome(&before, &self.stats(), frame.len() as u64);
-        let action = match result.action {
-            1 => Action::Drop,
-            2 => Action::Pass,
-            other => panic!("XDP action {other} for {frame:02x?}"),
+        let (result, left) = match first {
+            None => sys::test_run_frame(self.program.as_fd(), frame)?,
+            Some(_) => {
+                let run = TestRun { frame, repeat: 1, live: false, first_buffer: first };
+                (sys::test_run(self.program.as_fd(), run)?, frame.to_vec())
+            }
         };
-        assert_eq!(outcome.action, action, "the counted verdict is the one given: {frame:02x?}");
+        let outcome = self.read_outcome(&before, &self.stats(), frame.len() as u64);
+        let (action, name) = match outcome.action {
+            Action::Drop => (1, ""),
+            Action::Pass => (2, ""),
+            Action::Steer(id) => (4, self.policy.targets[usize::from(id.0)].name.as_str()),
+        };
+        assert_eq!(result.action, action, "the counted verdict is the one given: {frame:02x?}");
+        if first.is_none() {
+            let mut wanted = frame.to_vec();
+            if name == "rewritten" {
+                wanted[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0x99]);
+                wanted[6..12].copy_from_slice(&self.street.left.mac());
+            }
+            assert_eq!(left, wanted, "what else it does to a frame: {outcome:?}");
+        }
         Ok(outcome)
     }
 
@@ -155,7 +179,18 @@ impl Bench {
                 Cause::Reason(reason)
             }
         };
-        let action = if entry.verdict == "pass" { Action::Pass } else { Action::Drop };
+        let target = read_target(before, after, len);
+        let action = match entry.verdict {
+            "pass" => Action::Pass,
+            "drop" => Action::Drop,
+            "steer" => Action::Steer(TargetId(target.expect("a target was counted") as u16)),
+            other => panic!("the verdict {other}"),
+        };
+        assert_eq!(
+            target.is_some(),
+            entry.verdict == "steer",
+            "only steered packets are a target's"
+        );
         Outcome { action, cause }
     }
 
@@ -192,6 +227,21 @@ impl Bench {
         assert_eq!(judged, expected, "kernel (left) and host (right) disagree on {frame:02x?}");
         judged
     }
+}
+
+/// The index of the target that has grown, if one has: by one packet of this length.
+fn read_target(before: &Stats, after: &Stats, len: u64) -> Option<usize> {
+    let grown: Vec<usize> = (0..after.targets.len())
+        .filter(|&index| after.targets[index].packets != before.targets[index].packets)
+        .collect();
+    assert!(grown.len() <= 1, "at most one target counts a packet");
+    for (now, then) in after.targets.iter().zip(&before.targets) {
+        assert_eq!(now.lost, then.lost, "nothing is lost");
+    }
+    let index = *grown.first()?;
+    let (now, then) = (&after.targets[index], &before.targets[index]);
+    assert_eq!((now.packets - then.packets, now.bytes - then.bytes), (1, len));
+    Some(index)
 }
 
 fn as_oracle_packet(headers: Headers) -> oracle::Packet {

@@ -5,7 +5,10 @@ use std::cell::RefCell;
 use portsteer::{
     compile::{compile, verdict},
     oracle::{self, Packet},
-    policy::{Action, InterfacePattern, Mode, Options, Policy, PortRange, Rule},
+    policy::{
+        Action, InterfacePattern, Mode, Options, Policy, PortRange, Rule, Target, TargetId, file,
+        services::Services,
+    },
 };
 use portsteer_common::{
     Decision, Image, PortProtocol, Reason, counters::outcome_counter, image::column,
@@ -17,12 +20,20 @@ use proptest::{
 };
 
 use crate::{
-    bench::on_bench,
+    bench::{TARGET_NAMES, TARGETS, on_bench},
     table::{CANARY, POLICY},
 };
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![Just(Action::Pass), Just(Action::Drop)]
+}
+
+/// What a rule may do; the targets are those of [`TARGETS`].
+fn rule_action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        2 => action(),
+        1 => (0..TARGET_NAMES.len() as u16).prop_map(|index| Action::Steer(TargetId(index))),
+    ]
 }
 
 /// Ports that meet at their boundaries more often than chance would have it.
@@ -64,7 +75,7 @@ fn rule() -> impl Strategy<Value = Rule> {
         prop::sample::select(&[0u8, 1, 47, 58, 255][..]),
     ];
     let protocols = prop::collection::vec(any_protocol, 0..4);
-    (protocols, ranges(), action()).prop_map(|(mut protocols, dst_ports, action)| {
+    (protocols, ranges(), rule_action()).prop_map(|(mut protocols, dst_ports, action)| {
         if !dst_ports.is_empty() {
             protocols.retain(|protocol| WITH_PORTS.contains(protocol));
         }
@@ -72,6 +83,12 @@ fn rule() -> impl Strategy<Value = Rule> {
         protocols.dedup();
         Rule { name: None, protocols, dst_ports, action, span: 0..0, line: 1 }
     })
+}
+
+/// [`TARGETS`], as a policy has them.
+fn targets() -> Vec<Target> {
+    let text = format!("version = 1\ninterfaces = [\"dut\"]\n{TARGETS}");
+    file::parse(&text, &Services::embedded()).expect("a policy").policy.targets
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
@@ -88,7 +105,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             mode: Mode::Auto,
             default,
             options,
-            targets: Vec::new(),
+            targets: targets(),
             rules,
         },
     )
@@ -268,9 +285,13 @@ fn as_text(policy: &Policy) -> String {
         options.malformed.name(),
         options.unsupported.name()
     );
+    text.push_str(TARGETS);
     for (index, rule) in policy.rules.iter().enumerate() {
-        write!(text, "[[rules]]\nname = \"rule-{index}\"\naction = \"{}\"\n", rule.action.name())
-            .unwrap();
+        let action = match rule.action {
+            Action::Steer(id) => format!("{{ steer = \"{}\" }}", TARGET_NAMES[usize::from(id.0)]),
+            plain => format!("\"{}\"", plain.name()),
+        };
+        write!(text, "[[rules]]\nname = \"rule-{index}\"\naction = {action}\n").unwrap();
         if !rule.protocols.is_empty() {
             writeln!(text, "protocol = {:?}", rule.protocols).unwrap();
         }

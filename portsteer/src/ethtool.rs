@@ -1,9 +1,8 @@
 //! A device's offloads, switched the way `ethtool -K` does.
 
-use std::{io, net::UdpSocket};
+use std::{io, net::UdpSocket, os::fd::AsRawFd as _};
 
-use super::sys;
-use crate::netlink::explain;
+use crate::{lab::sys::interface_request, netlink::explain};
 
 /// What a device does in the sender's or receiver's stead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +29,17 @@ const ETH_FLAG_TXVLAN: u32 = 1 << 7;
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 
 impl Offload {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::TxChecksum,
+        Self::RxChecksum,
+        Self::Tso,
+        Self::Gso,
+        Self::Gro,
+        Self::TxVlan,
+        Self::RxVlan,
+    ];
+
     /// The name that `ethtool -K` has for it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -67,7 +77,7 @@ pub fn get(interface: &str, offload: Offload) -> io::Result<bool> {
     let (get, _, bit) = offload.commands();
     // Any socket will do: it names the network namespace.
     let socket = UdpSocket::bind("0.0.0.0:0")?;
-    let value = sys::ethtool_value(&socket, interface, get, 0).map_err(|error| {
+    let value = ethtool_value(&socket, interface, get, 0).map_err(|error| {
         explain(&error, &format!("cannot read the offload {} of {interface}", offload.name()))
     })?;
     Ok(value & bit != 0)
@@ -86,16 +96,30 @@ pub fn set(interface: &str, offload: Offload, on: bool) -> io::Result<()> {
     };
     let (get_command, set_command, bit) = offload.commands();
     let socket = UdpSocket::bind("0.0.0.0:0")?;
-    let before = sys::ethtool_value(&socket, interface, get_command, 0).map_err(|e| cannot(&e))?;
+    let before = ethtool_value(&socket, interface, get_command, 0).map_err(|e| cannot(&e))?;
     let wanted = if on { before | bit } else { before & !bit };
     if wanted == before {
         return Ok(());
     }
-    sys::ethtool_value(&socket, interface, set_command, wanted).map_err(|e| cannot(&e))?;
+    ethtool_value(&socket, interface, set_command, wanted).map_err(|e| cannot(&e))?;
     // A device may accept the request and go on as before.
     if get(interface, offload)? == on {
         Ok(())
     } else {
         Err(cannot(&io::Error::new(io::ErrorKind::Unsupported, "the device keeps it as it is")))
     }
+}
+
+/// `SIOCETHTOOL` with a `struct ethtool_value`: returns the value that the kernel left there.
+fn ethtool_value(socket: &UdpSocket, interface: &str, command: u32, value: u32) -> io::Result<u32> {
+    let mut argument = [command, value];
+    let mut request = interface_request(interface)?;
+    request.ifr_ifru.ifru_data = argument.as_mut_ptr().cast();
+    // SAFETY: for SIOCETHTOOL the kernel reads `request`, and through its data pointer, for the
+    // commands of `Offload::commands`, a `struct ethtool_value`: two u32, which it may write back.
+    // `argument` is that, and outlives the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(argument[1])
 }

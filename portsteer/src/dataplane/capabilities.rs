@@ -1,0 +1,167 @@
+//! What devices can do for a policy that steers, found out before anything is attached: what is
+//! refused here would be lost in silence later.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use portsteer_common::steering::Losses;
+
+use super::{
+    Error, kernel,
+    manifest::ManifestTarget,
+    maps::Maps,
+    sys::{self, Instruction, TestRun},
+    targets,
+};
+use crate::{
+    netlink::{self, Link},
+    policy::{Policy, Target, TargetKind},
+};
+
+/// The largest MTU whose frames fit into one buffer in native mode: a page, less the headroom for
+/// the program (`XDP_PACKET_HEADROOM`), `struct skb_shared_info` at the end, and an Ethernet header
+/// with a VLAN tag.
+const SINGLE_BUFFER_MTU: u32 = 4096 - 256 - 320 - 18;
+
+/// What native mode is not good enough for.
+#[derive(Debug, Default)]
+pub(super) struct Capabilities {
+    /// A target whose interface takes no redirected frames.
+    refusing: Option<(String, Link)>,
+    /// A target whose interface takes only frames that are in one buffer.
+    single_buffer: Option<(String, Link)>,
+}
+
+impl Capabilities {
+    /// Asks the kernel about the interfaces of all targets, and tries those of which it does not
+    /// tell. `placed` has the targets' slots, which are in use already.
+    pub(super) fn find(
+        policy: &Policy,
+        links: &[Link],
+        maps: &Maps,
+        placed: &mut [ManifestTarget],
+    ) -> Result<Self, Error> {
+        let mut found = Self::default();
+        if policy.targets.is_empty() {
+            return Ok(found);
+        }
+        let features = netlink::xdp_features()
+            .map_err(Error::io("asking for the interfaces' XDP features"))?;
+        for target in &policy.targets {
+            let Some(link) = link_of(target, links) else { continue };
+            let known = features.as_ref().and_then(|features| features.get(&link.index));
+            let (takes, takes_several) = match known {
+                Some(features) => (features.redirect_target(), features.redirect_target_sg()),
+                // Kernels that do not tell send frames in several buffers to no device.
+                None => (takes_redirects(link, target, maps, placed)?, false),
+            };
+            if !takes && found.refusing.is_none() {
+                found.refusing = Some((target.name.clone(), link.clone()));
+            }
+            if !takes_several && found.single_buffer.is_none() {
+                found.single_buffer = Some((target.name.clone(), link.clone()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Why an interface may not be attached in native mode.
+    pub(super) fn native_obstacle(&self, attached: &Link) -> Option<Error> {
+        if let Some((target, link)) = &self.refusing {
+            return Some(Error::NoNativeRedirect {
+                target: target.clone(),
+                interface: link.name.clone(),
+                is_veth: link.kind.as_deref() == Some("veth"),
+            });
+        }
+        match &self.single_buffer {
+            Some((target, link)) if attached.mtu > SINGLE_BUFFER_MTU => Some(Error::MultiBuffer {
+                target: target.clone(),
+                interface: link.name.clone(),
+                attached: attached.name.clone(),
+                mtu: attached.mtu,
+                most: SINGLE_BUFFER_MTU,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Why an interface may not be attached in generic mode under this policy.
+pub(super) fn generic_obstacle(policy: &Policy, interface: &str) -> Result<Option<Error>, Error> {
+    let to_cpus = |target: &&Target| matches!(target.kind, TargetKind::Cpus { .. });
+    let Some(target) = policy.targets.iter().find(to_cpus) else { return Ok(None) };
+    Ok(kernel::loses_cpu_packets_in_generic_mode()?.then(|| Error::CpusInGenericMode {
+        target: target.name.clone(),
+        interface: interface.to_owned(),
+    }))
+}
+
+/// The interface of a target, if there is one.
+fn link_of<'a>(target: &Target, links: &'a [Link]) -> Option<&'a Link> {
+    let TargetKind::Interface { interface, .. } = &target.kind else { return None };
+    links.iter().find(|link| link.name == *interface)
+}
+
+/// Whether an interface takes a frame that is redirected to it in native mode, by sending one: from
+/// the interface to itself, of a type that is for experiments (IEEE 802, clause 9.2.4), so that
+/// nobody minds. An interface that is down takes none, which says nothing.
+fn takes_redirects(
+    link: &Link,
+    target: &Target,
+    maps: &Maps,
+    placed: &mut [ManifestTarget],
+) -> Result<bool, Error> {
+    let Some(index) = placed.iter().position(|placed| placed.name == target.name) else {
+        return Ok(true);
+    };
+    let slot = placed[index].slot;
+    if !link.up || maps.device(slot)? != link.index {
+        return Ok(true);
+    }
+    let first = targets::first_on_device(maps, placed, link.index)?.unwrap_or(slot);
+    let trying = || Error::io(format!("trying to redirect to `{}`", link.name));
+    let program = redirect_to(maps, slot).map_err(trying())?;
+    let mac = link.mac.unwrap_or_default();
+    let mut frame = [&mac[..], &mac[..], &[0x88, 0xb5]].concat();
+    frame.resize(60, 0);
+
+    let refused = || Ok::<_, Error>(maps.losses(usize::from(slot))?.refused);
+    let not_taken = || Ok::<_, Error>(maps.losses(usize::from(first))?.device);
+    let before = (refused()?, not_taken()?);
+    sys::test_run(
+        program.as_fd(),
+        TestRun { frame: &frame, repeat: 1, live: true, first_buffer: None },
+    )
+    .map_err(trying())?;
+    let (by, lost): (u16, fn(&mut Losses)) = if refused()? > before.0 {
+        (slot, |losses| losses.refused += 1)
+    } else if not_taken()? > before.1 {
+        (first, |losses| losses.device += 1)
+    } else {
+        return Ok(true);
+    };
+    // It was nobody's packet.
+    for target in placed.iter_mut().filter(|placed| placed.slot == by) {
+        target.forgive(lost);
+    }
+    Ok(false)
+}
+
+/// `return bpf_redirect_map(devices, slot, 0);`
+fn redirect_to(maps: &Maps, slot: u16) -> io::Result<OwnedFd> {
+    const BPF_REDIRECT_MAP: i32 = 51;
+    let insn = |code, registers, immediate| Instruction { code, registers, offset: 0, immediate };
+    let [first, second] = Instruction::load_map(1, maps.devices());
+    let program = [
+        first,
+        second,
+        insn(0xb7, 2, i32::from(slot)),
+        insn(0xb7, 3, 0),
+        insn(0x85, 0, BPF_REDIRECT_MAP),
+        insn(0x95, 0, 0),
+    ];
+    sys::load_xdp("portsteer_probe", &program)
+}
