@@ -21,6 +21,8 @@ pub enum Error {
     InstanceBusy { instance: String, pid: Option<u32> },
     #[error("{} holds pins of another layout, or not all of them: {detail}", directory.display())]
     OtherLayout { instance: String, directory: PathBuf, detail: String },
+    #[error("{} belongs to another user (id {uid}), who could remove what is pinned in it", directory.display())]
+    ForeignDirectory { directory: PathBuf, uid: u32 },
     #[error("instance `{instance}` is attached in another network namespace")]
     OtherNamespace { instance: String },
     #[error("instance `{0}` is not attached to anything")]
@@ -106,6 +108,9 @@ impl Error {
                 "another version of portsteer has put them there, or somebody has removed some; \
                  `portsteer detach --instance {instance}` takes its dataplane off"
             ),
+            Self::ForeignDirectory { directory, .. } => {
+                format!("remove it: rm -r {}", directory.display())
+            }
             Self::OtherNamespace { instance } => format!(
                 "pins are shared between network namespaces: use another `--instance` than \
                  `{instance}` here"

@@ -8,6 +8,12 @@
 //!     link_SLOT                the attachment, one per interface
 //!     counters_SLOT            what its program has counted
 //!     retired                  what interfaces had counted that are no longer attached
+//!     steer_targets            to which target the rule steers that has a counter
+//!     devices, device_slots    the interfaces of targets, by target and the other way round
+//!     cpus                     the CPUs of targets, and their queues
+//!     losses                   what did not get to its target
+//!     repairs                  offloads that were switched for steering
+//!     watch_PROGRAM_OBJECT     what listens to the kernel's tracepoints while a policy steers
 //! ```
 
 use std::{
@@ -17,7 +23,7 @@ use std::{
         fd::AsFd,
         unix::fs::{DirBuilderExt, MetadataExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::{Error, kernel::BPFFS, sys};
@@ -123,6 +129,7 @@ impl Instance {
                 result => result.map_err(opening())?,
             };
             let inode = directory.metadata().map_err(opening())?.ino();
+            refuse_foreign(&path)?;
             let locked = sys::try_lock(directory.as_fd())
                 .map_err(Error::io(format!("locking {}", path.display())))?;
             if !locked {
@@ -177,6 +184,24 @@ impl Instance {
         }
         Ok(names)
     }
+}
+
+/// Refuses an instance's directory, or that of all instances, if it is another user's: anybody may
+/// make directories in a BPF file system that is mounted without `mode=`, and the owner of one may
+/// remove whatever is pinned in it.
+fn refuse_foreign(instance: &Path) -> Result<(), Error> {
+    let owner = |path: &Path| {
+        let metadata = fs::metadata(path).map(|metadata| metadata.uid());
+        metadata.map_err(Error::io(format!("looking at {}", path.display())))
+    };
+    let user = owner(Path::new("/proc/self"))?;
+    for directory in instance.ancestors().take(2) {
+        let uid = owner(directory)?;
+        if uid != 0 && uid != user {
+            return Err(Error::ForeignDirectory { directory: directory.to_owned(), uid });
+        }
+    }
+    Ok(())
 }
 
 /// The process that holds the lock on a directory's inode, as /proc/locks tells.

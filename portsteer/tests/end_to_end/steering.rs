@@ -16,6 +16,7 @@ use portsteer::{
     lab::{End, Namespace, Veth, ethtool::Offload, incoming_cpu},
     netlink::{self, XdpMode},
 };
+use portsteer_common::steering::MAX_TARGETS;
 use portsteer_testkit::{
     agent::{Agent, PATIENCE, Stats, is_slow, run_agent},
     sandbox::sandbox,
@@ -480,6 +481,36 @@ fn a_target_that_is_not_there_yet_is_waited_for() {
         let town = Town { site, web, street };
         wait_until("ready", || town.state() == "ready");
         town.arrives(&town.udp_server());
+    });
+}
+
+/// A policy with as many targets as there may be, of which the last is `web`.
+fn with_all_targets(prefix: &str) -> String {
+    let others: String = (1..MAX_TARGETS)
+        .map(|number| {
+            let mac = format!("02:00:00:00:{:02x}:{:02x}", number >> 8, number & 0xff);
+            format!("[targets.{prefix}{number}]\ninterface = \"to-web\"\nmac = \"{mac}\"\n")
+        })
+        .collect();
+    let policy = Town::policy(XdpMode::Native, VIA);
+    policy.replacen("[targets.web]", &format!("{others}[targets.web]"), 1)
+}
+
+#[test]
+fn all_targets_that_a_policy_may_have_can_be_replaced_at_once() {
+    sandbox(|| {
+        let town = Town::new();
+        let mut agent = Agent::start(&town.site.host, INSTANCE, &with_all_targets("a"));
+        let server = town.udp_server();
+        town.arrives(&server);
+        for prefix in ["b", "c"] {
+            agent.swap(&with_all_targets(prefix));
+            town.arrives(&server);
+        }
+        let one_more =
+            with_all_targets("d").replacen("[targets", "[targets.more]\ncpus = [0]\n[targets", 1);
+        assert!(agent.swap_refused(&one_more).contains("the policy has 1025 targets"));
+        town.arrives(&server);
     });
 }
 

@@ -4,7 +4,10 @@
 use std::{
     fs,
     io::ErrorKind,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
     path::Path,
     process::{Command, Stdio},
 };
@@ -113,6 +116,22 @@ fn without_a_bpffs_the_mount_command_is_told() {
         refused(&site, &policy(&["uplink"]), &said);
         for command in ["status", "stats", "detach"] {
             run(&site.host, &[command]).expect(3, &said);
+        }
+    });
+}
+
+#[test]
+fn a_directory_of_another_user_is_not_trusted() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let all = Path::new("/sys/fs/bpf/portsteer");
+        let own = all.join(INSTANCE);
+        for foreign in [all, &own] {
+            fs::create_dir_all(&own).unwrap();
+            chown(foreign, Some(65_534), None).unwrap();
+            let said = [foreign.to_str().unwrap(), "belongs to another user", "rm -r"];
+            run_agent(&site.host, INSTANCE, &policy(&["uplink"])).expect(3, &said);
+            fs::remove_dir_all(all).unwrap();
         }
     });
 }
