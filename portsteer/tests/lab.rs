@@ -97,6 +97,33 @@ fn a_veth_pair_has_the_queues_mtu_and_neighbors_it_was_given() {
 }
 
 #[test]
+fn sockets_tell_on_which_cpu_a_datagram_came_in() {
+    Namespace::new().unwrap().run(|| {
+        lab::stay_on_this_cpu().unwrap();
+        // The 39th field; the second is a name in parentheses (proc_pid_stat(5)). What is sent over
+        // lo comes in on the sender's CPU.
+        let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let here: u32 = fields.split_whitespace().nth(39 - 3).unwrap().parse().unwrap();
+        let elsewhere = here + 1;
+        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        for address in loopback {
+            for (cpus, number) in
+                [(vec![here], 0), (vec![elsewhere, here], 1), (vec![elsewhere], 1)]
+            {
+                let sockets = lab::udp_sockets_by_cpu((address, 4000).into(), &cpus).unwrap();
+                assert_eq!(sockets.len(), cpus.len() + 1);
+                let client = UdpSocket::bind((address, 0)).unwrap();
+                client.send_to(b"where am I?", (address, 4000)).unwrap();
+                sockets[number].set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+                let received = sockets[number].recv(&mut [0; 16]);
+                assert!(received.is_ok(), "{address}, CPU {here} of {cpus:?}: {received:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_device_can_be_changed_and_deleted() {
     let (left, right, veth) = pair();
     veth.right.set_mtu(1280).unwrap();

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     netlink::{self, Link},
-    policy::{Policy, Target, TargetKind},
+    policy::{Mode, Policy, Target, TargetKind},
 };
 
 /// The largest MTU whose frames fit into one buffer in native mode: a page, less the headroom for
@@ -44,7 +44,7 @@ impl Capabilities {
         placed: &mut [ManifestTarget],
     ) -> Result<Self, Error> {
         let mut found = Self::default();
-        if policy.targets.is_empty() {
+        if policy.targets.is_empty() || policy.mode == Mode::Generic {
             return Ok(found);
         }
         let features = netlink::xdp_features()

@@ -1,6 +1,7 @@
 //! The real agent, as a child process, driven the way a user does.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read},
     os::unix::process::CommandExt as _,
     path::Path,
@@ -10,10 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{DemoError, Interrupt};
-use crate::lab::{self, Namespace};
+use crate::{
+    dataplane::TargetState,
+    lab::{self, Namespace},
+};
 
 /// A running `portsteer agent`. It is killed when this is dropped, and when this thread ends.
 #[derive(Debug)]
@@ -27,8 +31,9 @@ pub(super) struct Agent {
 
 /// This very program, also when its file was replaced meanwhile.
 const PROGRAM: &str = "/proc/self/exe";
-const ATTACHED_WITHIN: Duration = Duration::from_secs(8);
-const STOPPED_WITHIN: Duration = Duration::from_secs(3);
+/// Loading and verifying takes its time on an emulated or a crowded machine.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const STOPPED_WITHIN: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
 
 impl Agent {
@@ -58,27 +63,31 @@ impl Agent {
         Ok(Self { namespace: namespace.clone(), instance, child, said })
     }
 
-    /// Waits until the agent has attached the program.
-    pub(super) fn wait_until_attached(&mut self, interrupt: &Interrupt) -> Result<(), DemoError> {
-        let deadline = Instant::now() + ATTACHED_WITHIN;
+    /// Waits until the agent has attached the program and found the way to all targets.
+    pub(super) fn wait_until_ready(&mut self, interrupt: &Interrupt) -> Result<(), DemoError> {
+        let deadline = Instant::now() + READY_WITHIN;
         loop {
             interrupt.check()?;
             if let Some(status) = self.child.try_wait()? {
                 return Err(self.ended(status));
             }
+            let asked = Instant::now();
             let answer = self.ask("status")?;
-            if answer.status.success() {
+            let attached = answer.status.success();
+            if attached && read::<Status>("status", &answer)?.is_ready() {
                 return Ok(());
             }
             if Instant::now() > deadline {
                 return Err(DemoError::Broken(format!(
-                    "the agent did not attach within {} s; status says: {}; the agent says: {}",
-                    ATTACHED_WITHIN.as_secs(),
+                    "the agent {} within {} s; status says: {}; the agent says: {}",
+                    if attached { "did not find its targets" } else { "did not attach" },
+                    READY_WITHIN.as_secs(),
                     words(&answer),
                     self.said(),
                 )));
             }
-            thread::sleep(PAUSE);
+            // Asking is to leave the agent at least half of a CPU.
+            thread::sleep(asked.elapsed().max(PAUSE));
         }
     }
 
@@ -88,8 +97,7 @@ impl Agent {
         if !answer.status.success() {
             return Err(DemoError::Broken(format!("portsteer stats: {}", words(&answer))));
         }
-        serde_json::from_slice(&answer.stdout)
-            .map_err(|error| DemoError::Broken(format!("portsteer stats --json: {error}")))
+        read("stats", &answer)
     }
 
     /// Stops the agent as Ctrl-C in its terminal would, and returns how it ended.
@@ -173,11 +181,37 @@ fn words(output: &Output) -> String {
     format!("{} ({})", text.trim(), output.status)
 }
 
+/// Reads what a command answered with `--json`.
+fn read<T: DeserializeOwned>(command: &str, answer: &Output) -> Result<T, DemoError> {
+    serde_json::from_slice(&answer.stdout)
+        .map_err(|error| DemoError::Broken(format!("portsteer {command} --json: {error}")))
+}
+
+/// What `portsteer status --json` prints, as far as it matters here.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    targets: Vec<TargetStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct TargetStatus {
+    state: String,
+}
+
+impl Status {
+    fn is_ready(&self) -> bool {
+        self.targets.iter().all(|target| target.state == TargetState::Ready.name())
+    }
+}
+
 /// What `portsteer stats --json` prints, as far as it matters here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Stats {
     rules: Vec<RuleCount>,
+    pub(super) targets: Vec<TargetCount>,
     reasons: Vec<ReasonCount>,
     interfaces: Vec<InterfaceCount>,
 }
@@ -187,6 +221,27 @@ pub(super) struct Stats {
 struct RuleCount {
     name: String,
     packets: u64,
+}
+
+/// One target's counters.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct TargetCount {
+    pub(super) name: String,
+    /// In words.
+    pub(super) to: String,
+    pub(super) packets: u64,
+    pub(super) lost: Losses,
+}
+
+/// Lost packets by what lost them.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct Losses(BTreeMap<String, u64>);
+
+impl Losses {
+    pub(super) fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -204,6 +259,7 @@ pub(super) struct InterfaceCount {
     pub(super) mode: String,
     pub(super) packets: u64,
     pub(super) passed: u64,
+    pub(super) steered: u64,
     pub(super) dropped: u64,
     pub(super) aborted: u64,
 }
@@ -212,6 +268,10 @@ impl Stats {
     /// The packets that the rule decided.
     pub(super) fn rule(&self, name: &str) -> u64 {
         self.rules.iter().filter(|rule| rule.name == name).map(|rule| rule.packets).sum()
+    }
+
+    pub(super) fn target(&self, name: &str) -> TargetCount {
+        self.targets.iter().find(|count| count.name == name).cloned().unwrap_or_default()
     }
 
     /// The packets that no rule decided.
@@ -239,12 +299,16 @@ mod tests {
         let stats: Stats = serde_json::from_str(
             r#"{"instance":"main","new":{"key":1},
                 "rules":[{"name":"web","line":12,"packets":3,"bytes":180}],
+                "targets":[{"name":"web","to":"to-web via 10.0.1.2","packets":2,
+                            "lost":{"gone":1,"queue":3}}],
                 "reasons":[{"reason":"rule","verdict":"pass","packets":3,"bytes":180},
                            {"reason":"no-rule","verdict":"pass","packets":4,"bytes":1}],
                 "interfaces":[{"name":"uplink","mode":"native","packets":7,"passed":7}]}"#,
         )
         .expect("stats");
         assert_eq!((stats.rule("web"), stats.rule("other")), (3, 0));
+        assert_eq!((stats.target("web").packets, stats.target("web").lost.total()), (2, 4));
+        assert_eq!((stats.target("mail").packets, stats.target("mail").lost.total()), (0, 0));
         assert_eq!((stats.no_rule(), stats.all_reasons()), (4, 7));
         assert_eq!((stats.interface("uplink").passed, stats.interface("eth0").passed), (7, 0));
     }

@@ -1,5 +1,6 @@
-//! `portsteer demo`: a client and a host in namespaces of their own, the real agent and the real
-//! program between them, real servers and real connections, and a table of where each port led.
+//! `portsteer demo`: a client, a host and what is behind it, in namespaces of their own; the real
+//! agent and the real program between them, real servers and real connections; and a table of where
+//! each port led.
 //!
 //! The demo drives the product the way a user does: it starts this same executable as an agent and
 //! asks it for its counters. Nothing of it stays, however it ends: the namespaces have no names,
@@ -7,8 +8,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -18,24 +18,27 @@ use std::{
 use serde::Serialize;
 
 use self::{
-    agent::{Agent, InterfaceCount, Stats},
+    agent::Agent,
+    counters::{Snapshot, Steered},
+    network::{CLIENT, HOST, Network, UPLINK},
     rows::{Judged, ROWS, Row},
     servers::Servers,
     table::Report,
 };
-use crate::{
-    lab::{self, End, Namespace, Veth},
-    netlink::{self, LinkCounters},
-};
+use crate::{dataplane, lab};
 
 mod agent;
+mod counters;
+mod network;
 mod probe;
 mod rows;
 mod servers;
 mod table;
 
-/// The policy that the demo runs.
-pub const POLICY: &str = include_str!("policy.toml");
+/// The policy that the demo runs, with [`SOME_CPUS`] for those of the machine.
+const POLICY: &str = include_str!("policy.toml");
+/// The line of the policy that has to be another on each machine.
+const SOME_CPUS: &str = "cpus = [0]";
 
 /// What `portsteer demo` was asked for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -86,20 +89,12 @@ struct Summary {
     rows: usize,
     packets: u64,
     passed: u64,
+    steered: u64,
     dropped: u64,
+    /// In the policy's order.
+    targets: Vec<Steered>,
     deviations: Vec<String>,
 }
-
-const UPLINK: &str = "uplink";
-const HOST: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
-];
-const CLIENT: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2)),
-];
-const PREFIX_LENS: [u8; 2] = [24, 64];
 
 /// Runs the demo and prints what came of it: success if everything was as the policy says, 1 if
 /// not. Afterwards the process no longer ends by SIGINT and SIGTERM, so it should end by itself.
@@ -123,38 +118,42 @@ pub fn run(options: &DemoOptions) -> Result<ExitCode, DemoError> {
 /// Returns the number of deviations.
 fn demonstrate(options: &DemoOptions, interrupt: &Interrupt) -> Result<usize, DemoError> {
     let started = Instant::now();
-    let policy = prepare_mounts().map_err(refused)?;
-    let (client, host) = prepare_network().map_err(refused)?;
-    let _servers = Servers::start(&host, HOST, &ROWS)?;
-    let mut agent = Agent::start(&host, &policy)?;
-    agent.wait_until_attached(interrupt)?;
+    let online = dataplane::online_cpus().map_err(|error| DemoError::Refused(error.to_string()))?;
+    let cpus = chosen(&online);
+    let policy = prepare_mounts(&policy_for(cpus)).map_err(refused)?;
+    let network = Network::create().map_err(refused)?;
+    let _servers = Servers::start(&network, cpus)?;
+    let mut agent = Agent::start(&network.host, &policy)?;
+    agent.wait_until_ready(interrupt)?;
 
     let mut report = Report::new(options.json);
     report.start()?;
-    let before = Snapshot::take(&host, &agent, interrupt)?;
+    let before = Snapshot::take(&network, &agent, interrupt)?;
     let mut deviations = Vec::new();
     let mut dropped_by_rules = 0;
     for row in &ROWS {
-        let judged = try_row(row, &client, &agent, interrupt)?;
+        let judged = try_row(row, &network, &agent, cpus, interrupt)?;
         if row.group == rows::Group::Dropped {
             dropped_by_rules += judged.packets;
         }
         report.row(&judged)?;
         deviations.extend(judged.deviations);
     }
-    let after = Snapshot::take(&host, &agent, interrupt)?;
+    let after = Snapshot::take_after(&before, &network, &agent, interrupt)?;
     deviations.extend(after.deviations_since(&before, dropped_by_rules));
-    deviations.extend(stop(&mut agent, &host)?);
+    deviations.extend(stop(&mut agent, &network)?);
 
-    let uplink = &after.uplink;
+    let uplink = after.uplink();
     let summary = Summary {
-        mode: uplink.mode.clone(),
+        mode: uplink.mode,
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
         seconds: (started.elapsed().as_secs_f64() * 10.0).round() / 10.0,
         rows: ROWS.len(),
         packets: uplink.packets,
         passed: uplink.passed,
+        steered: uplink.steered,
         dropped: uplink.dropped,
+        targets: after.steered_since(&before),
         deviations,
     };
     report.end(&summary)?;
@@ -165,8 +164,20 @@ fn refused(error: io::Error) -> DemoError {
     DemoError::Refused(error.to_string())
 }
 
-/// Mounts that vanish with this thread and its children, and the policy file in them.
-fn prepare_mounts() -> io::Result<std::path::PathBuf> {
+/// The CPUs to steer to, of those that are online: the last one, or two where that is half of them
+/// or less.
+fn chosen(online: &[u32]) -> &[u32] {
+    let count = if online.len() < 4 { 1 } else { 2 };
+    &online[online.len().saturating_sub(count)..]
+}
+
+/// The policy with these CPUs.
+fn policy_for(cpus: &[u32]) -> String {
+    POLICY.replace(SOME_CPUS, &format!("cpus = {cpus:?}"))
+}
+
+/// Mounts that vanish with this thread and its children, and a file with the policy in them.
+fn prepare_mounts(text: &str) -> io::Result<PathBuf> {
     lab::private_mounts()?;
     // Where the agent keeps its socket and its last policy.
     for directory in ["/run", "/var/lib"].map(Path::new) {
@@ -177,124 +188,45 @@ fn prepare_mounts() -> io::Result<std::path::PathBuf> {
     let directory = Path::new("/run/portsteer-demo");
     fs::create_dir_all(directory)?;
     let policy = directory.join("policy.toml");
-    fs::write(&policy, POLICY)?;
+    fs::write(&policy, text)?;
     Ok(policy)
-}
-
-/// The client's and the host's namespaces, joined.
-fn prepare_network() -> io::Result<(Namespace, Namespace)> {
-    let (client, host) = (Namespace::new()?, Namespace::new()?);
-    let mut ends = [End::new(&client, "client"), End::new(&host, UPLINK)];
-    for (end, addresses) in ends.iter_mut().zip([CLIENT, HOST]) {
-        for (address, prefix_len) in addresses.into_iter().zip(PREFIX_LENS) {
-            *end = end.clone().address(address, prefix_len);
-        }
-    }
-    let [client_end, host_end] = ends;
-    // Neighbours that know each other leave the counters to the connections.
-    Veth::between(client_end, host_end).static_neighbors().create()?;
-    Ok((client, host))
 }
 
 /// Tries one row over both families at once.
 fn try_row(
     row: &Row,
-    client: &Namespace,
+    network: &Network,
     agent: &Agent,
+    cpus: &[u32],
     interrupt: &Interrupt,
 ) -> Result<Judged, DemoError> {
     let before = row.counter(&agent.stats()?);
     let [over_ipv4, over_ipv6] = thread::scope(|scope| {
         [0, 1]
             .map(|family| {
-                scope.spawn(move || probe::probe(client, CLIENT[family], HOST[family], row))
+                scope
+                    .spawn(move || probe::probe(&network.client, CLIENT[family], HOST[family], row))
             })
             .map(|probe| probe.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     interrupt.check()?;
     let packets = row.counter(&agent.stats()?).saturating_sub(before);
     let experiences = [over_ipv4, over_ipv6];
-    let deviations = row.deviations(&experiences, packets);
+    let deviations = row.deviations(&experiences, packets, cpus);
     Ok(Judged { row: *row, experiences, packets, deviations })
 }
 
 /// Ends the agent as Ctrl-C would and looks whether it left the interface as it was.
-fn stop(agent: &mut Agent, host: &Namespace) -> Result<Vec<String>, DemoError> {
+fn stop(agent: &mut Agent, network: &Network) -> Result<Vec<String>, DemoError> {
     let mut deviations = Vec::new();
     let status = agent.stop()?;
     if !status.success() {
         deviations.push(format!("the agent ended with {status}; it says: {}", agent.said()));
     }
-    match host.run(|| netlink::link_by_name(UPLINK))? {
-        Some(link) if link.xdp.is_none() => {}
-        _ => deviations.push(format!("the agent ended, but left its program on {UPLINK}")),
+    if network.uplink.link()?.xdp.is_some() {
+        deviations.push(format!("the agent ended, but left its program on {UPLINK}"));
     }
     Ok(deviations)
-}
-
-/// The counters of portsteer and of the device, taken while nothing moves.
-#[derive(Debug)]
-struct Snapshot {
-    stats: Stats,
-    uplink: InterfaceCount,
-    device: LinkCounters,
-}
-
-impl Snapshot {
-    /// Reads the counters until the device's are the same before and after: then portsteer's
-    /// belong to them. (IPv6 has an announcement to make now and then.)
-    fn take(host: &Namespace, agent: &Agent, interrupt: &Interrupt) -> Result<Self, DemoError> {
-        let device = || {
-            let link = host.run(|| netlink::link_by_name(UPLINK))?;
-            link.map(|link| link.counters)
-                .ok_or_else(|| DemoError::Broken(format!("the interface {UPLINK} is gone")))
-        };
-        for _ in 0..20 {
-            interrupt.check()?;
-            let before = device()?;
-            let stats = agent.stats()?;
-            if device()?.rx_packets == before.rx_packets {
-                let uplink = stats.interface(UPLINK);
-                return Ok(Self { stats, uplink, device: before });
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        Err(DemoError::Broken(format!("the traffic on {UPLINK} never rests")))
-    }
-
-    fn deviations_since(&self, before: &Self, dropped_by_rules: u64) -> Vec<String> {
-        let mut deviations = Vec::new();
-        let mut equal = |what: &str, left: u64, right: u64| {
-            if left != right {
-                deviations.push(format!("{what}: {left} and {right}"));
-            }
-        };
-        let InterfaceCount { packets, passed, dropped, aborted, .. } = self.uplink;
-        let grew_by = packets.saturating_sub(before.uplink.packets);
-        equal(
-            "the packets that portsteer and the network device counted on uplink differ",
-            grew_by,
-            self.device.rx_packets.saturating_sub(before.device.rx_packets),
-        );
-        equal("the packets of all reasons and of uplink differ", self.stats.all_reasons(), packets);
-        equal(
-            "the packets passed, dropped and aborted and those of uplink differ",
-            passed + dropped + aborted,
-            packets,
-        );
-        equal(
-            "the packets that the rules dropped and those that uplink lost differ",
-            dropped_by_rules,
-            dropped.saturating_sub(before.uplink.dropped),
-        );
-        if grew_by == 0 {
-            deviations.push("no packet was counted on uplink".to_owned());
-        }
-        if aborted != 0 {
-            deviations.push(format!("the program aborted on {aborted} packets"));
-        }
-        deviations
-    }
 }
 
 /// Whether somebody wants the demo to end.
@@ -333,5 +265,38 @@ impl Interrupt {
             });
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{NextHop, TargetKind, file, services::Services};
+
+    #[test]
+    fn the_policy_fits_the_network_and_the_machine() {
+        let text = policy_for(&[2, 3]);
+        let policy = file::parse(&text, &Services::embedded()).expect("a policy").policy;
+        let kind = |name: &str| {
+            let target = policy.targets.iter().find(|target| target.name == name);
+            &target.unwrap_or_else(|| panic!("there is no target {name}")).kind
+        };
+        for (place, number) in network::PLACES.into_iter().zip(1..) {
+            let TargetKind::Interface { interface, next_hop: NextHop::Via(via) } = kind(place)
+            else {
+                panic!("{place} is no place");
+            };
+            assert_eq!(*interface, network::interface(place));
+            assert!(network::addresses(number, 2).contains(via), "{place}: {via}");
+        }
+        let TargetKind::Cpus { cpus, .. } = kind("dns-cores") else { panic!("no CPUs") };
+        assert_eq!(*cpus, [2, 3]);
+    }
+
+    #[test]
+    fn as_many_cpus_are_chosen_as_there_are() {
+        assert_eq!(chosen(&[0]), [0]);
+        assert_eq!(chosen(&[0, 1, 4]), [4]);
+        assert_eq!(chosen(&[0, 1, 2, 8]), [2, 8]);
     }
 }

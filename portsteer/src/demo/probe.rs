@@ -26,9 +26,9 @@ pub(super) struct Experience {
 #[derive(Debug, Clone)]
 pub(super) enum Outcome {
     Answered {
+        /// Who the server says it is; none where this is not the answer that such a server gives.
+        by: Option<String>,
         text: String,
-        /// Whether it is the answer that this server gives.
-        as_it_should_be: bool,
     },
     /// A TCP reset or an ICMP port unreachable.
     Refused,
@@ -53,7 +53,9 @@ impl fmt::Display for Experience {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = self.milliseconds;
         match &self.outcome {
-            Outcome::Answered { text, .. } => write!(f, "{text} in {milliseconds:.1} ms"),
+            Outcome::Answered { by, text } => {
+                write!(f, "{} in {milliseconds:.1} ms", by.as_ref().unwrap_or(text))
+            }
             Outcome::Refused => write!(f, "refused in {milliseconds:.1} ms"),
             Outcome::Silence => write!(f, "silence for {milliseconds:.0} ms"),
             Outcome::Failed(text) => f.write_str(text),
@@ -103,7 +105,7 @@ fn converse(mut stream: TcpStream, to: SocketAddr, server: Option<Server>) -> io
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     match server {
-        Some(Server::Http(text)) => {
+        Some(Server::Http) => {
             stream.write_all(
                 format!("GET / HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n").as_bytes(),
             )?;
@@ -111,9 +113,8 @@ fn converse(mut stream: TcpStream, to: SocketAddr, server: Option<Server>) -> io
             stream.read_to_string(&mut answer)?;
             let status = answer.lines().next().unwrap_or_default();
             let status = status.strip_prefix("HTTP/1.1 ").unwrap_or(status).to_owned();
-            let page = answer.split_once("\r\n\r\n").map(|(_, page)| page);
-            let as_it_should_be = status == "200 OK" && page == Some(text);
-            Ok(Outcome::Answered { text: status, as_it_should_be })
+            let page = answer.split_once("\r\n\r\n").map(|(_, page)| page.to_owned());
+            Ok(Outcome::Answered { by: page.filter(|_| status == "200 OK"), text: status })
         }
         Some(Server::Lines { greeting, request, reply }) => {
             let mut lines = BufReader::new(stream.try_clone()?).lines();
@@ -121,10 +122,12 @@ fn converse(mut stream: TcpStream, to: SocketAddr, server: Option<Server>) -> io
             let greeted = next()?;
             stream.write_all(format!("{request}\r\n").as_bytes())?;
             let text = next()?;
-            let as_it_should_be = greeted == greeting && text == reply;
-            Ok(Outcome::Answered { text, as_it_should_be })
+            // To the end, so that nothing is under way when the counters are read.
+            while lines.next().transpose()?.is_some() {}
+            let by = greeted.strip_prefix(greeting).map(|name| name.trim().to_owned());
+            Ok(Outcome::Answered { by: by.filter(|_| text == reply), text })
         }
-        Some(Server::Dns | Server::Echo) | None => {
+        Some(Server::Dns | Server::Datagrams) | None => {
             Ok(Outcome::Failed("connected, though nothing listens".to_owned()))
         }
     }
@@ -144,14 +147,10 @@ fn ask(
     let mut buffer = [0; 512];
     let len = socket.recv(&mut buffer)?;
     let answer = &buffer[..len];
-    Ok(match server {
-        Some(Server::Dns) => match dns::address(&question, answer) {
-            Some(address) => Outcome::Answered {
-                text: format!("A {address}"),
-                as_it_should_be: address == dns::ADDRESS,
-            },
-            None => Outcome::Answered { text: "nonsense".to_owned(), as_it_should_be: false },
-        },
-        _ => Outcome::Answered { text: "echo".to_owned(), as_it_should_be: answer == question },
-    })
+    let by = match server {
+        Some(Server::Dns) => dns::text(&question, answer),
+        _ => String::from_utf8(answer.to_vec()).ok(),
+    };
+    let text = by.clone().unwrap_or_else(|| "nonsense".to_owned());
+    Ok(Outcome::Answered { by, text })
 }

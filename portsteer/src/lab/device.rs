@@ -1,7 +1,7 @@
 //! Network devices in namespaces.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _},
@@ -210,17 +210,42 @@ impl Device {
         )
     }
 
-    /// A device with a carrier still discards what is sent until the kernel has noticed.
-    fn wait_until_ready(&self) -> io::Result<()> {
+    /// A device with a carrier still discards what is sent until the kernel has noticed, and what
+    /// comes for its IPv6 addresses until, after that, it has made their routes.
+    fn wait_until_ready(&self, addresses: &[(IpAddr, u8)]) -> io::Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
-        while self.link()?.operstate != OPERSTATE_UP {
+        while self.link()?.operstate != OPERSTATE_UP || !self.receives_for(addresses)? {
             if Instant::now() > deadline {
-                let message = format!("{} did not become ready to send", self.name);
+                let message = format!("{} did not become ready to send and receive", self.name);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, message));
             }
             thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// Whether the namespace has local routes to those of the addresses that are IPv6.
+    fn receives_for(&self, addresses: &[(IpAddr, u8)]) -> io::Result<bool> {
+        let in_hex = |(address, _): &(IpAddr, u8)| match address {
+            IpAddr::V6(address) => Some(format!("{:032x}", address.to_bits())),
+            IpAddr::V4(_) => None,
+        };
+        let wanted: Vec<String> = addresses.iter().filter_map(in_hex).collect();
+        if wanted.is_empty() {
+            return Ok(true);
+        }
+        let read = || fs::read_to_string("/proc/thread-self/net/ipv6_route");
+        let routes = self.namespace.run(read)?;
+        // One a line (`ipv6_route_native_seq_show` in net/ipv6/ip6_fib.c): destination and prefix
+        // length, the same of the source, next hop, metric, two counts, flags, all of these in
+        // hexadecimal, and the device.
+        let is_local_route = |line: &str, address: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [to, "80", _, _, _, _, _, _, flags, _] = fields[..] else { return false };
+            let flags = u32::from_str_radix(flags, 16);
+            to == address && flags.is_ok_and(|flags| flags & libc::RTF_LOCAL != 0)
+        };
+        Ok(wanted.iter().all(|address| routes.lines().any(|line| is_local_route(line, address))))
     }
 
     /// Switches an offload on or off.
@@ -384,8 +409,8 @@ impl VethBuilder {
                 }
             }
         }
-        veth.left.wait_until_ready()?;
-        veth.right.wait_until_ready()?;
+        veth.left.wait_until_ready(&left.addresses)?;
+        veth.right.wait_until_ready(&right.addresses)?;
         Ok(veth)
     }
 

@@ -23,12 +23,14 @@
 //! # }
 //! ```
 
+mod by_cpu;
 mod device;
 mod mounts;
 mod namespace;
 pub(crate) mod sys;
 
 pub use crate::ethtool;
+pub use by_cpu::udp_sockets_by_cpu;
 pub use device::{Device, End, Tap, TapKind, Veth, VethBuilder};
 pub use mounts::{private_mounts, private_tmpfs};
 pub use namespace::{Namespace, die_with_thread};

@@ -3,8 +3,9 @@
 use std::{
     ffi::CStr,
     io,
+    net::{SocketAddr, UdpSocket},
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
     },
     process::{Child, Command},
@@ -125,6 +126,87 @@ pub fn incoming_cpu(socket: BorrowedFd<'_>) -> io::Result<u32> {
         )
     })?;
     u32::try_from(cpu).map_err(|_| io::Error::from(io::ErrorKind::NotFound))
+}
+
+/// A UDP socket that shares its address with others that are made this way (`SO_REUSEPORT`,
+/// socket(7)).
+pub(super) fn bind_shared_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let domain = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: plain numbers.
+    let fd = check(unsafe { libc::socket(domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the kernel just opened it for this call alone.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let on: libc::c_int = 1;
+    // SAFETY: pointer and length are those of a number that outlives the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_REUSEPORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    })?;
+    match address {
+        SocketAddr::V4(address) => bind(
+            &socket,
+            &libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: address.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+                sin_zero: [0; 8],
+            },
+        ),
+        SocketAddr::V6(address) => bind(
+            &socket,
+            &libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: address.port().to_be(),
+                sin6_flowinfo: address.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+                sin6_scope_id: address.scope_id(),
+            },
+        ),
+    }?;
+    Ok(socket.into())
+}
+
+/// Has a classic BPF program choose among the sockets that share this one's address
+/// (`SO_ATTACH_REUSEPORT_CBPF`, socket(7)): by the order in which they were bound, from 0.
+pub(super) fn choose_socket_by(
+    socket: BorrowedFd<'_>,
+    program: &[libc::sock_filter],
+) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: program.len().try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?,
+        // The kernel only reads it.
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: pointer and length are those of the program's description, and it has those of the
+    // program. Both outlive the call, in which the kernel copies and checks what it reads.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    })
+    .map(|_| ())
+}
+
+/// Binds a socket to an address, which is one of the kernel's `struct sockaddr_*`.
+fn bind<T>(socket: &OwnedFd, address: &T) -> io::Result<()> {
+    // SAFETY: pointer and length are those of a value that outlives the call.
+    check(unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            std::ptr::from_ref(address).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    })
+    .map(|_| ())
 }
 
 /// Waits until any of the sockets has something to read (or to accept, or an error to tell), and
