@@ -26,7 +26,7 @@ pub mod state {
     /// Drop: the interface does not exist, or none of the CPUs is online. Memory that was never
     /// written to says so too.
     pub const GONE: u32 = 0;
-    /// Drop: the interface is down.
+    /// Drop: the interface is down, or has no carrier.
     pub const DOWN: u32 = 1;
     /// Drop: the next hop's MAC address is not known.
     pub const UNRESOLVED: u32 = 2;
@@ -92,9 +92,10 @@ pub struct Targets {
 pub struct Losses {
     /// The program knew: no such interface, no CPU online.
     pub gone: u64,
-    /// The program knew: the interface is down.
+    /// The program knew: the interface is down, or has no carrier.
     pub down: u64,
-    /// The program knew: the frame is too long.
+    /// The program knew: the frame is too long, or, where the kernel loses such frames, in several
+    /// buffers.
     pub mtu: u64,
     /// The program knew: the next hop is not resolved.
     pub unresolved: u64,

@@ -28,6 +28,12 @@ unsafe impl Buffer for Packet {
 }
 
 impl Packet {
+    /// The length of the first buffer in bytes.
+    #[inline(always)]
+    pub fn first_buffer_len(&self) -> u64 {
+        (self.0.data_end() - self.0.data()) as u64
+    }
+
     /// Writes the Ethernet header's two addresses. No packet that was parsed is too short for
     /// them, but the verifier wants to see it: `false` then.
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! To a target: rewrite, redirect, and count what really happened.
 
 use aya_ebpf::{
+    Global,
     bindings::{
         xdp_action::{XDP_ABORTED, XDP_DROP, XDP_REDIRECT},
         xdp_md,
@@ -37,7 +38,7 @@ pub fn steer(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
     let packet = Packet(XdpContext::new(ctx));
     let lost = match target.state() {
         number @ (state::READY_0 | state::READY_1 | state::READY_KEEP) => {
-            if len > target.max_len() {
+            if len > target.max_len() || is_in_pieces_that_are_not_taken(&packet, len) {
                 Reason::TargetMtu
             } else if (number == state::READY_KEEP
                 || packet.set_mac_addresses(target.macs((number - state::READY_0) as usize)))
@@ -64,6 +65,17 @@ pub fn steer(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
     lose(target, lost);
     maps::count(Decision::without_rule(Verdict::Drop, lost), len);
     XDP_DROP
+}
+
+/// Whether this kernel redirects frames in several buffers to no device, and without a word:
+/// before Linux 6.3 (`xdp_do_redirect` in net/core/filter.c).
+#[unsafe(no_mangle)]
+static DEVICES_TAKE_ONE_BUFFER: Global<u32> = Global::new(0);
+
+/// Whether a packet of `len` bytes is a frame of several buffers, on a kernel that loses those.
+#[inline(always)]
+fn is_in_pieces_that_are_not_taken(packet: &Packet, len: u64) -> bool {
+    DEVICES_TAKE_ONE_BUFFER.load() != 0 && len > packet.first_buffer_len()
 }
 
 #[inline(always)]

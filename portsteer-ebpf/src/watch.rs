@@ -23,23 +23,48 @@ static CPUS_ID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static IFINDEX_OFFSET: Global<u32> = Global::new(0);
 
+/// Where `struct net_device` has the address of its network namespace, in bytes.
+#[unsafe(no_mangle)]
+static NETWORK_OFFSET: Global<u32> = Global::new(0);
+
+/// Where `struct net` has its inode's number, in bytes.
+#[unsafe(no_mangle)]
+static INODE_OFFSET: Global<u32> = Global::new(0);
+
+/// The inode's number of the network namespace that the targets' interfaces are in.
+#[unsafe(no_mangle)]
+static NETWORK: Global<u32> = Global::new(0);
+
 /// A device takes a batch of frames, or does not take some. Arguments: device that they came from,
 /// device that they go to, taken, dropped, error.
 ///
-/// There is no map's id here, so this knows its own by the interface's index alone.
+/// There is no map's id here, so this knows its own by the device: its index, and the network
+/// namespace that the index is of.
 #[raw_tracepoint(tracepoint = "xdp_devmap_xmit")]
 pub fn watch_sent(ctx: RawTracePointContext) -> i32 {
     let (device, dropped): (u64, u32) = (ctx.arg(1), ctx.arg(3));
     if dropped == 0 {
         return 0;
     }
-    let ifindex = device + u64::from(IFINDEX_OFFSET.load());
-    // SAFETY: the helper checks the address itself.
-    let Ok(ifindex) = (unsafe { bpf_probe_read_kernel(ifindex as *const u32) }) else { return 0 };
+    let Some(ifindex) = read(device, IFINDEX_OFFSET.load()) else { return 0 };
+    let Some(network) = read(device, NETWORK_OFFSET.load()) else { return 0 };
+    let inode: Option<u32> = read(network, INODE_OFFSET.load());
+    if inode != Some(NETWORK.load()) {
+        return 0;
+    }
     if let Some(slot) = maps::slot_of_device(ifindex) {
         maps::lose_at(slot, |losses| losses.device += u64::from(dropped));
     }
     0
+}
+
+/// A member of one of the kernel's structures, `offset` bytes into it.
+#[inline(always)]
+fn read<T>(structure: u64, offset: u32) -> Option<T> {
+    let address = structure + u64::from(offset);
+    // SAFETY: the helper checks the address itself, and the members that are read are numbers and
+    // addresses, for which all bits are valid.
+    unsafe { bpf_probe_read_kernel(address as *const T) }.ok()
 }
 
 /// The kernel refuses a redirect: the interface is down or gone, the frame too long, or its kind not

@@ -8,6 +8,8 @@ mod bulk;
 mod capabilities;
 #[path = "end_to_end/default_drop.rs"]
 mod default_drop;
+#[path = "end_to_end/devices.rs"]
+mod devices;
 #[path = "end_to_end/fragments.rs"]
 mod fragments;
 #[path = "end_to_end/ports.rs"]
@@ -30,7 +32,25 @@ const INSTANCE: &str = "main";
 
 /// The head of a policy for the uplink in this mode.
 fn head(mode: XdpMode) -> String {
-    format!("version = 1\ninterfaces = [\"uplink\"]\nmode = \"{}\"\n", mode.name())
+    head_for(mode.name())
+}
+
+/// The same with the policy's word for the mode, which may be `auto`.
+fn head_for(mode: &str) -> String {
+    format!("version = 1\ninterfaces = [\"uplink\"]\nmode = \"{mode}\"\n")
+}
+
+/// A rule "web" that steers a destination port to the target "web".
+fn steer(port: u16, target: &str) -> String {
+    format!(
+        "[targets.web]\n{target}\n[[rules]]\nname = \"web\"\ndst_port = {port}\n\
+         action = {{ steer = \"web\" }}\n"
+    )
+}
+
+/// An Ethernet address as policies have it.
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// A rule for one destination port.

@@ -19,7 +19,9 @@ use std::{
 };
 
 use portsteer::{
-    lab::{self, Device, End, Namespace, Tap, TapKind, Veth, ethtool, ethtool::Offload},
+    lab::{
+        self, Device, End, Namespace, Tap, TapKind, Veth, VirtualKind, ethtool, ethtool::Offload,
+    },
     netlink,
 };
 
@@ -258,6 +260,41 @@ fn taps_carry_frames_and_tuns_packets() {
         drop(tap);
         let gone = || namespace.run(|| netlink::link_by_name("tap0")).unwrap().is_none();
         assert!(gone(), "the device goes with its file");
+    }
+}
+
+#[test]
+fn a_tap_can_stay_without_its_file() {
+    let namespace = Namespace::new().unwrap();
+    let device =
+        Tap::create(&namespace, "tap0", TapKind::Tap).and_then(Tap::abandon).expect("a tap");
+    let link = device.link().unwrap();
+    assert!(link.up && !link.carrier, "{link:?}");
+    device.delete().unwrap();
+}
+
+#[test]
+fn a_bridge_joins_its_ports_and_a_macvlan_shares_its_device() {
+    let (left, right, switch) =
+        (Namespace::new().unwrap(), Namespace::new().unwrap(), Namespace::new().unwrap());
+    let bridge = Device::create(&switch, "br0", VirtualKind::Bridge).unwrap();
+    let cables = [(&left, "port0"), (&right, "port1")].map(|(namespace, port)| {
+        Veth::between(End::new(namespace, "eth0"), End::new(&switch, port)).create().unwrap()
+    });
+    for cable in &cables {
+        cable.right.join(&bridge).unwrap();
+        assert_eq!(cable.right.link().unwrap().master, Some(bridge.index()));
+    }
+    bridge.wait_until_ready().unwrap();
+    let lower = &cables[0].left;
+    let twin = Device::create(&left, "twin", VirtualKind::Macvlan { lower }).unwrap();
+    twin.wait_until_ready().unwrap();
+    assert_ne!(twin.mac(), lower.mac());
+    twin.add_address(V4[0], 24).unwrap();
+    cables[1].left.add_address(V4[1], 24).unwrap();
+    ping(&left, &right, V4[0].into(), V4[1].into());
+    for (device, kind) in [(&bridge, "bridge"), (&twin, "macvlan")] {
+        assert_eq!(device.link().unwrap().kind.as_deref(), Some(kind));
     }
 }
 

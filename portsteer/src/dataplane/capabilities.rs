@@ -54,6 +54,7 @@ impl Capabilities {
             let known = features.as_ref().and_then(|features| features.get(&link.index));
             let (takes, takes_several) = match known {
                 Some(features) => (features.redirect_target(), features.redirect_target_sg()),
+                None if targets::crashes(link) => (false, false),
                 // Kernels that do not tell send frames in several buffers to no device.
                 None => (takes_redirects(link, target, maps, placed)?, false),
             };
@@ -118,7 +119,7 @@ fn takes_redirects(
         return Ok(true);
     };
     let slot = placed[index].slot;
-    if !link.up || maps.device(slot)? != link.index {
+    if !link.up || !link.carrier || maps.device(slot)? != link.index {
         return Ok(true);
     }
     let first = targets::first_on_device(maps, placed, link.index)?.unwrap_or(slot);

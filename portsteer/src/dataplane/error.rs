@@ -37,6 +37,10 @@ pub enum Error {
         }
     )]
     Circle { target: String, interface: String, via: Option<String> },
+    #[error(
+        "target `{target}`: `{interface}` carries no Ethernet frames (hardware type {hardware_type})"
+    )]
+    TargetNotEthernet { target: String, interface: String, hardware_type: u16 },
     #[error("target `{target}`: this machine has no CPU {}", list(missing))]
     UnknownCpus { target: String, missing: Vec<u32>, online: Vec<u32> },
     #[error("target `{target}`: `{interface}` takes no frames that are redirected in native mode")]
@@ -134,6 +138,11 @@ impl Error {
             Self::NoInterface { existing, .. } => format!("there are: {}", existing.join(", ")),
             Self::NotEthernet { .. } => {
                 "portsteer reads Ethernet frames: attach to the device below it".to_owned()
+            }
+            Self::TargetNotEthernet { .. } => {
+                "portsteer sends Ethernet frames: steer to a device that has them, such as a tap \
+                 instead of a tun"
+                    .to_owned()
             }
             Self::InterfaceBusy { instance: Some(instance), .. } => format!(
                 "it is portsteer's own, of instance `{instance}`: `portsteer detach --instance \

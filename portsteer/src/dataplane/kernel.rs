@@ -17,9 +17,7 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 ///
 /// The kernel is too old, or no BPF file system is mounted.
 pub fn check() -> Result<(), Error> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
-        .map_err(Error::io("reading the kernel's release"))?;
-    check_release(release.trim())?;
+    check_release(&release()?)?;
     let bpffs = Path::new(BPFFS);
     match sys::is_bpffs(bpffs) {
         Ok(true) => Ok(()),
@@ -42,9 +40,19 @@ pub fn check() -> Result<(), Error> {
 ///
 /// The kernel's release cannot be read.
 pub fn loses_cpu_packets_in_generic_mode() -> Result<bool, Error> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+    Ok(version(&release()?).is_some_and(|version| version >= (6, 9)))
+}
+
+/// Whether this kernel redirects only frames that are in one buffer to devices: before Linux 6.3
+/// (`xdp_do_redirect` in net/core/filter.c).
+pub(super) fn redirects_one_buffer_only() -> Result<bool, Error> {
+    Ok(version(&release()?).is_some_and(|version| version < (6, 3)))
+}
+
+fn release() -> Result<String, Error> {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_err(Error::io("reading the kernel's release"))?;
-    Ok(version(release.trim()).is_some_and(|version| version >= (6, 9)))
+    Ok(text.trim().to_owned())
 }
 
 fn check_release(release: &str) -> Result<(), Error> {

@@ -3,7 +3,10 @@
 
 use std::{
     ffi::CStr,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
 };
 
 use aya::{
@@ -14,6 +17,7 @@ use aya::{
 use super::{
     Error, btf,
     instance::Instance,
+    kernel,
     maps::{self, Maps},
     sys,
 };
@@ -68,6 +72,8 @@ pub(super) fn load(instance: &Instance, slot: u32, maps: &Maps) -> Result<OwnedF
         loader.map_pin_path(name, pin);
     }
     loader.override_global("POLICY", policy.as_slice(), true);
+    let one_buffer = u32::from(kernel::redirects_one_buffer_only()?);
+    loader.override_global("DEVICES_TAKE_ONE_BUFFER", &one_buffer, true);
     loader.map_pin_path("counters", instance.counters_pin(slot));
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
     let missing = || Error::Load("the object has no program `portsteer`".to_owned());
@@ -96,9 +102,18 @@ pub(super) fn watch(
     let policy = maps.policy_bytes()?;
     let [devices, cpus] = maps.redirect_map_ids()?;
     let kernel = std::fs::read(btf::PATH).map_err(Error::io(format!("reading {}", btf::PATH)))?;
-    let ifindex = btf::member_offset(&kernel, "net_device", "ifindex").ok_or_else(|| {
-        Error::Load(format!("{} does not say where a device has its index", btf::PATH))
-    })?;
+    let offset = |structure, member| {
+        btf::member_offset(&kernel, structure, member).ok_or_else(|| {
+            Error::Load(format!("{} does not say where {structure} has {member}", btf::PATH))
+        })
+    };
+    let ifindex = offset("net_device", "ifindex")?;
+    let network = offset("net_device", "nd_net")?;
+    let inode = offset("net", "ns")? + offset("ns_common", "inum")?;
+    // The number fits: `struct ns_common` has it in 32 bits.
+    let this_network = std::fs::metadata("/proc/thread-self/ns/net")
+        .map_err(Error::io("looking at this network namespace"))?
+        .ino() as u32;
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     // They have no interface of their own.
@@ -110,6 +125,9 @@ pub(super) fn watch(
     loader.override_global("DEVICES_ID", &devices, true);
     loader.override_global("CPUS_ID", &cpus, true);
     loader.override_global("IFINDEX_OFFSET", &ifindex, true);
+    loader.override_global("NETWORK_OFFSET", &network, true);
+    loader.override_global("INODE_OFFSET", &inode, true);
+    loader.override_global("NETWORK", &this_network, true);
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
     let mut links = Vec::new();
     for (name, tracepoint) in WATCHERS {

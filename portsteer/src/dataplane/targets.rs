@@ -33,7 +33,7 @@ pub enum TargetState {
     Ready,
     /// There is no such interface, or none of the CPUs is online.
     Gone,
-    /// The interface is down.
+    /// The interface is down, or has no carrier.
     Down,
     /// The next hop has not answered.
     Unresolved,
@@ -75,7 +75,17 @@ pub struct TargetChange {
     pub state: TargetState,
 }
 
-/// `ARPHRD_ETHER`'s header, and the VLAN tag that the kernel allows beyond it
+/// Whether native redirects to the interface may crash a kernel that does not tell features: before
+/// Linux 6.3, `bond_xdp_xmit` (drivers/net/bonding/bond_main.c) calls its device's function without a
+/// look whether there is one.
+pub(super) fn crashes(link: &Link) -> bool {
+    link.kind.as_deref() == Some("bond")
+}
+
+/// `ARPHRD_ETHER`.
+const ETHERNET: u16 = 1;
+
+/// Its header, and the VLAN tag that the kernel allows beyond it
 /// (`__xdp_ok_fwd_dev` in net/core/dev.h).
 const ETHERNET_LEN: u32 = 14;
 const VLAN_LEN: u32 = 4;
@@ -100,7 +110,8 @@ enum Way {
     Keep,
 }
 
-/// Refuses targets that cannot be right: circles, and CPUs that the machine does not have. Returns
+/// Refuses targets that cannot be right: circles, devices without Ethernet frames, and CPUs that the
+/// machine does not have. Returns
 /// in words what is missing at the moment.
 pub(super) fn check(
     policy: &Policy,
@@ -124,6 +135,13 @@ pub(super) fn check(
                     ));
                     continue;
                 };
+                if link.hardware_type != ETHERNET {
+                    return Err(Error::TargetNotEthernet {
+                        target: name.clone(),
+                        interface: interface.clone(),
+                        hardware_type: link.hardware_type,
+                    });
+                }
                 let attached = |index: u32| wanted.iter().find(|link| link.index == index);
                 if attached(link.index).is_some() {
                     let (target, interface, via) = (name.clone(), interface.clone(), None);
@@ -217,8 +235,8 @@ pub(super) enum Ask {
 /// All of what the kernel has, as far as targets are concerned.
 struct Surroundings<'a> {
     links: Vec<Link>,
-    /// By index; none where the kernel does not tell, or nobody needs to know.
-    features: HashMap<u32, XdpFeatures>,
+    /// By index, as far as somebody needs to know; `None` where the kernel does not tell.
+    features: Option<HashMap<u32, XdpFeatures>>,
     online: Vec<u32>,
     attachments: &'a Attachments,
 }
@@ -227,11 +245,9 @@ impl<'a> Surroundings<'a> {
     fn look(attachments: &'a Attachments) -> Result<Self, Error> {
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
         let features = if attachments.native {
-            netlink::xdp_features()
-                .map_err(Error::io("asking for the interfaces' XDP features"))?
-                .unwrap_or_default()
+            netlink::xdp_features().map_err(Error::io("asking for the interfaces' XDP features"))?
         } else {
-            HashMap::new()
+            Some(HashMap::new())
         };
         Ok(Self { links, features, online: online_cpus()?, attachments })
     }
@@ -249,14 +265,19 @@ fn view(kind: &TargetKind, around: &Surroundings<'_>, ask: Ask) -> Result<View, 
         }
         TargetKind::Interface { interface, next_hop } => {
             let named = around.links.iter().find(|link| link.name == *interface);
-            // One that has come up in a circle is as good as none.
-            let Some(link) = named.filter(|link| !around.attachments.is_circle(link)) else {
-                return Ok(View::Gone);
+            // One that has come into being since, and would not have been accepted, is as good as
+            // none.
+            let is_acceptable = |link: &&Link| {
+                !around.attachments.is_circle(link)
+                    && link.hardware_type == ETHERNET
+                    && !(around.features.is_none() && crashes(link))
             };
+            let Some(link) = named.filter(is_acceptable) else { return Ok(View::Gone) };
             let max_len = link.mtu.saturating_add(ETHERNET_LEN + VLAN_LEN);
             let source = link.mac.unwrap_or_default();
             let way = match *next_hop {
-                _ if !link.up => Way::Down,
+                // Without a carrier the kernel drops what generic mode sends, and tells nobody.
+                _ if !link.up || !link.carrier => Way::Down,
                 NextHop::Keep => Way::Keep,
                 NextHop::Mac(destination) => Way::Rewrite(MacAddresses { destination, source }),
                 NextHop::Via(address) => match resolve(link.index, address, ask)? {
@@ -264,7 +285,7 @@ fn view(kind: &TargetKind, around: &Surroundings<'_>, ask: Ask) -> Result<View, 
                     None => Way::Unresolved,
                 },
             };
-            let features = around.features.get(&link.index);
+            let features = around.features.as_ref().and_then(|all| all.get(&link.index));
             let refuses = features.is_some_and(|features| !features.redirect_target());
             let note = if refuses { state::REFUSING } else { 0 };
             Ok(View::Device { ifindex: link.index, max_len, way, note })

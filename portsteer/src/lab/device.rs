@@ -40,7 +40,7 @@ const READY_WITHIN: Duration = Duration::from_secs(5);
 static RIGHT_INDEX: AtomicU32 = AtomicU32::new(10_000);
 
 impl Device {
-    fn find(namespace: &Namespace, name: &str) -> io::Result<Self> {
+    pub(super) fn find(namespace: &Namespace, name: &str) -> io::Result<Self> {
         let link = namespace.run(|| netlink::link_by_name(name))?.ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, format!("there is no interface {name}"))
         })?;
@@ -210,9 +210,19 @@ impl Device {
         )
     }
 
+    /// Waits until the device can send: one with a carrier still discards what is sent until the
+    /// kernel has noticed.
+    ///
+    /// # Errors
+    ///
+    /// If it takes too long, as where the device has no carrier, or does not tell of it.
+    pub fn wait_until_ready(&self) -> io::Result<()> {
+        self.wait_until_ready_for(&[])
+    }
+
     /// A device with a carrier still discards what is sent until the kernel has noticed, and what
     /// comes for its IPv6 addresses until, after that, it has made their routes.
-    fn wait_until_ready(&self, addresses: &[(IpAddr, u8)]) -> io::Result<()> {
+    fn wait_until_ready_for(&self, addresses: &[(IpAddr, u8)]) -> io::Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         while self.link()?.operstate != OPERSTATE_UP || !self.receives_for(addresses)? {
             if Instant::now() > deadline {
@@ -269,7 +279,11 @@ impl Device {
         )
     }
 
-    fn request(&self, request: Request, what: impl FnOnce() -> String) -> io::Result<()> {
+    pub(super) fn request(
+        &self,
+        request: Request,
+        what: impl FnOnce() -> String,
+    ) -> io::Result<()> {
         self.namespace.run(|| request.done()).map_err(|error| explain(&error, &what()))
     }
 }
@@ -409,8 +423,8 @@ impl VethBuilder {
                 }
             }
         }
-        veth.left.wait_until_ready(&left.addresses)?;
-        veth.right.wait_until_ready(&right.addresses)?;
+        veth.left.wait_until_ready_for(&left.addresses)?;
+        veth.right.wait_until_ready_for(&right.addresses)?;
         Ok(veth)
     }
 
@@ -479,5 +493,17 @@ impl Tap {
         let device = Device::find(namespace, name)?;
         device.set_up()?;
         Ok(Self { device, file })
+    }
+
+    /// Leaves the device behind, up, with no program at its other end and so without a carrier.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn abandon(self) -> io::Result<Device> {
+        let Self { device, file } = self;
+        sys::make_tun_persistent(&file)
+            .map_err(|error| explain(&error, &format!("cannot make {} stay", device.name)))?;
+        Ok(device)
     }
 }

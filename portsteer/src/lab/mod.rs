@@ -28,6 +28,7 @@ mod device;
 mod mounts;
 mod namespace;
 pub(crate) mod sys;
+mod virtual_device;
 
 pub use crate::ethtool;
 pub use by_cpu::udp_sockets_by_cpu;
@@ -35,3 +36,4 @@ pub use device::{Device, End, Tap, TapKind, Veth, VethBuilder};
 pub use mounts::{private_mounts, private_tmpfs};
 pub use namespace::{Namespace, die_with_thread};
 pub use sys::{incoming_cpu, poll_readable, send_signal, stay_on_this_cpu};
+pub use virtual_device::VirtualKind;

@@ -256,3 +256,10 @@ pub(super) fn make_tun(tun: impl AsFd, name: &str, flags: libc::c_int) -> io::Re
     check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
         .map(|_| ())
 }
+
+/// `TUNSETPERSIST`: the interface stays when the file is closed.
+pub(super) fn make_tun_persistent(tun: impl AsFd) -> io::Result<()> {
+    let on: libc::c_ulong = 1;
+    // SAFETY: for TUNSETPERSIST the argument is a plain number.
+    check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETPERSIST as _, on) }).map(|_| ())
+}

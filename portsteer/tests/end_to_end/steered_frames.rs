@@ -11,8 +11,8 @@ use portsteer_testkit::{
 };
 
 use crate::{
-    INSTANCE,
-    steering::{PORT, Town, VIA, mac},
+    INSTANCE, mac,
+    steering::{PORT, Town, VIA},
 };
 
 /// What tells this test's frames from others.

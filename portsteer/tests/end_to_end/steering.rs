@@ -23,7 +23,7 @@ use portsteer_testkit::{
     site::{CLIENT_V4, HOST_V4, HOST_V6, SILENCE, Site, wait_until},
 };
 
-use crate::{INSTANCE, head};
+use crate::{INSTANCE, head, mac, steer};
 
 /// The service's addresses, which are the web namespace's alone: a host would take answers from an
 /// address of its own for forged.
@@ -67,11 +67,7 @@ impl Town {
     }
 
     pub(crate) fn policy(mode: XdpMode, target: &str) -> String {
-        format!(
-            "{}[targets.web]\n{target}\n[[rules]]\nname = \"web\"\ndst_port = {PORT}\n\
-             action = {{ steer = \"web\" }}\n",
-            head(mode)
-        )
+        [head(mode), steer(PORT, target)].concat()
     }
 
     pub(crate) fn agent(&self, mode: XdpMode, target: &str) -> Agent {
@@ -188,10 +184,6 @@ fn connections_lead_to_the_target(mode: XdpMode) {
         assert_eq!(stats.interface_number("uplink", "dropped"), 0, "{stats:?}");
         agent.end(libc::SIGINT);
     }
-}
-
-pub(crate) fn mac(bytes: [u8; 6]) -> String {
-    bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 #[test]

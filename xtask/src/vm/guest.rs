@@ -21,7 +21,7 @@ use crate::{
 /// Integration tests of the package portsteer that run in the guest as well as on the host.
 const TESTS: &[&str] = &["verdicts", "end_to_end"];
 /// How long such a test binary may take there.
-const TEST_SECONDS: u32 = 900;
+const TEST_SECONDS: u32 = 1_500;
 /// How long `portsteer demo` may take there.
 const DEMO_SECONDS: u32 = 180;
 /// How long a command of one's own may take there.
@@ -61,8 +61,8 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// Builds the binaries. Without a command of one's own, the guest runs the demo and
-    /// [`TESTS`].
+    /// Builds the binaries. Without a command of one's own, which may be one of [`TESTS`] with
+    /// arguments, the guest runs the demo and all of them.
     pub(super) fn build(own: Option<GuestCommand>) -> Result<Self> {
         add_target()?;
         let root = workspace::root()?;
@@ -82,6 +82,11 @@ impl Guest {
             commands: Vec::new(),
         };
         if let Some(own) = own {
+            if let Some(test) =
+                TESTS.iter().find(|test| own.words[0] == format!("/{}", place(test)))
+            {
+                guest.programs.push((place(test), build_test(&root, test)?));
+            }
             guest.commands.push(own);
             return Ok(guest);
         }
@@ -91,13 +96,12 @@ impl Guest {
             words: vec!["/bin/portsteer".to_owned(), "demo".to_owned()],
         });
         for &test in TESTS {
-            let path = format!("bin/test-{test}");
             guest.commands.push(GuestCommand {
                 name: format!("test-{test}"),
                 seconds: TEST_SECONDS,
-                words: vec![format!("/{path}")],
+                words: vec![format!("/{}", place(test))],
             });
-            guest.programs.push((path, build_test(&root, test)?));
+            guest.programs.push((place(test), build_test(&root, test)?));
         }
         Ok(guest)
     }
@@ -129,6 +133,11 @@ impl Guest {
         archive.device("dev/console", (5, 1));
         Ok(archive.finish())
     }
+}
+
+/// Where a test's binary is in the guest.
+fn place(test: &str) -> String {
+    format!("bin/test-{test}")
 }
 
 /// Builds an integration test of the package portsteer and returns the binary.

@@ -45,7 +45,8 @@ pub(crate) struct Options {
     /// Install QEMU if it is missing; needs no asking where CI=true
     #[arg(long)]
     install: bool,
-    /// What to run in the guest instead of the demo and the tests: /bin/portsteer ARGUMENT...
+    /// What to run in the guest instead of the demo and the tests: /bin/portsteer ARGUMENT..., or
+    /// one of the tests, such as /bin/test-end_to_end FILTER
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
