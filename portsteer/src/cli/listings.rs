@@ -95,6 +95,16 @@ pub fn stats(stats: &Stats) -> String {
         text.push_str(&format!("\n{}", table(&columns, &rows)));
     }
 
+    for target in &stats.targets {
+        if let Some(packets @ 1..) = target.interface_dropped {
+            text.push_str(&format!(
+                "{}: its interface itself has dropped {}, whoever sent them\n",
+                target.name,
+                count(packets as usize, "packet")
+            ));
+        }
+    }
+
     let columns = [
         ("REASON", Align::Left),
         ("VERDICT", Align::Left),

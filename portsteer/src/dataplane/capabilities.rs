@@ -50,7 +50,7 @@ impl Capabilities {
         let features = netlink::xdp_features()
             .map_err(Error::io("asking for the interfaces' XDP features"))?;
         for target in &policy.targets {
-            let Some(link) = link_of(target, links) else { continue };
+            let Some(link) = target.kind.link(links) else { continue };
             let known = features.as_ref().and_then(|features| features.get(&link.index));
             let (takes, takes_several) = match known {
                 Some(features) => (features.redirect_target(), features.redirect_target_sg()),
@@ -98,12 +98,6 @@ pub(super) fn generic_obstacle(policy: &Policy, interface: &str) -> Result<Optio
         target: target.name.clone(),
         interface: interface.to_owned(),
     }))
-}
-
-/// The interface of a target, if there is one.
-fn link_of<'a>(target: &Target, links: &'a [Link]) -> Option<&'a Link> {
-    let TargetKind::Interface { interface, .. } = &target.kind else { return None };
-    links.iter().find(|link| link.name == *interface)
 }
 
 /// Whether an interface takes a frame that is redirected to it in native mode, by sending one: from

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     compile::verdict,
+    netlink::Link,
     policy::{Action, Policy, TargetKind},
 };
 
@@ -80,6 +81,8 @@ pub struct ManifestTarget {
     /// What the slot's losses stood at when the target was given it, in the order of
     /// [`Losses`]' fields.
     pub base: [u64; LOSSES],
+    /// What the interface's own counter of dropped packets stood at then.
+    pub dropped_before: u64,
 }
 
 impl ManifestTarget {
@@ -108,9 +111,10 @@ pub struct Share {
 
 /// Gives each target its slot: those that `previous` has, with the same definition, keep theirs;
 /// new ones get one that neither policy uses. `read` gives what a slot has lost.
-fn place_targets(
+pub(super) fn place_targets(
     policy: &Policy,
     previous: Option<&Manifest>,
+    links: &[Link],
     read: impl Fn(u16, &TargetKind) -> Result<Losses, Error>,
 ) -> Result<Vec<ManifestTarget>, Error> {
     let before = previous.map_or(&[][..], |previous| &previous.targets);
@@ -128,7 +132,9 @@ fn place_targets(
                     .next()
                     .ok_or_else(|| Error::Load("there is no target slot left".to_owned()))?;
                 let base = bytemuck::cast(read(slot, &target.kind)?);
-                ManifestTarget { name: target.name.clone(), slot, kind: target.kind.clone(), base }
+                let (name, kind) = (target.name.clone(), target.kind.clone());
+                let dropped_before = kind.link(links).map_or(0, |link| link.counters.tx_dropped);
+                ManifestTarget { name, slot, kind, base, dropped_before }
             }
         });
     }
@@ -174,7 +180,7 @@ impl Allocator<'_> {
 impl Manifest {
     /// Describes a policy, and gives each rule its counter: rules that `previous` has, by name or,
     /// unnamed, by match and action, keep theirs; new ones get one that neither policy uses.
-    /// `read` gives what a counter stands at. Targets keep their slots in the same way.
+    /// `read` gives what a counter stands at. `targets` are those of the policy, with their slots.
     ///
     /// # Errors
     ///
@@ -185,10 +191,9 @@ impl Manifest {
         source: (&str, &str),
         previous: Option<&Self>,
         pages: u32,
+        targets: Vec<ManifestTarget>,
         read: impl Fn(u32) -> Counter,
-        read_losses: impl Fn(u16, &TargetKind) -> Result<Losses, Error>,
     ) -> Result<Self, Error> {
-        let targets = place_targets(policy, previous, read_losses)?;
         let kept: HashSet<u16> = previous
             .map_or(&[][..], |previous| &previous.targets)
             .iter()

@@ -181,14 +181,17 @@ impl Dataplane {
         // From here on no program reads the idle bank, nor counts for a rule that only it knew.
         sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
         let counted = if running { snapshots(&maps, &pinned, maps.pages)? } else { Vec::new() };
+        let placed = manifest::place_targets(policy, previous.as_ref(), links, |slot, kind| {
+            targets::losses(&maps, slot, kind)
+        })?;
         let mut manifest = Manifest::describe(
             &self.instance,
             policy,
             source,
             previous.as_ref(),
             maps.pages,
+            placed,
             |counter| total(&counted, counter),
-            |slot, kind| targets::losses(&maps, slot, kind),
         )?;
         for (counter, slot) in manifest.steering() {
             maps.set_target_of(counter, slot)?;
@@ -812,9 +815,13 @@ pub fn read_status(instance: &Instance) -> Result<Status, Error> {
 /// [`Error::NotAttached`] if nothing is attached.
 pub fn read_stats(instance: &Instance) -> Result<Stats, Error> {
     let maps = running(instance)?;
+    let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
     let (manifest, (rules, targets, reasons, interfaces)) =
         consistently(instance, &maps, |manifest| {
             let pinned = pinned(instance, &maps)?;
+            // Those of another network namespace say nothing.
+            let is_here = check_namespace(instance, &pinned, &links).is_ok();
+            let links = if is_here { &links[..] } else { &[] };
             // Everything is told from the same snapshots, so that it adds up.
             let counted = snapshots(&maps, &pinned, manifest.pages())?;
             let rules: Vec<RuleStats> = manifest
@@ -831,7 +838,7 @@ pub fn read_stats(instance: &Instance) -> Result<Stats, Error> {
             let targets = manifest
                 .targets
                 .iter()
-                .map(|target| TargetStats::new(target, manifest, &counted, &maps))
+                .map(|target| TargetStats::new(target, manifest, &counted, &maps, links))
                 .collect::<Result<Vec<_>, Error>>()?;
             Ok((rules, targets, reasons, interfaces))
         })?;

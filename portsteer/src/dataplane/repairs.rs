@@ -18,7 +18,7 @@ use super::{
 use crate::{
     ethtool::{self, Offload},
     netlink::Link,
-    policy::{Policy, TargetKind},
+    policy::Policy,
 };
 
 /// What an offload has to be.
@@ -68,8 +68,7 @@ pub(super) fn wanted(
         // The other end of a veth takes redirected frames only if it joins packets, or has a
         // program of its own.
         for target in &policy.targets {
-            let TargetKind::Interface { interface, .. } = &target.kind else { continue };
-            let link = links.iter().find(|link| link.name == *interface);
+            let link = target.kind.link(links);
             let peer = link.and_then(|link| link.peer_index).and_then(with_index);
             if let Some(peer) = peer.filter(|peer| peer.xdp.is_none()) {
                 want(peer, Offload::Gro, true);

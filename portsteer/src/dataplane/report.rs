@@ -13,7 +13,10 @@ use super::{
     targets::{TargetState, losses, state_of},
     total,
 };
-use crate::policy::{NextHop, TargetKind};
+use crate::{
+    netlink::Link,
+    policy::{NextHop, TargetKind},
+};
 
 /// What `portsteer status` tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,6 +59,9 @@ pub struct TargetStats {
     pub bytes: u64,
     /// Packets that did not get there.
     pub lost: TargetLosses,
+    /// What the interface itself has dropped since, whoever sent it: of what generic mode sends, the
+    /// kernel tells nothing else. `None` for CPUs, and where the interface is not to be seen.
+    pub interface_dropped: Option<u64>,
 }
 
 /// Packets that a rule steered and that did not get to the target.
@@ -226,6 +232,7 @@ impl TargetStats {
         manifest: &Manifest,
         counted: &[Snapshot],
         maps: &Maps,
+        links: &[Link],
     ) -> Result<Self, Error> {
         let TargetStatus { name, to, state } = TargetStatus::new(target, maps);
         // Rules of the same name share their counters.
@@ -254,7 +261,12 @@ impl TargetStats {
             device: now.device.wrapping_sub(base.device),
             queue: now.queue.wrapping_sub(base.queue),
         };
-        Ok(Self { name, to, state, packets, bytes, lost })
+        // An interface that was made anew counts from zero.
+        let interface_dropped = target.kind.link(links).map(|link| {
+            let now = link.counters.tx_dropped;
+            now.checked_sub(target.dropped_before).unwrap_or(now)
+        });
+        Ok(Self { name, to, state, packets, bytes, lost, interface_dropped })
     }
 }
 

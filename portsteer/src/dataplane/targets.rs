@@ -25,6 +25,14 @@ use crate::{
     policy::{NextHop, Policy, TargetKind},
 };
 
+impl TargetKind {
+    /// The interface, if it is one and there is one.
+    pub(super) fn link<'a>(&self, links: &'a [Link]) -> Option<&'a Link> {
+        let Self::Interface { interface, .. } = self else { return None };
+        links.iter().find(|link| link.name == *interface)
+    }
+}
+
 /// How a target is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -263,8 +271,8 @@ fn view(kind: &TargetKind, around: &Surroundings<'_>, ask: Ask) -> Result<View, 
                 .collect();
             Ok(if online.is_empty() { View::Gone } else { View::Cpus { online, queue: *queue } })
         }
-        TargetKind::Interface { interface, next_hop } => {
-            let named = around.links.iter().find(|link| link.name == *interface);
+        TargetKind::Interface { next_hop, .. } => {
+            let named = kind.link(&around.links);
             // One that has come into being since, and would not have been accepted, is as good as
             // none.
             let is_acceptable = |link: &&Link| {
