@@ -107,5 +107,7 @@ pub struct Losses {
     /// The device did not take the frame (tracepoint `xdp_devmap_xmit`). Where several targets send
     /// out of one device, they count for the first.
     pub device: u64,
-    pub reserved: u64,
+    /// Those of `device` for which the driver gave an error: it takes no frames at all, rather than
+    /// having no room for more.
+    pub unable: u64,
 }

@@ -42,7 +42,7 @@ static NETWORK: Global<u32> = Global::new(0);
 /// namespace that the index is of.
 #[raw_tracepoint(tracepoint = "xdp_devmap_xmit")]
 pub fn watch_sent(ctx: RawTracePointContext) -> i32 {
-    let (device, dropped): (u64, u32) = (ctx.arg(1), ctx.arg(3));
+    let (device, dropped, error): (u64, u32, i32) = (ctx.arg(1), ctx.arg(3), ctx.arg(4));
     if dropped == 0 {
         return 0;
     }
@@ -53,7 +53,12 @@ pub fn watch_sent(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     if let Some(slot) = maps::slot_of_device(ifindex) {
-        maps::lose_at(slot, |losses| losses.device += u64::from(dropped));
+        maps::lose_at(slot, |losses| {
+            losses.device += u64::from(dropped);
+            if error < 0 {
+                losses.unable += u64::from(dropped);
+            }
+        });
     }
     0
 }
