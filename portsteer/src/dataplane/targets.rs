@@ -378,6 +378,7 @@ pub(super) fn refresh(
         };
         set_state(maps, slot, wanted);
     }
+    end_offline_queues(maps, targets, &around.online)?;
     rewrites.retain(|&(slot, addresses, note)| {
         let current = state_of(maps, slot) & state::NUMBER;
         let index = match current {
@@ -411,6 +412,30 @@ pub(super) fn refresh(
             (state != before).then(|| TargetChange { name: target.name.clone(), state })
         })
         .collect())
+}
+
+/// Ends the kernel's threads for CPUs that are offline, to which nothing is spread any more. The
+/// kernel would move them to other CPUs for good; made anew, they are where they belong.
+fn end_offline_queues(
+    maps: &Maps,
+    targets: &[ManifestTarget],
+    online: &[u32],
+) -> Result<(), Error> {
+    let mut offline: Vec<u32> = Vec::new();
+    for target in targets {
+        let TargetKind::Cpus { cpus, .. } = &target.kind else { continue };
+        for &cpu in cpus {
+            if !online.contains(&cpu) && !offline.contains(&cpu) && maps.queue(cpu)? != 0 {
+                offline.push(cpu);
+            }
+        }
+    }
+    if offline.is_empty() {
+        return Ok(());
+    }
+    // A program may still be about to hand a packet over.
+    sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
+    offline.into_iter().try_for_each(|cpu| maps.set_queue(cpu, 0))
 }
 
 /// The first [`refresh`] of a policy that is about to come into force: next hops get a moment to
