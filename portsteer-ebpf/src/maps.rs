@@ -170,12 +170,17 @@ impl Target {
         u64::from(unsafe { (&raw const (*self.entry).max_len).read_volatile() })
     }
 
-    /// The first addresses for 0, the second for everything else.
+    /// The first addresses for 0, the second for everything else: the bytes of
+    /// [`MacAddresses`] by fours, since the compiler would call a function to copy twelve.
     #[inline(always)]
-    pub fn macs(self, index: usize) -> MacAddresses {
-        // SAFETY: one of the entry's two. User space changes only those that the state does not
-        // name.
-        unsafe { (&raw const (*self.entry).macs).cast::<MacAddresses>().add(index & 1).read() }
+    pub fn macs(self, index: usize) -> [u32; 3] {
+        // SAFETY: one of the entry's two, at a multiple of four bytes. User space changes only those
+        // that the state does not name.
+        unsafe {
+            let macs = (&raw const (*self.entry).macs).cast::<MacAddresses>().add(index & 1);
+            let words = macs.cast::<u32>();
+            [words.read(), words.add(1).read(), words.add(2).read()]
+        }
     }
 }
 
@@ -226,4 +231,8 @@ pub fn lose_at(entry: u32, count: impl FnOnce(&mut Losses)) {
     }
 }
 
+const _: () = assert!(
+    core::mem::offset_of!(steering::Target, macs).is_multiple_of(4)
+        && size_of::<MacAddresses>() == 12
+);
 const _: () = assert!(TARGET_SLOTS == 2048 && SPREAD_PLACES == 128, "the masks in bound.rs");

@@ -34,17 +34,22 @@ impl Packet {
         (self.0.data_end() - self.0.data()) as u64
     }
 
-    /// Writes the Ethernet header's two addresses. No packet that was parsed is too short for
-    /// them, but the verifier wants to see it: `false` then.
+    /// Writes the Ethernet header's two addresses, of which these are the bytes. No packet that was
+    /// parsed is too short for them, but the verifier wants to see it: `false` then.
     #[inline(always)]
-    pub fn set_mac_addresses(&self, addresses: MacAddresses) -> bool {
+    pub fn set_mac_addresses(&self, addresses: [u32; 3]) -> bool {
         let start = self.0.data();
         if start + size_of::<MacAddresses>() > self.0.data_end() {
             return false;
         }
-        // SAFETY: the bytes lie between data and data_end, where XDP programs may write; the
-        // structure is nothing but bytes.
-        unsafe { (start as *mut MacAddresses).write_unaligned(addresses) };
+        let [first, second, third] = addresses;
+        let words = start as *mut u32;
+        // SAFETY: the bytes lie between data and data_end, where XDP programs may write.
+        unsafe {
+            words.write_unaligned(first);
+            words.add(1).write_unaligned(second);
+            words.add(2).write_unaligned(third);
+        }
         true
     }
 }
