@@ -195,7 +195,10 @@ pub async fn run(options: Options, reporter: &mut impl Reporter) -> Result<(), E
             },
             _ = interrupt.recv() => return take_off(running, "interrupted", reporter),
             () = lifetime => return take_off(running, "the time is up", reporter),
-            _ = check.tick() => notice_detach(&mut running, reporter),
+            _ = check.tick() => {
+                notice_detach(&mut running, reporter);
+                notice_gone_interfaces(running.as_ref(), reporter);
+            }
             _ = look.tick() => refresh_targets(running.as_ref(), true, reporter),
             changed = watch.changed() => {
                 changed.map_err(Error::Events)?;
@@ -277,11 +280,24 @@ fn reload(options: &Options, running: &mut Option<Dataplane>, reporter: &mut imp
     }
 }
 
+/// An interface that goes takes its attachment with it.
+fn notice_gone_interfaces(running: Option<&Dataplane>, reporter: &mut impl Reporter) {
+    let Some(Ok(gone)) = running.map(Dataplane::gone_interfaces) else { return };
+    for name in gone {
+        reporter.note(&format!(
+            "{name} is gone from here, and the policy with it; SIGHUP attaches again what there is"
+        ));
+    }
+}
+
 /// After `portsteer detach` the agent keeps its hands off until it is told to apply again.
 fn notice_detach(running: &mut Option<Dataplane>, reporter: &mut impl Reporter) {
-    if running.as_ref().is_some_and(Dataplane::was_detached) {
-        *running = None;
+    if let Some(dataplane) = running.take_if(|dataplane| dataplane.was_detached()) {
         reporter.note("detached from outside; SIGHUP attaches again");
+        match dataplane.switch_back() {
+            Ok(notes) => notes.iter().for_each(|note| reporter.note(note)),
+            Err(error) => reporter.note(&format!("switching offloads back: {error}")),
+        }
     }
 }
 

@@ -56,7 +56,7 @@ pub enum Error {
     )]
     CpusInGenericMode { target: String, interface: String },
     #[error("no interface matches {}", patterns.join(", "))]
-    NoInterface { patterns: Vec<String>, existing: Vec<String> },
+    NoInterface { patterns: Vec<String>, existing: Vec<String>, targets: Vec<String> },
     #[error("`{name}` carries no Ethernet frames (hardware type {hardware_type})")]
     NotEthernet { name: String, hardware_type: u16 },
     #[error(
@@ -135,6 +135,10 @@ impl Error {
             }
             Self::UnknownCpus { online, .. } => format!("online are: {}", list(online)),
             Self::UnknownInterface { name, existing } => suggest(name, existing),
+            Self::NoInterface { targets, .. } if !targets.is_empty() => format!(
+                "targets are left out: {}; name an interface without `*` to attach to it",
+                targets.join(", ")
+            ),
             Self::NoInterface { existing, .. } => format!("there are: {}", existing.join(", ")),
             Self::NotEthernet { .. } => {
                 "portsteer reads Ethernet frames: attach to the device below it".to_owned()
@@ -181,7 +185,10 @@ impl Error {
 /// Which of these interfaces may have been meant.
 pub(super) fn suggest(name: &str, existing: &[String]) -> String {
     let distance = |existing: &&String| strsim::damerau_levenshtein(existing, name);
-    match existing.iter().filter(|existing| distance(existing) <= 2).min_by_key(distance) {
+    // Of a short name little is left after two changes.
+    let is_near =
+        |existing: &&String| distance(existing) <= 2 && 2 * distance(existing) < name.len();
+    match existing.iter().filter(is_near).min_by_key(distance) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("there are: {}", existing.join(", ")),
     }

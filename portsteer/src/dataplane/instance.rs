@@ -67,6 +67,12 @@ impl Instance {
         Ok(Self { name: name.to_owned() })
     }
 
+    /// All that have pins now, as far as they may be seen.
+    pub(super) fn all() -> Vec<Self> {
+        let entries = fs::read_dir(Path::new(BPFFS).join("portsteer")).into_iter().flatten();
+        entries.flatten().filter_map(|entry| Self::new(entry.file_name().to_str()?).ok()).collect()
+    }
+
     /// The name.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -34,15 +34,18 @@ pub(super) fn select(
     };
     let existing = || links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
     let mut selected: Vec<&Link> = Vec::new();
+    let mut targets_left_out: Vec<String> = Vec::new();
     for pattern in patterns {
         if pattern.is_glob {
             // The policy's parser has compiled it before.
             let Ok(glob) = globset::Glob::new(&pattern.text) else { continue };
             let matcher = glob.compile_matcher();
-            let matches = |link: &&Link| {
-                link.hardware_type == ETHERNET && matcher.is_match(&link.name) && !is_target(link)
-            };
-            selected.extend(links.iter().filter(matches));
+            let matches =
+                |link: &&Link| link.hardware_type == ETHERNET && matcher.is_match(&link.name);
+            let (left_out, meant): (Vec<&Link>, Vec<&Link>) =
+                links.iter().filter(matches).partition(|link| is_target(link));
+            selected.extend(meant);
+            targets_left_out.extend(left_out.iter().map(|link| link.name.clone()));
         } else {
             let Some(link) = links.iter().find(|link| link.name == pattern.text) else {
                 let (name, existing) = (pattern.text.clone(), existing());
@@ -59,7 +62,8 @@ pub(super) fn select(
     selected.dedup_by_key(|link| link.index);
     if selected.is_empty() {
         let patterns = patterns.iter().map(|pattern| format!("`{}`", pattern.text)).collect();
-        return Err(Error::NoInterface { patterns, existing: existing() });
+        let (existing, targets) = (existing(), targets_left_out);
+        return Err(Error::NoInterface { patterns, existing, targets });
     }
     if selected.len() > INTERFACE_SLOTS as usize {
         return Err(Error::TooManyInterfaces { count: selected.len() });

@@ -181,7 +181,7 @@ impl Maps {
             cpus,
             losses,
             retired,
-            repairs: Repairs::new(repairs),
+            repairs: Repairs::new(instance, repairs),
             pages: shape.max_entries,
         })
     }

@@ -58,8 +58,17 @@ use targets::{Ask, Attachments};
 pub struct Dataplane {
     instance: Instance,
     lock: Lock,
-    /// The targets of the policy that was applied last.
-    targets: Mutex<Vec<ManifestTarget>>,
+    applied: Mutex<State>,
+}
+
+/// What was applied last.
+#[derive(Debug, Default)]
+struct State {
+    targets: Vec<ManifestTarget>,
+    /// The names of the interfaces that were attached when that was looked at last.
+    attached: Vec<String>,
+    /// Kept open: somebody may take the dataplane off from another network namespace.
+    repairs: Option<Repairs>,
 }
 
 /// What [`Dataplane::apply`] did.
@@ -124,7 +133,7 @@ impl Dataplane {
     pub fn lock(instance: Instance) -> Result<Self, Error> {
         kernel::check()?;
         let lock = instance.lock()?;
-        Ok(Self { instance, lock, targets: Mutex::default() })
+        Ok(Self { instance, lock, applied: Mutex::default() })
     }
 
     /// The instance.
@@ -142,7 +151,7 @@ impl Dataplane {
     pub fn apply(&self, policy: &Policy, path: &str, text: &str) -> Result<Applied, Error> {
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
         let wanted = interfaces::select(&policy.interfaces, &links, &policy.targets)?;
-        let mut notes = targets::check(policy, &wanted, &links)?;
+        let mut notes = targets::check(&self.instance, policy, &wanted, &links)?;
         self.remove_debris(&links)?;
         let mut begun = Begun::default();
         match self.apply_to(policy, (path, text), &wanted, &links, &mut begun) {
@@ -206,7 +215,7 @@ impl Dataplane {
         let expected: Vec<(&Link, AttachedMode)> =
             wanted.iter().map(|link| (link, expected_mode(policy, link, &pinned))).collect();
         let settings = repairs::wanted(policy, &expected, links);
-        let mut notes = maps.repairs.make(&settings, &mut begun.switched)?;
+        let mut notes = maps.repairs.make(&settings, links, &mut begun.switched)?;
         let capabilities = Capabilities::find(policy, links, &maps, &mut manifest.targets)?;
         let (idle, image) = maps.idle_bank();
         compile(policy, &manifest.counters(), image)?;
@@ -222,7 +231,7 @@ impl Dataplane {
             let modes: Vec<(&Link, AttachedMode)> =
                 wanted.iter().zip(&attached).map(|(link, done)| (link, done.mode)).collect();
             let settings = repairs::wanted(policy, &modes, links);
-            notes.extend(maps.repairs.make(&settings, &mut begun.switched)?);
+            notes.extend(maps.repairs.make(&settings, links, &mut begun.switched)?);
             Ok((attached, settings))
         });
         let (attached, settings) = match result {
@@ -270,7 +279,12 @@ impl Dataplane {
                 ));
             }
         }
-        *self.targets() = manifest.targets;
+        notes.extend(targets::unready(&maps, &manifest.targets));
+        *self.applied() = State {
+            targets: manifest.targets,
+            attached: attached.iter().map(|attached| attached.name.clone()).collect(),
+            repairs: Some(maps.repairs),
+        };
         Ok(Applied { attached, detached, removed, notes })
     }
 
@@ -344,9 +358,9 @@ impl Dataplane {
         detach(&self.instance)
     }
 
-    fn targets(&self) -> MutexGuard<'_, Vec<ManifestTarget>> {
-        // A list is replaced whole, so whoever panicked left it whole.
-        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    fn applied(&self) -> MutexGuard<'_, State> {
+        // It is replaced whole, so whoever panicked left it whole.
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the program know how the targets of the policy that was applied last are now, and says
@@ -356,14 +370,58 @@ impl Dataplane {
     ///
     /// The kernel does not tell, or nothing is in force.
     pub fn refresh_targets(&self, ask_again: bool) -> Result<Vec<TargetChange>, Error> {
-        let targets = self.targets();
-        if targets.is_empty() {
+        let applied = self.applied();
+        if applied.targets.is_empty() {
             return Ok(Vec::new());
         }
         let mut maps = running(&self.instance)?;
         let attachments = Attachments::new(&pinned(&self.instance, &maps)?);
         let ask = if ask_again { Ask::Again } else { Ask::First };
-        targets::refresh(&mut maps, &targets, &attachments, ask)
+        let mut changes = targets::refresh(&mut maps, &applied.targets, &attachments, ask)?;
+        if changes.iter().any(|change| change.state == TargetState::Refusing) {
+            // A veth pair that was made anew, perhaps.
+            let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
+            let wanted =
+                repairs::wanted_of(applied.targets.iter().map(|target| &target.kind), &links);
+            maps.repairs.make(&wanted, &links, &mut Vec::new())?;
+            for change in targets::refresh(&mut maps, &applied.targets, &attachments, ask)? {
+                changes.retain(|before| before.name != change.name);
+                changes.push(change);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// The interfaces that have gone since this was asked last.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not tell, or nothing is in force.
+    pub fn gone_interfaces(&self) -> Result<Vec<String>, Error> {
+        let mut applied = self.applied();
+        let maps = running(&self.instance)?;
+        let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
+        let is_here = |pinned: &&Pinned| {
+            check_namespace(&self.instance, std::slice::from_ref(*pinned), &links).is_ok()
+                && pinned.ifindex != 0
+        };
+        let pinned = pinned(&self.instance, &maps)?;
+        let present: Vec<String> =
+            pinned.iter().filter(is_here).map(|pinned| pinned.record.name()).collect();
+        let before = std::mem::replace(&mut applied.attached, present);
+        Ok(before.into_iter().filter(|name| !applied.attached.contains(name)).collect())
+    }
+
+    /// Switches offloads back that whoever has taken the dataplane off could not reach. Returns in
+    /// words what was.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not tell.
+    pub fn switch_back(&self) -> Result<Vec<String>, Error> {
+        let Some(repairs) = self.applied().repairs.take() else { return Ok(Vec::new()) };
+        let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
+        Ok(describe_switched(&[], &repairs.undo(&links, |_| false)?))
     }
 
     /// Whether somebody has taken the dataplane off behind this value's back.
@@ -647,17 +705,15 @@ impl<'a> Attaching<'a> {
 
 /// The instance that has pinned a link with this program.
 fn instance_of(program_id: u32) -> Option<String> {
-    let directory = Path::new(kernel::BPFFS).join("portsteer");
-    fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
-        let instance = Instance::new(entry.file_name().to_str()?).ok()?;
+    let found = Instance::all().into_iter().find(|instance| {
         let holds = |slot: &u32| {
             let info = sys::open_pin(&instance.link_pin(*slot))
                 .and_then(|link| sys::xdp_link_info(link.as_fd()));
             info.is_ok_and(|info| info.program_id == program_id)
         };
-        let found = instance.linked_slots().ok()?.iter().any(holds);
-        found.then(|| instance.name().to_owned())
-    })
+        instance.linked_slots().is_ok_and(|slots| slots.iter().any(holds))
+    });
+    found.map(|instance| instance.name().to_owned())
 }
 
 /// Takes an instance's dataplane off all interfaces, switches offloads back and removes the pins,
@@ -680,20 +736,17 @@ pub fn detach(instance: &Instance) -> Result<Detached, Error> {
         (!name.is_empty()).then_some(name)
     };
     let mut detached = Detached::default();
-    let mut is_here = slots.is_empty();
     for slot in slots {
-        is_here |= is_linked_here(instance, slot, &links);
         detached.interfaces.push(name(slot).unwrap_or_else(|| format!("(slot {slot})")));
         detach_slot(instance, slot)?;
     }
     if let Some(repairs) = Repairs::open(instance) {
-        // Their indices mean something only where the links were.
-        if is_here {
-            detached.notes = describe_switched(&[], &repairs.undo(&links, |_| false)?);
-        } else if let settings @ [_, ..] = &repairs.present()?[..] {
+        detached.notes = describe_switched(&[], &repairs.undo(&links, |_| false)?);
+        let elsewhere = repairs.present()?;
+        if !elsewhere.is_empty() {
             detached.notes.push(format!(
                 "still switched, in another network namespace: {}",
-                repairs::describe(settings)
+                repairs::describe(&elsewhere)
             ));
         }
     }
@@ -705,18 +758,6 @@ pub fn detach(instance: &Instance) -> Result<Detached, Error> {
         return Err(Error::NotAttached(instance.name().to_owned()));
     }
     Ok(detached)
-}
-
-/// Whether the link in a slot is on an interface of this network namespace.
-fn is_linked_here(instance: &Instance, slot: u32, links: &[Link]) -> bool {
-    let info =
-        sys::open_pin(&instance.link_pin(slot)).and_then(|link| sys::xdp_link_info(link.as_fd()));
-    info.is_ok_and(|info| {
-        links.iter().any(|link| {
-            link.index == info.ifindex
-                && link.xdp.is_some_and(|xdp| xdp.program_id == Some(info.program_id))
-        })
-    })
 }
 
 /// Takes one interface off and forgets what it has counted.

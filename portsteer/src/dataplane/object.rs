@@ -3,10 +3,7 @@
 
 use std::{
     ffi::CStr,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::fd::{AsFd, OwnedFd},
 };
 
 use aya::{
@@ -19,6 +16,7 @@ use super::{
     instance::Instance,
     kernel,
     maps::{self, Maps},
+    repairs::this_network,
     sys,
 };
 
@@ -110,10 +108,7 @@ pub(super) fn watch(
     let ifindex = offset("net_device", "ifindex")?;
     let network = offset("net_device", "nd_net")?;
     let inode = offset("net", "ns")? + offset("ns_common", "inum")?;
-    // The number fits: `struct ns_common` has it in 32 bits.
-    let this_network = std::fs::metadata("/proc/thread-self/ns/net")
-        .map_err(Error::io("looking at this network namespace"))?
-        .ino() as u32;
+    let this_network = this_network()?;
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     // They have no interface of their own.

@@ -5,7 +5,13 @@
 //!
 //! What was switched is kept in a pinned map, so that whoever takes the dataplane off can undo it.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    fs,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+};
 
 use bytemuck::{Pod, Zeroable};
 use portsteer_common::{INTERFACE_SLOTS, steering::MAX_TARGETS};
@@ -18,7 +24,7 @@ use super::{
 use crate::{
     ethtool::{self, Offload},
     netlink::Link,
-    policy::Policy,
+    policy::{Policy, TargetKind},
 };
 
 /// What an offload has to be.
@@ -65,17 +71,30 @@ pub(super) fn wanted(
         }
     }
     if attached.iter().any(|(_, mode)| *mode == AttachedMode::Native) {
-        // The other end of a veth takes redirected frames only if it joins packets, or has a
-        // program of its own.
-        for target in &policy.targets {
-            let link = target.kind.link(links);
-            let peer = link.and_then(|link| link.peer_index).and_then(with_index);
-            if let Some(peer) = peer.filter(|peer| peer.xdp.is_none()) {
-                want(peer, Offload::Gro, true);
-            }
-        }
+        settings.extend(wanted_of(policy.targets.iter().map(|target| &target.kind), links));
     }
     settings
+}
+
+/// What targets need where anything is attached in native mode: the other end of a veth takes
+/// redirected frames only if it joins packets, or has a program of its own.
+pub(super) fn wanted_of<'a>(
+    targets: impl Iterator<Item = &'a TargetKind>,
+    links: &[Link],
+) -> Vec<Setting> {
+    let peer = |kind: &TargetKind| {
+        let index = kind.link(links)?.peer_index?;
+        links.iter().find(|link| link.index == index && link.xdp.is_none())
+    };
+    targets
+        .filter_map(peer)
+        .map(|peer| Setting {
+            interface: peer.name.clone(),
+            ifindex: peer.index,
+            offload: Offload::Gro,
+            on: true,
+        })
+        .collect()
 }
 
 /// Whether packets come to this interface from a sender whose offloads are out of reach.
@@ -88,66 +107,87 @@ pub(super) fn sender_is_elsewhere(link: &Link) -> bool {
     }
 }
 
-/// An entry of the map: what was switched.
+/// An entry of the map: what has to be as it is, and whether it was switched for that.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 struct Record {
-    /// 0 where nothing is recorded.
+    /// The inode's number of the network namespace. 0 where nothing is recorded.
+    network: u32,
     ifindex: u32,
     /// The index in [`Offload::ALL`].
     offload: u32,
-    /// What it was switched to; before, it was the opposite.
-    on: u32,
+    on: u16,
+    /// Whether it was the opposite before, and is to be again.
+    switched: u16,
     /// The interface's name at that time, padded with zeroes: for listings.
     name: [u8; 16],
 }
 
 /// As many as can ever be wanted.
-const RECORDS: usize = INTERFACE_SLOTS as usize * (SENDER.len() + 1) + MAX_TARGETS;
+const RECORDS: u32 = INTERFACE_SLOTS * (SENDER.len() as u32 + 1) + MAX_TARGETS as u32;
 
 /// The map's name and pin.
 pub(super) const PIN: &str = "repairs";
 
-/// The map's shape: one value with all records.
+/// The map's shape: one record a value.
 pub(super) const SHAPE: MapShape = MapShape {
     map_type: map_type::ARRAY,
     key_size: 4,
-    value_size: (RECORDS * size_of::<Record>()) as u32,
-    max_entries: 1,
+    value_size: size_of::<Record>() as u32,
+    max_entries: RECORDS,
     flags: 0,
 };
 
+/// The network namespace that the calling thread is in, by its inode's number, which
+/// `struct ns_common` has in 32 bits.
+pub(super) fn this_network() -> Result<u32, Error> {
+    let metadata = fs::metadata("/proc/thread-self/ns/net")
+        .map_err(Error::io("looking at this network namespace"))?;
+    Ok(metadata.ino() as u32)
+}
+
 /// The offloads that were switched for an instance, and the right to switch more.
 #[derive(Debug)]
-pub(super) struct Repairs(OwnedFd);
+pub(super) struct Repairs {
+    map: OwnedFd,
+    instance: Instance,
+}
 
 impl Repairs {
     /// From the pinned map, whose shape is [`SHAPE`].
-    pub(super) fn new(map: OwnedFd) -> Self {
-        Self(map)
+    pub(super) fn new(instance: &Instance, map: OwnedFd) -> Self {
+        Self { map, instance: instance.clone() }
     }
 
     /// Opens the pinned map by itself; `None` if it is missing or has another shape.
     pub(super) fn open(instance: &Instance) -> Option<Self> {
         let map = sys::open_pin(&instance.pin(PIN)).ok()?;
-        (sys::map_shape(map.as_fd()).ok()? == SHAPE).then_some(Self(map))
+        (sys::map_shape(map.as_fd()).ok()? == SHAPE).then(|| Self::new(instance, map))
     }
 
     fn records(&self) -> Result<Vec<Record>, Error> {
-        let mut records = vec![Record::zeroed(); RECORDS];
-        sys::map_lookup(self.0.as_fd(), 0, bytemuck::cast_slice_mut(&mut records))
-            .map_err(Error::io("reading the map `repairs`"))?;
-        Ok(records)
+        let read = |index| {
+            let mut record = Record::zeroed();
+            sys::map_lookup(self.map.as_fd(), index, bytemuck::bytes_of_mut(&mut record))
+                .map_err(Error::io("reading the map `repairs`"))?;
+            Ok(record)
+        };
+        (0..RECORDS).map(read).collect()
     }
 
-    fn write(&self, records: &[Record]) -> Result<(), Error> {
-        sys::map_update(self.0.as_fd(), 0, bytemuck::cast_slice(records))
+    fn write(&self, index: usize, record: &Record) -> Result<(), Error> {
+        sys::map_update(self.map.as_fd(), index as u32, bytemuck::bytes_of(record))
             .map_err(Error::io("writing the map `repairs`"))
     }
 
-    /// What is switched now.
+    /// What is switched now, in whichever network namespace.
     pub(super) fn present(&self) -> Result<Vec<Setting>, Error> {
-        Ok(self.records()?.iter().filter_map(Record::setting).collect())
+        let records = self.records()?;
+        Ok(records
+            .iter()
+            .filter(|record| record.switched != 0)
+            .filter_map(Record::setting)
+            .collect())
     }
 
     /// Switches what has to be switched, writes it down first, and adds it to `made`. Returns in
@@ -155,63 +195,103 @@ impl Repairs {
     pub(super) fn make(
         &self,
         wanted: &[Setting],
+        links: &[Link],
         made: &mut Vec<Setting>,
     ) -> Result<Vec<String>, Error> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let network = this_network()?;
         let mut records = self.records()?;
+        let is_gone = |record: &Record| {
+            record.network == network && !links.iter().any(|link| link.index == record.ifindex)
+        };
+        for (index, record) in records.iter_mut().enumerate() {
+            if is_gone(record) {
+                *record = Record::zeroed();
+                self.write(index, record)?;
+            }
+        }
         let mut failed = Vec::new();
         for setting in wanted {
             // A device that does not know the offload does nothing of the kind.
-            if ethtool::get(&setting.interface, setting.offload).ok() != Some(!setting.on) {
-                continue;
+            let Ok(on) = ethtool::get(&setting.interface, setting.offload) else { continue };
+            let known = records.iter().position(|record| record.is(network, setting));
+            let free = || records.iter().position(|record| record.network == 0);
+            let Some(index) = known.or_else(free) else { continue };
+            let is_right = on == setting.on;
+            let switched = !is_right || (known.is_some() && records[index].switched != 0);
+            let record = Record::new(network, setting, switched);
+            if records[index] != record {
+                records[index] = record;
+                self.write(index, &record)?;
             }
-            let known = records.iter().position(|record| record.is(setting));
-            if known.is_none() {
-                if let Some(free) = records.iter_mut().find(|record| record.ifindex == 0) {
-                    *free = Record::new(setting);
-                }
-                self.write(&records)?;
+            if is_right {
+                continue;
             }
             match ethtool::set(&setting.interface, setting.offload, setting.on) {
                 Ok(()) if known.is_some() => {}
                 Ok(()) => made.push(setting.clone()),
                 Err(error) => {
                     failed.push(format!("{error}; {}", consequence(setting)));
-                    records.iter_mut().filter(|record| record.is(setting)).for_each(Record::clear);
-                    self.write(&records)?;
+                    records[index] = Record::zeroed();
+                    self.write(index, &records[index])?;
                 }
             }
         }
         Ok(failed)
     }
 
-    /// Switches back what is not to be kept, of the interfaces that are still there. Returns what
-    /// was.
+    /// Gives up what is not to be kept: switches it back, or leaves that to another instance that
+    /// needs it too. What is in another network namespace stays as it is. Returns what was switched
+    /// back.
     pub(super) fn undo(
         &self,
         links: &[Link],
         keep: impl Fn(&Setting) -> bool,
     ) -> Result<Vec<Setting>, Error> {
-        let mut records = self.records()?;
+        let network = this_network()?;
         let mut undone = Vec::new();
-        for record in &mut records {
-            let Some(mut setting) = record.setting() else { continue };
+        for (index, record) in self.records()?.iter().enumerate() {
+            let Some(mut setting) = record.setting().filter(|_| record.network == network) else {
+                continue;
+            };
             if let Some(link) = links.iter().find(|link| link.index == setting.ifindex) {
                 setting.interface.clone_from(&link.name);
                 if keep(&setting) {
                     continue;
                 }
                 let now = ethtool::get(&link.name, setting.offload).ok();
-                let back = Setting { on: !setting.on, ..setting };
                 // Where somebody has switched it since, it is theirs.
-                if now == Some(!back.on) && ethtool::set(&link.name, back.offload, back.on).is_ok()
+                if record.switched != 0
+                    && now == Some(setting.on)
+                    && !self.is_taken_over(network, &setting)?
                 {
-                    undone.push(back);
+                    let back = Setting { on: !setting.on, ..setting };
+                    if ethtool::set(&link.name, back.offload, back.on).is_ok() {
+                        undone.push(back);
+                    }
                 }
             }
-            record.clear();
+            self.write(index, &Record::zeroed())?;
         }
-        self.write(&records)?;
         Ok(undone)
+    }
+
+    /// Whether another instance needs it too; it is that one's to switch back then.
+    fn is_taken_over(&self, network: u32, setting: &Setting) -> Result<bool, Error> {
+        for instance in Instance::all() {
+            if instance == self.instance {
+                continue;
+            }
+            let Some(other) = Self::open(&instance) else { continue };
+            let records = other.records()?;
+            if let Some(index) = records.iter().position(|record| record.is(network, setting)) {
+                other.write(index, &Record { switched: 1, ..records[index] })?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -226,26 +306,22 @@ const fn consequence(setting: &Setting) -> &'static str {
 }
 
 impl Record {
-    fn new(setting: &Setting) -> Self {
+    fn new(network: u32, setting: &Setting, switched: bool) -> Self {
         let mut name = [0; 16];
         for (to, from) in name.iter_mut().zip(setting.interface.bytes()) {
             *to = from;
         }
-        let (ifindex, on) = (setting.ifindex, setting.on.into());
-        Self { ifindex, offload: number(setting.offload), on, name }
+        let (ifindex, offload, on) = (setting.ifindex, number(setting.offload), setting.on.into());
+        Self { network, ifindex, offload, on, switched: switched.into(), name }
     }
 
-    fn clear(&mut self) {
-        *self = Self::zeroed();
-    }
-
-    fn is(&self, setting: &Setting) -> bool {
-        (self.ifindex, self.offload, self.on)
-            == (setting.ifindex, number(setting.offload), setting.on.into())
+    fn is(&self, network: u32, setting: &Setting) -> bool {
+        (self.network, self.ifindex, self.offload, self.on)
+            == (network, setting.ifindex, number(setting.offload), setting.on.into())
     }
 
     fn setting(&self) -> Option<Setting> {
-        if self.ifindex == 0 {
+        if self.network == 0 {
             return None;
         }
         let name = String::from_utf8_lossy(&self.name);

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::{
     AttachedMode, Error, Pinned, error,
     instance::Instance,
+    instance_of,
     manifest::ManifestTarget,
     maps::{self, Maps},
     object, sys,
@@ -119,9 +120,9 @@ enum Way {
 }
 
 /// Refuses targets that cannot be right: circles, devices without Ethernet frames, and CPUs that the
-/// machine does not have. Returns
-/// in words what is missing at the moment.
+/// machine does not have. Returns in words what is missing at the moment, and what looks odd.
 pub(super) fn check(
+    instance: &Instance,
     policy: &Policy,
     wanted: &[Link],
     links: &[Link],
@@ -155,6 +156,17 @@ pub(super) fn check(
                     let (target, interface, via) = (name.clone(), interface.clone(), None);
                     return Err(Error::Circle { target, interface, via });
                 }
+                let peer = links.iter().find(|other| Some(other.index) == link.peer_index);
+                let program = peer.and_then(|peer| peer.xdp).and_then(|xdp| xdp.program_id);
+                if let Some((peer, other)) = peer.zip(program.and_then(instance_of))
+                    && other != instance.name()
+                {
+                    missing.push(format!(
+                        "target `{name}`: what leaves `{interface}` arrives on `{}`, where instance \
+                         `{other}` is attached; if that steers it back here, it goes round for ever",
+                        peer.name
+                    ));
+                }
                 if let Some(peer) = link.peer_index.and_then(attached) {
                     let via = Some(peer.name.clone());
                     let (target, interface) = (name.clone(), interface.clone());
@@ -184,14 +196,46 @@ pub(super) fn check(
             }
         }
     }
-    Ok(missing)
+    Ok(shortened(missing))
+}
+
+/// What is to be said of targets that packets cannot be sent to yet.
+pub(super) fn unready(maps: &Maps, targets: &[ManifestTarget]) -> Vec<String> {
+    let notes = targets.iter().filter_map(|target| {
+        let state = TargetState::from_number(state_of(maps, target.slot));
+        let name = &target.name;
+        match (state, &target.kind) {
+            // What does not exist was told of before.
+            (TargetState::Ready | TargetState::Gone, _) => None,
+            (
+                TargetState::Unresolved,
+                TargetKind::Interface { interface, next_hop: NextHop::Via(via) },
+            ) => Some(format!(
+                "target `{name}` is unresolved: {via} does not answer on `{interface}`; its packets \
+                 are dropped until it does"
+            )),
+            (state, _) => Some(format!("target `{name}` is {}", state.name())),
+        }
+    });
+    shortened(notes.collect())
+}
+
+/// The first of many texts, and how many there are more.
+fn shortened(mut texts: Vec<String>) -> Vec<String> {
+    const MOST: usize = 8;
+    if texts.len() > MOST {
+        let more = texts.len() - MOST;
+        texts.truncate(MOST);
+        texts.push(format!("and so are {more} more targets; `portsteer status` lists them"));
+    }
+    texts
 }
 
 /// What a target's state depends on besides itself.
 #[derive(Debug, Default)]
 pub(super) struct Attachments {
-    /// The interfaces that the program is attached to.
-    indices: Vec<u32>,
+    /// The interfaces that the program is attached to, with the program's id.
+    attached: Vec<(u32, u32)>,
     /// Whether any of them is in native mode.
     native: bool,
 }
@@ -200,15 +244,20 @@ impl Attachments {
     pub(super) fn new(pinned: &[Pinned]) -> Self {
         let present = || pinned.iter().filter(|pinned| pinned.ifindex != 0);
         Self {
-            indices: present().map(|pinned| pinned.ifindex).collect(),
+            attached: present().map(|pinned| (pinned.ifindex, pinned.program_id)).collect(),
             native: present().any(|pinned| pinned.record.mode() == AttachedMode::Native),
         }
     }
 
     /// Whether what is sent out of this interface would come back.
-    fn is_circle(&self, link: &Link) -> bool {
-        let attached = |index: u32| self.indices.contains(&index);
-        attached(link.index) || link.peer_index.is_some_and(attached)
+    fn is_circle(&self, link: &Link, links: &[Link]) -> bool {
+        // An index may be that of an interface that has moved to another network namespace.
+        let is_attached = |link: &Link| {
+            let program = link.xdp.and_then(|xdp| xdp.program_id);
+            self.attached.iter().any(|&(index, id)| index == link.index && program == Some(id))
+        };
+        let peer = || links.iter().find(|other| Some(other.index) == link.peer_index);
+        is_attached(link) || peer().is_some_and(is_attached)
     }
 }
 
@@ -276,7 +325,7 @@ fn view(kind: &TargetKind, around: &Surroundings<'_>, ask: Ask) -> Result<View, 
             // One that has come into being since, and would not have been accepted, is as good as
             // none.
             let is_acceptable = |link: &&Link| {
-                !around.attachments.is_circle(link)
+                !around.attachments.is_circle(link, &around.links)
                     && link.hardware_type == ETHERNET
                     && !(around.features.is_none() && crashes(link))
             };

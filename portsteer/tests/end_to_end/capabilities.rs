@@ -9,7 +9,7 @@ use portsteer::{
     netlink::XdpMode,
 };
 use portsteer_testkit::{
-    agent::{Agent, run, run_agent},
+    agent::{Agent, Stats, run, run_agent},
     sandbox::sandbox,
     site::wait_until,
 };
@@ -110,6 +110,115 @@ fn what_somebody_else_has_switched_is_theirs() {
         assert!(!is_on(neighbour, Offload::TxVlan), "it was off before");
         assert!(is_on(neighbour, Offload::TxChecksum));
         assert!(!is_on(&house.street.right, Offload::Gro));
+    });
+}
+
+#[test]
+fn an_attached_interface_that_goes_leaves_nothing_switched() {
+    sandbox(|| {
+        let House { host, cable, street } = House::new();
+        let mut agent = Agent::start(&host, INSTANCE, &House::policy("native"));
+        assert!(is_on(&street.right, Offload::Gro));
+        cable.left.delete().expect("it can be removed");
+        agent.wait_for_log("uplink is gone from here", 1);
+        agent.end(libc::SIGINT);
+        assert!(!is_on(&street.right, Offload::Gro));
+    });
+}
+
+#[test]
+fn what_two_instances_need_is_switched_back_by_the_last() {
+    sandbox(|| {
+        let house = House::new();
+        let other = Veth::between(End::new(&house.host, "other"), End::new(&house.host, "far"))
+            .create()
+            .expect("a veth pair");
+        let gro = || is_on(&house.street.right, Offload::Gro);
+        let one = Agent::start(&house.host, INSTANCE, &House::policy("native"));
+        let policy = House::policy("native").replace("\"uplink\"", "\"other\"");
+        let two = Agent::start(&house.host, "two", &policy);
+        one.end(libc::SIGINT);
+        assert!(gro(), "the other needs it: {}", two.log());
+        assert!(is_on(&house.cable.right, Offload::TxChecksum), "nobody needs that any more");
+        two.end(libc::SIGINT);
+        assert!(!gro());
+        assert!(is_on(&other.right, Offload::TxChecksum));
+    });
+}
+
+#[test]
+fn a_target_that_is_made_anew_is_made_ready_again() {
+    sandbox(|| {
+        let House { host, cable: _cable, street } = House::new();
+        let agent = Agent::start(&host, INSTANCE, &House::policy("native"));
+        let state = |wanted: &str| {
+            wait_until(wanted, || Stats::read(&host, INSTANCE).target("state") == wanted);
+        };
+        state("ready");
+        street.left.delete().expect("it can be removed");
+        state("gone");
+        let street = Veth::between(End::new(&host, "to-web"), End::new(&host, "web"))
+            .create()
+            .expect("a veth pair");
+        state("ready");
+        agent.end(libc::SIGINT);
+        assert!(!is_on(&street.right, Offload::Gro));
+    });
+}
+
+#[test]
+fn a_detach_from_another_namespace_has_the_agent_switch_back() {
+    sandbox(|| {
+        let house = House::new();
+        let mut agent = Agent::start(&house.host, INSTANCE, &House::policy("native"));
+        let elsewhere = Namespace::new().expect("a namespace");
+        run(&elsewhere, &["detach"]).expect(0, &["still switched, in another network namespace"]);
+        agent.wait_for_log("switched back", 1);
+        assert!(house.is_untouched());
+    });
+}
+
+#[test]
+fn indices_of_another_namespace_mean_nothing_here() {
+    sandbox(|| {
+        let House { host, cable, street } = House::new();
+        let mut agent = Agent::start(&host, INSTANCE, &House::policy("native"));
+        agent.kill();
+        cable.left.delete().expect("it can be removed");
+        // In a fresh namespace the same indices come up again.
+        let house = House::new();
+        house.street.right.set_offload(Offload::Gro, true).expect("the offload can be switched");
+        let agent = Agent::start(&house.host, INSTANCE, &head(XdpMode::Native));
+        assert!(is_on(&house.street.right, Offload::Gro), "{}", agent.log());
+        agent.end(libc::SIGINT);
+        assert!(is_on(&house.street.right, Offload::Gro));
+        assert!(is_on(&street.right, Offload::Gro), "nobody was there to switch it back");
+    });
+}
+
+#[test]
+fn targets_that_are_not_ready_are_told_of_at_the_start() {
+    sandbox(|| {
+        let town = Town::new();
+        let agent = town.agent(XdpMode::Native, &VIA.replace("10.0.80.2", "10.0.80.77"));
+        let said = "target `web` is unresolved: 10.0.80.77 does not answer on `to-web`";
+        assert!(agent.log().contains(said), "{}", agent.log());
+        agent.end(libc::SIGINT);
+        town.street.left.set_down().expect("it can be set down");
+        let agent = town.agent(XdpMode::Native, VIA);
+        assert!(agent.log().contains("target `web` is down"), "{}", agent.log());
+    });
+}
+
+#[test]
+fn another_instance_behind_a_target_is_told_of() {
+    sandbox(|| {
+        let house = House::new();
+        let policy = format!("{}interfaces = [\"web\"]\n", "version = 1\n");
+        let _other = Agent::start(&house.host, "other", &policy);
+        let agent = Agent::start(&house.host, INSTANCE, &House::policy("native"));
+        let said = "arrives on `web`, where instance `other` is attached";
+        assert!(agent.log().contains(said), "{}", agent.log());
     });
 }
 
