@@ -20,6 +20,7 @@ use toml::{
 use self::targets::{TARGET_KEYS, Targets};
 use super::{
     Action, InterfacePattern, Mode, Options, PROTOCOL_NAMES, Policy, PortRange, RANGE_NAMES, Rule,
+    Target, TargetKind,
     diagnostic::{Diagnostic, suggest},
     services::Services,
 };
@@ -237,7 +238,29 @@ impl Reader<'_> {
                     .help("name the interfaces to attach to: `interfaces = [\"eth0\"]`"),
             );
         }
+        self.refuse_circles(&interfaces, &targets.list);
         Some(Policy { interfaces, mode, default, options, targets: targets.list, rules })
+    }
+
+    /// Reports targets out of the interfaces that packets come from. (A glob leaves targets out.)
+    fn refuse_circles(&mut self, interfaces: &[InterfacePattern], targets: &[Target]) {
+        for target in targets {
+            let TargetKind::Interface { interface, .. } = &target.kind else { continue };
+            let attached =
+                |pattern: &&InterfacePattern| !pattern.is_glob && pattern.text == *interface;
+            if interfaces.iter().find(attached).is_some() {
+                self.errors.push(
+                    Diagnostic::error(format!("{} steers in a circle", quote(&target.name)))
+                        .at(target.span.clone())
+                        .label(format!("sends out of {}", quote(interface)))
+                        .help(format!(
+                            "{} stands in `interfaces`: packets cannot be steered out of an \
+                             interface that the policy is attached to",
+                            quote(interface)
+                        )),
+                );
+            }
+        }
     }
 
     /// Reports a missing or unknown version. Returns whether it makes sense to go on.

@@ -515,7 +515,10 @@ fn targets_that_cannot_be_right_are_refused() {
             run_agent(&town.site.host, INSTANCE, &policy).expect(3, said);
             assert_eq!(town.site.xdp(), None, "nothing stays attached");
         };
-        refused("interface = \"uplink\"\nmac = \"keep\"", &["in a circle", "`uplink` itself"]);
+        let circle = Town::policy(XdpMode::Native, "interface = \"uplink\"\nmac = \"keep\"");
+        run_agent(&town.site.host, INSTANCE, &circle).expect(2, &["`web` steers in a circle"]);
+        let by_glob = circle.replace("[\"uplink\"]", "[\"upl*\"]");
+        run_agent(&town.site.host, INSTANCE, &by_glob).expect(3, &["targets are left out: uplink"]);
         refused("cpus = [0, 1000]", &["this machine has no CPU 1000", "online are: 0"]);
     });
 }

@@ -504,6 +504,8 @@ fn via_fault(address: IpAddr) -> Option<&'static str> {
         Some("it is a multicast address, no host's")
     } else if address == IpAddr::V4(Ipv4Addr::BROADCAST) {
         Some("it is the broadcast address, no host's")
+    } else if matches!(address, IpAddr::V4(v4) if v4.octets()[0] >= 240) {
+        Some("it is of a range that no host has (RFC 1112 section 4)")
     } else {
         None
     }
