@@ -46,7 +46,8 @@ enum Command {
     },
     /// Measures what a packet costs, beside an empty program and the peers that are installed
     Bench {
-        /// --json, or --quick for few rounds
+        /// --json, --quick for few rounds, or the names of contests: verdicts, presence, to-interface,
+        /// to-cpu
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
         arguments: Vec<String>,
     },

@@ -44,8 +44,7 @@ pub use report::{
     Status, TargetLosses, TargetStats, TargetStatus,
 };
 pub use slots::AttachedMode;
-pub(crate) use targets::online_cpus;
-pub use targets::{TargetChange, TargetState};
+pub use targets::{TargetChange, TargetState, online_cpus};
 
 use capabilities::{Capabilities, generic_obstacle};
 use maps::{Maps, Snapshot};

@@ -262,7 +262,11 @@ impl Attachments {
 }
 
 /// Which CPUs are online, in ascending order.
-pub(crate) fn online_cpus() -> Result<Vec<u32>, Error> {
+///
+/// # Errors
+///
+/// The kernel does not tell.
+pub fn online_cpus() -> Result<Vec<u32>, Error> {
     const PATH: &str = "/sys/devices/system/cpu/online";
     let text = fs::read_to_string(PATH).map_err(Error::io(format!("reading {PATH}")))?;
     Ok(parse_cpu_list(&text))

@@ -88,14 +88,16 @@ pub fn send_signal(child: &mut Child, signal: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::kill(child.id() as libc::pid_t, signal) }).map(|_| ())
 }
 
-/// Keeps the calling thread, and those that it starts from now on, on the CPU where it runs.
+/// Keeps the calling thread, and those that it starts from now on, on the CPU where it runs. Returns
+/// its number.
 ///
 /// # Errors
 ///
 /// If the kernel refuses.
-pub fn stay_on_this_cpu() -> io::Result<()> {
+pub fn stay_on_this_cpu() -> io::Result<u32> {
     // SAFETY: no arguments.
-    let cpu = check(unsafe { libc::sched_getcpu() })? as usize;
+    let number = check(unsafe { libc::sched_getcpu() })? as u32;
+    let cpu = number as usize;
     // SAFETY: a set of bits, for which zeroes are a value.
     let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     if cpu >= libc::CPU_SETSIZE as usize {
@@ -104,7 +106,8 @@ pub fn stay_on_this_cpu() -> io::Result<()> {
     // SAFETY: the number is below the set's size.
     unsafe { libc::CPU_SET(cpu, &mut cpus) };
     // SAFETY: 0 is the calling thread; pointer and size are those of the set.
-    check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) }).map(|_| ())
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) })?;
+    Ok(number)
 }
 
 /// On which CPU a socket's last packet was taken in (`SO_INCOMING_CPU`, socket(7)).

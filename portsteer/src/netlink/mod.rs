@@ -103,6 +103,9 @@ pub struct LinkCounters {
     pub tx_errors: u64,
     pub rx_dropped: u64,
     pub tx_dropped: u64,
+    /// Frames for another Ethernet address, which the IP layer has dropped. Kernels before 5.19 do
+    /// not count them.
+    pub rx_otherhost_dropped: u64,
 }
 
 /// All interfaces of the calling thread's network namespace, in the kernel's order.
@@ -257,7 +260,7 @@ fn parse_xdp(value: &[u8]) -> Option<AttachedXdp> {
     Some(AttachedXdp { mode, program_id })
 }
 
-/// The beginning of `struct rtnl_link_stats64`.
+/// What is of interest in `struct rtnl_link_stats64`.
 fn parse_counters(value: &[u8]) -> LinkCounters {
     let number = |index: usize| field(value, index * 8).map_or(0, u64::from_ne_bytes);
     LinkCounters {
@@ -269,6 +272,7 @@ fn parse_counters(value: &[u8]) -> LinkCounters {
         tx_errors: number(5),
         rx_dropped: number(6),
         tx_dropped: number(7),
+        rx_otherhost_dropped: number(24),
     }
 }
 

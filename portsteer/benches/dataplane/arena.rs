@@ -1,0 +1,212 @@
+//! A network of its own for those who are compared. Each contest has another one, so that nobody
+//! pays for what is attached for somebody else: the kernel dispatches to XDP programs by comparing
+//! addresses, and its tracepoints call everyone who listens.
+
+use std::{
+    fs,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use portsteer::{
+    dataplane::{
+        online_cpus,
+        sys::{self, TestRun},
+    },
+    lab::{self, Device, End, Namespace, Veth},
+};
+
+use crate::{
+    Result,
+    programs::{self, MacAddresses, XDP_DROP},
+};
+
+/// The XDP mode of a link: native.
+const NATIVE: u32 = 1 << 2;
+
+/// What a contestant is made of.
+pub trait Engine {
+    /// Its XDP program, if it is one. [`start`](Self::start) comes before.
+    fn program(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Called right before it is measured. What would slow down others begins here, and not before.
+    fn start(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called right after it was measured. What would slow down others ends here.
+    fn stop(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// How many packets it has steered to their target since the start and does not know to be lost
+    /// on the way. `None` if it does not say.
+    fn sent(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+}
+
+/// A program that is attached for as long as this lives.
+pub struct Attached {
+    program: OwnedFd,
+    _link: OwnedFd,
+}
+
+impl Engine for Attached {
+    fn program(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.program.as_fd())
+    }
+}
+
+/// One of those who are compared, on a lane of its own.
+pub struct Contestant {
+    pub name: String,
+    pub lane: Lane,
+    pub engine: Box<dyn Engine>,
+    /// How many live frames it gets in a run.
+    pub frames: u32,
+}
+
+impl Contestant {
+    /// Whether it does nothing at all, and so is not one of those who are compared.
+    pub fn is_empty(&self) -> bool {
+        self.name.starts_with("empty ")
+    }
+}
+
+/// Two veth pairs for one contestant: on one of them, frames come to its program, and on the other they
+/// can be steered to a sink, where every frame is dropped.
+pub struct Lane {
+    /// Where the program is.
+    pub receiver: Device,
+    /// The near end of the way to the sink.
+    pub exit: Device,
+    /// Its far end.
+    pub sink: Device,
+    /// Where the frames are sent.
+    sender: Device,
+    _links: [OwnedFd; 2],
+}
+
+impl Lane {
+    /// What an Ethernet header says on the way to the sink.
+    pub fn addresses_to_sink(&self) -> MacAddresses {
+        let mut addresses = MacAddresses::default();
+        addresses[..6].copy_from_slice(&self.sink.mac());
+        addresses[6..].copy_from_slice(&self.exit.mac());
+        addresses
+    }
+}
+
+/// Sends live frames: a program that redirects them, run by the kernel.
+///
+/// It is attached, to all sending ends, though no frame ever comes in there: around a test run of a
+/// program that is not, the kernel patches its dispatcher, and that takes 20 to 40 milliseconds.
+pub struct Generator {
+    program: OwnedFd,
+    /// Where it sends them.
+    map: OwnedFd,
+}
+
+impl Generator {
+    fn new() -> Result<Self> {
+        let map = programs::map(sys::map_type::DEVMAP, 1)?;
+        Ok(Self { program: programs::redirect_map(&map, 0, None)?, map })
+    }
+
+    /// Sends frames to a lane's receiver, and says how long that took.
+    pub fn send(&self, lane: &Lane, frame: &[u8], repeat: u32) -> Result<Duration> {
+        lane.sender.namespace().run(|| {
+            sys::map_update(self.map.as_fd(), 0, &lane.sender.index().to_ne_bytes())?;
+            let run = TestRun { frame, repeat, live: true, first_buffer: None };
+            let start = Instant::now();
+            sys::test_run(self.program.as_fd(), run)?;
+            Ok(start.elapsed())
+        })
+    }
+}
+
+pub struct Arena {
+    pub namespace: Namespace,
+    pub contestants: Vec<Contestant>,
+    /// Who could not be had, and why.
+    pub absent: Vec<String>,
+    /// A CPU where nothing of the benchmark runs, if there is one.
+    pub other_cpu: Option<u32>,
+    pub generator: Generator,
+    /// One for all sinks: a program costs the others as much whether it is attached once or often.
+    drop: OwnedFd,
+    lanes: usize,
+    frames: u32,
+}
+
+impl Arena {
+    /// An arena on the calling thread, whose mounts it makes private: it ends with the thread.
+    /// Contestants get so many live `frames` in a run.
+    pub fn new(frames: u32) -> Result<Self> {
+        lab::private_mounts()?;
+        // Sender and receiver share it; moving between CPUs would cost half the rate.
+        let here = lab::stay_on_this_cpu()?;
+        let namespace = Namespace::new()?;
+        // With IPv6 the devices would send frames of their own.
+        namespace.run(|| fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"))?;
+        Ok(Self {
+            other_cpu: online_cpus()?.into_iter().find(|&cpu| cpu != here),
+            generator: Generator::new()?,
+            drop: programs::returning("sink", XDP_DROP)?,
+            namespace,
+            contestants: Vec::new(),
+            absent: Vec::new(),
+            lanes: 0,
+            frames,
+        })
+    }
+
+    /// One more lane, with nobody on it.
+    pub fn lane(&mut self) -> Result<Lane> {
+        let number = self.lanes;
+        self.lanes += 1;
+        let end = |name: &str| End::new(&self.namespace, &format!("{name}{number}"));
+        let Veth { left: sender, right: receiver } =
+            Veth::between(end("tx"), end("rx")).create()?;
+        let Veth { left: exit, right: sink } = Veth::between(end("exit"), end("sink")).create()?;
+        Ok(Lane {
+            _links: [link(&self.generator.program, &sender)?, link(&self.drop, &sink)?],
+            sender,
+            receiver,
+            exit,
+            sink,
+        })
+    }
+
+    pub fn add(&mut self, name: &str, lane: Lane, engine: impl Engine + 'static) {
+        self.add_slow(name, lane, engine, self.frames);
+    }
+
+    /// Adds somebody who would take too long for as many `frames` as the others get.
+    pub fn add_slow(&mut self, name: &str, lane: Lane, engine: impl Engine + 'static, frames: u32) {
+        let (name, engine) = (name.to_owned(), Box::new(engine));
+        self.contestants.push(Contestant { name, lane, engine, frames });
+    }
+
+    /// A CPU where nothing of the benchmark runs.
+    pub fn other_cpu(&self) -> Result<u32> {
+        self.other_cpu.ok_or_else(|| "there is only one CPU".into())
+    }
+
+    pub fn find(&self, name: &str) -> Result<usize> {
+        let found = self.contestants.iter().position(|contestant| contestant.name == name);
+        found.ok_or_else(|| format!("there is no {name}").into())
+    }
+}
+
+/// Attaches a program to a lane's receiving end.
+pub fn attach(program: OwnedFd, lane: &Lane) -> Result<Attached> {
+    let _link = link(&program, &lane.receiver)?;
+    Ok(Attached { program, _link })
+}
+
+fn link(program: &OwnedFd, device: &Device) -> Result<OwnedFd> {
+    let link = || sys::link_xdp(program.as_fd(), device.index(), NATIVE);
+    Ok(device.namespace().run(link)?)
+}
