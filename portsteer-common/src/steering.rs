@@ -40,6 +40,9 @@ pub mod state {
     /// Hand over to one of the CPUs.
     pub const READY_CPUS: u32 = 6;
 
+    /// Hand over to the CPU at place 0, the only one.
+    pub const READY_CPU: u32 = 7;
+
     /// The bits that have the number. The others are user space's own notes.
     pub const NUMBER: u32 = 0xff;
     /// A note: the device refuses frames that are redirected in native mode. They are tried all the

@@ -5,7 +5,10 @@
 use core::{cell::UnsafeCell, mem::MaybeUninit};
 
 use aya_ebpf::{
+    bindings::xdp_action::XDP_REDIRECT,
     btf_maps::{Array, CpuMap, DevMap, LruHashMap, PerCpuArray},
+    cty::c_void,
+    helpers::generated::bpf_redirect_map,
     macros::btf_map,
 };
 use portsteer_common::{
@@ -155,6 +158,12 @@ pub fn target_of(decision: Decision) -> Option<Target> {
 }
 
 impl Target {
+    /// Which one it is.
+    #[inline(always)]
+    pub fn slot(self) -> u32 {
+        self.slot as u32
+    }
+
     /// One of the numbers in [`steering::state`].
     #[inline(always)]
     pub fn state(self) -> u32 {
@@ -187,7 +196,7 @@ impl Target {
 /// Has the kernel send the packet out of the target's interface; `false` if there is none.
 #[inline(always)]
 pub fn redirect_to_device(target: Target) -> bool {
-    DEVICES.redirect(target.slot as u32, 0).is_ok()
+    redirect((&raw const DEVICES).cast(), target.slot as u64)
 }
 
 /// Has the kernel hand the packet to the CPU at one of the target's [`SPREAD_PLACES`]; `false` if
@@ -205,7 +214,16 @@ pub fn redirect_to_cpu(target: Target, place: usize) -> bool {
             .add(place)
             .read_volatile()
     };
-    CPUS.redirect(u32::from(cpu), 0).is_ok()
+    redirect((&raw const CPUS).cast(), u64::from(cpu))
+}
+
+/// `bpf_redirect_map`, whose answer is an XDP action: without flags, that of a broken program where
+/// the map has nothing at the index.
+#[inline(always)]
+fn redirect(map: *const c_void, index: u64) -> bool {
+    // SAFETY: the address of a map's definition, as the helper wants it.
+    let action = unsafe { bpf_redirect_map(map.cast_mut(), index, 0) };
+    action as u32 == XDP_REDIRECT
 }
 
 /// The first target slot that sends out of this interface.
@@ -213,12 +231,6 @@ pub fn redirect_to_cpu(target: Target, place: usize) -> bool {
 pub fn slot_of_device(ifindex: u32) -> Option<u32> {
     // SAFETY: a copy is made at once; user space replaces values whole.
     unsafe { DEVICE_SLOTS.get(&ifindex) }.copied()
-}
-
-/// Counts a packet that does not get to its target.
-#[inline(always)]
-pub fn lose(target: Target, count: impl FnOnce(&mut Losses)) {
-    lose_at(target.slot as u32, count);
 }
 
 /// Counts packets that did not get there: to the target in this slot, or to a CPU.

@@ -14,18 +14,47 @@ use portsteer_common::{
 };
 use portsteer_ebpf::{flow, frame::Frame, parse::Place};
 
-use crate::{
-    classify::BROKEN,
-    maps::{self, Target},
-    packet::Packet,
-};
+use crate::{classify::BROKEN, maps, packet::Packet};
 
 /// Steers a packet of `len` bytes whose headers stand at `place`. Counts it, once, and says what
 /// the kernel is to do.
 ///
-/// A subprogram, for the reason that the slow path is one.
+/// A subprogram, for the reason that the slow path is one. Here is what mostly happens, in one
+/// straight line; all else is for [`steer_otherwise`].
 #[inline(never)]
 pub fn steer(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
+    let bits = decision;
+    let decision = Decision::from_bits(bits);
+    if decision.verdict_number() == Verdict::Steer as u32
+        && let Some(target) = maps::target_of(decision)
+    {
+        let number = target.state();
+        let packet = Packet(XdpContext::new(ctx));
+        let is_sent = if number.wrapping_sub(state::READY_0) < 2 {
+            len <= target.max_len()
+                && !is_in_pieces_that_are_not_taken(&packet, len)
+                && packet.set_mac_addresses(target.macs((number - state::READY_0) as usize))
+                && maps::redirect_to_device(target)
+        } else if number == state::READY_CPU {
+            maps::redirect_to_cpu(target, 0)
+        } else {
+            number == state::READY_CPUS && Place::from_bits(place).is_plain() && {
+                let hash = flow::hash_plain(&Frame::new(packet));
+                maps::redirect_to_cpu(target, hash as usize % SPREAD_PLACES)
+            }
+        };
+        if is_sent {
+            maps::count(decision, len);
+            return XDP_REDIRECT;
+        }
+    }
+    core::hint::cold_path();
+    steer_otherwise(ctx, bits, len, place)
+}
+
+/// The same for packets that are not plain, frames that leave as they came, and whatever fails.
+#[inline(never)]
+fn steer_otherwise(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
     let decision = Decision::from_bits(decision);
     if decision.verdict_number() != Verdict::Steer as u32 {
         maps::count(decision, len);
@@ -37,13 +66,10 @@ pub fn steer(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
     };
     let packet = Packet(XdpContext::new(ctx));
     let lost = match target.state() {
-        number @ (state::READY_0 | state::READY_1 | state::READY_KEEP) => {
+        number @ state::READY_0..=state::READY_KEEP => {
             if len > target.max_len() || is_in_pieces_that_are_not_taken(&packet, len) {
                 Reason::TargetMtu
-            } else if (number == state::READY_KEEP
-                || packet.set_mac_addresses(target.macs((number - state::READY_0) as usize)))
-                && maps::redirect_to_device(target)
-            {
+            } else if number == state::READY_KEEP && maps::redirect_to_device(target) {
                 maps::count(decision, len);
                 return XDP_REDIRECT;
             } else {
@@ -62,7 +88,12 @@ pub fn steer(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
         state::UNRESOLVED => Reason::TargetUnresolved,
         _ => Reason::TargetGone,
     };
-    lose(target, lost);
+    maps::lose_at(target.slot(), |losses| match lost {
+        Reason::TargetDown => losses.down += 1,
+        Reason::TargetMtu => losses.mtu += 1,
+        Reason::TargetUnresolved => losses.unresolved += 1,
+        _ => losses.gone += 1,
+    });
     maps::count(Decision::without_rule(Verdict::Drop, lost), len);
     XDP_DROP
 }
@@ -76,14 +107,4 @@ static DEVICES_TAKE_ONE_BUFFER: Global<u32> = Global::new(0);
 #[inline(always)]
 fn is_in_pieces_that_are_not_taken(packet: &Packet, len: u64) -> bool {
     DEVICES_TAKE_ONE_BUFFER.load() != 0 && len > packet.first_buffer_len()
-}
-
-#[inline(always)]
-fn lose(target: Target, reason: Reason) {
-    maps::lose(target, |losses| match reason {
-        Reason::TargetDown => losses.down += 1,
-        Reason::TargetMtu => losses.mtu += 1,
-        Reason::TargetUnresolved => losses.unresolved += 1,
-        _ => losses.gone += 1,
-    });
 }

@@ -71,7 +71,7 @@ impl TargetState {
         match number & state::NUMBER {
             state::DOWN => Self::Down,
             state::UNRESOLVED => Self::Unresolved,
-            state::READY_0 | state::READY_1 | state::READY_KEEP | state::READY_CPUS => Self::Ready,
+            state::READY_0..=state::READY_CPU => Self::Ready,
             _ => Self::Gone,
         }
     }
@@ -403,7 +403,7 @@ pub(super) fn refresh(
                     }
                 }
                 maps.spread(slot, &online);
-                state::READY_CPUS
+                if online.len() == 1 { state::READY_CPU } else { state::READY_CPUS }
             }
             View::Device { ifindex, max_len, way, note } => {
                 let present = maps.device(slot)?;
