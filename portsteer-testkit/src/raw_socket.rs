@@ -6,10 +6,12 @@
 use std::{
     io, mem,
     os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use portsteer::lab::{self, Device};
+
+use crate::agent::PATIENCE;
 
 /// A socket for the frames of one device.
 #[derive(Debug)]
@@ -98,6 +100,22 @@ impl RawSocket {
                 return Ok(Some(frame));
             }
         }
+    }
+
+    /// The next `count` received frames that end with `mark`.
+    ///
+    /// # Panics
+    ///
+    /// If they do not come in time.
+    #[must_use]
+    pub fn marked_frames(&self, mark: &[u8], count: usize) -> Vec<Vec<u8>> {
+        let (start, mut frames) = (Instant::now(), Vec::new());
+        while frames.len() < count {
+            let frame = self.receive(Duration::from_millis(100)).expect("a raw socket");
+            frames.extend(frame.filter(|frame| frame.ends_with(mark)));
+            assert!(start.elapsed() < PATIENCE, "only {} of {count} frames came", frames.len());
+        }
+        frames
     }
 
     /// One frame; none if the device has sent it.

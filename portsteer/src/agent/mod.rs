@@ -18,8 +18,8 @@ use tokio::{
 
 use crate::{
     dataplane::{
-        Applied, Change, Dataplane, Detached, Error as DataplaneError, Instance, TargetChange,
-        TargetState,
+        Applied, Change, Dataplane, Detached, Error as DataplaneError, Instance, Refreshed,
+        TargetChange, TargetState,
     },
     netlink::Watch,
     policy::{self, Policy, diagnostic::Diagnostic, services::Services},
@@ -221,7 +221,8 @@ async fn any(signals: &mut [Signal]) {
 fn refresh_targets(running: Option<&Dataplane>, ask_again: bool, reporter: &mut impl Reporter) {
     let Some(dataplane) = running else { return };
     match dataplane.refresh_targets(ask_again) {
-        Ok(changes) => {
+        Ok(Refreshed { changes, notes }) => {
+            notes.iter().for_each(|note| reporter.note(note));
             for TargetChange { name, state } in changes {
                 let hint = match state {
                     TargetState::Refusing => {

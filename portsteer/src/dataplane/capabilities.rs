@@ -36,7 +36,7 @@ pub(super) struct Capabilities {
 
 impl Capabilities {
     /// Asks the kernel about the interfaces of all targets, and tries those of which it does not
-    /// tell. `placed` has the targets' slots, which are in use already.
+    /// tell. `placed` are the policy's targets, whose slots are in use already.
     pub(super) fn find(
         policy: &Policy,
         links: &[Link],
@@ -49,20 +49,20 @@ impl Capabilities {
         }
         let features = netlink::xdp_features()
             .map_err(Error::io("asking for the interfaces' XDP features"))?;
-        for target in &policy.targets {
-            let Some(link) = target.kind.link(links) else { continue };
+        for index in 0..placed.len() {
+            let Some(link) = placed[index].kind.link(links) else { continue };
             let known = features.as_ref().and_then(|features| features.get(&link.index));
             let (takes, takes_several) = match known {
                 Some(features) => (features.redirect_target(), features.redirect_target_sg()),
                 None if targets::crashes(link) => (false, false),
                 // Kernels that do not tell send frames in several buffers to no device.
-                None => (takes_redirects(link, target, maps, placed)?, false),
+                None => (takes_redirects(link, placed[index].slot, maps, placed)?, false),
             };
             if !takes && found.refusing.is_none() {
-                found.refusing = Some((target.name.clone(), link.clone()));
+                found.refusing = Some((placed[index].name.clone(), link.clone()));
             }
             if !takes_several && found.single_buffer.is_none() {
-                found.single_buffer = Some((target.name.clone(), link.clone()));
+                found.single_buffer = Some((placed[index].name.clone(), link.clone()));
             }
         }
         Ok(found)
@@ -101,18 +101,14 @@ pub(super) fn generic_obstacle(policy: &Policy, interface: &str) -> Result<Optio
 }
 
 /// Whether an interface takes a frame that is redirected to it in native mode, by sending one: from
-/// the interface to itself, of a type that is for experiments (IEEE 802, clause 9.2.4), so that
-/// nobody minds. An interface that is down takes none, which says nothing.
+/// the interface to itself, of the EtherType that IEEE 802 leaves to local experiments, so
+/// that nobody minds. An interface that is down takes none, which says nothing.
 fn takes_redirects(
     link: &Link,
-    target: &Target,
+    slot: u16,
     maps: &Maps,
     placed: &mut [ManifestTarget],
 ) -> Result<bool, Error> {
-    let Some(index) = placed.iter().position(|placed| placed.name == target.name) else {
-        return Ok(true);
-    };
-    let slot = placed[index].slot;
     if !link.up || !link.carrier || maps.device(slot)? != link.index {
         return Ok(true);
     }

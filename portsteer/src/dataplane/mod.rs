@@ -83,6 +83,14 @@ pub struct Applied {
     pub notes: Vec<String>,
 }
 
+/// What [`Dataplane::refresh_targets`] found and did.
+#[derive(Debug, Clone, Default)]
+pub struct Refreshed {
+    pub changes: Vec<TargetChange>,
+    /// What else the operator should know, in words.
+    pub notes: Vec<String>,
+}
+
 /// What [`detach`] did.
 #[derive(Debug, Clone, Default)]
 pub struct Detached {
@@ -368,27 +376,30 @@ impl Dataplane {
     /// # Errors
     ///
     /// The kernel does not tell, or nothing is in force.
-    pub fn refresh_targets(&self, ask_again: bool) -> Result<Vec<TargetChange>, Error> {
+    pub fn refresh_targets(&self, ask_again: bool) -> Result<Refreshed, Error> {
         let applied = self.applied();
         if applied.targets.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Refreshed::default());
         }
         let mut maps = running(&self.instance)?;
         let attachments = Attachments::new(&pinned(&self.instance, &maps)?);
         let ask = if ask_again { Ask::Again } else { Ask::First };
         let mut changes = targets::refresh(&mut maps, &applied.targets, &attachments, ask)?;
+        let mut notes = Vec::new();
         if changes.iter().any(|change| change.state == TargetState::Refusing) {
             // A veth pair that was made anew, perhaps.
             let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
             let wanted =
                 repairs::wanted_of(applied.targets.iter().map(|target| &target.kind), &links);
-            maps.repairs.make(&wanted, &links, &mut Vec::new())?;
+            let mut switched = Vec::new();
+            notes = maps.repairs.make(&wanted, &links, &mut switched)?;
+            notes.extend(describe_switched(&switched, &[]));
             for change in targets::refresh(&mut maps, &applied.targets, &attachments, ask)? {
                 changes.retain(|before| before.name != change.name);
                 changes.push(change);
             }
         }
-        Ok(changes)
+        Ok(Refreshed { changes, notes })
     }
 
     /// The interfaces that have gone since this was asked last.

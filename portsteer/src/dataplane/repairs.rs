@@ -19,6 +19,7 @@ use portsteer_common::{INTERFACE_SLOTS, steering::MAX_TARGETS};
 use super::{
     AttachedMode, Error,
     instance::Instance,
+    slots::{padded, unpadded},
     sys::{self, MapShape, map_type},
 };
 use crate::{
@@ -36,6 +37,12 @@ pub struct Setting {
     pub on: bool,
 }
 
+impl Setting {
+    fn new(link: &Link, offload: Offload, on: bool) -> Self {
+        Self { interface: link.name.clone(), ifindex: link.index, offload, on }
+    }
+}
+
 /// A sender that leaves to its device what a veth never does.
 const SENDER: [Offload; 4] = [Offload::TxChecksum, Offload::Tso, Offload::Gso, Offload::TxVlan];
 
@@ -50,24 +57,21 @@ pub(super) fn wanted(
     if policy.targets.is_empty() {
         return settings;
     }
-    let mut want = |link: &Link, offload, on| {
-        let (interface, ifindex) = (link.name.clone(), link.index);
-        settings.push(Setting { interface, ifindex, offload, on });
-    };
+    let mut want = |link: &Link, offload| settings.push(Setting::new(link, offload, false));
     let with_index = |index: u32| links.iter().find(|link| link.index == index);
     for &(link, mode) in attached {
         match link.kind.as_deref() {
             // A veth hands over whatever its other end was given.
             Some("veth") => {
                 if let Some(peer) = link.peer_index.and_then(with_index) {
-                    SENDER.into_iter().for_each(|offload| want(peer, offload, false));
+                    SENDER.into_iter().for_each(|offload| want(peer, offload));
                 }
             }
-            _ => want(link, Offload::RxVlan, false),
+            _ => want(link, Offload::RxVlan),
         }
         if mode == AttachedMode::Generic {
             // There the program sees packets after they were joined, too long for any target.
-            want(link, Offload::Gro, false);
+            want(link, Offload::Gro);
         }
     }
     if attached.iter().any(|(_, mode)| *mode == AttachedMode::Native) {
@@ -86,15 +90,7 @@ pub(super) fn wanted_of<'a>(
         let index = kind.link(links)?.peer_index?;
         links.iter().find(|link| link.index == index && link.xdp.is_none())
     };
-    targets
-        .filter_map(peer)
-        .map(|peer| Setting {
-            interface: peer.name.clone(),
-            ifindex: peer.index,
-            offload: Offload::Gro,
-            on: true,
-        })
-        .collect()
+    targets.filter_map(peer).map(|peer| Setting::new(peer, Offload::Gro, true)).collect()
 }
 
 /// Whether packets come to this interface from a sender whose offloads are out of reach.
@@ -218,7 +214,15 @@ impl Repairs {
             let Ok(on) = ethtool::get(&setting.interface, setting.offload) else { continue };
             let known = records.iter().position(|record| record.is(network, setting));
             let free = || records.iter().position(|record| record.network == 0);
-            let Some(index) = known.or_else(free) else { continue };
+            let Some(index) = known.or_else(free) else {
+                failed.push(format!(
+                    "there is no room to remember the offload {} of {}; {}",
+                    setting.offload.name(),
+                    setting.interface,
+                    consequence(setting)
+                ));
+                continue;
+            };
             let is_right = on == setting.on;
             let switched = !is_right || (known.is_some() && records[index].switched != 0);
             let record = Record::new(network, setting, switched);
@@ -307,10 +311,7 @@ const fn consequence(setting: &Setting) -> &'static str {
 
 impl Record {
     fn new(network: u32, setting: &Setting, switched: bool) -> Self {
-        let mut name = [0; 16];
-        for (to, from) in name.iter_mut().zip(setting.interface.bytes()) {
-            *to = from;
-        }
+        let name = padded(&setting.interface);
         let (ifindex, offload, on) = (setting.ifindex, number(setting.offload), setting.on.into());
         Self { network, ifindex, offload, on, switched: switched.into(), name }
     }
@@ -324,9 +325,8 @@ impl Record {
         if self.network == 0 {
             return None;
         }
-        let name = String::from_utf8_lossy(&self.name);
         Some(Setting {
-            interface: name.trim_end_matches('\0').to_owned(),
+            interface: unpadded(&self.name),
             ifindex: self.ifindex,
             offload: *Offload::ALL.get(self.offload as usize)?,
             on: self.on != 0,

@@ -53,15 +53,11 @@ pub(super) const SHAPE: MapShape = MapShape {
 
 impl Slot {
     pub(super) fn new(ifindex: u32, name: &str, mode: AttachedMode, object: [u8; 32]) -> Self {
-        let mut padded = [0; 16];
-        for (to, from) in padded.iter_mut().zip(name.bytes()) {
-            *to = from;
-        }
         let mode = match mode {
             AttachedMode::Native => 1,
             AttachedMode::Generic => 2,
         };
-        Self { ifindex, mode, name: padded, object }
+        Self { ifindex, mode, name: padded(name), object }
     }
 
     pub(super) fn mode(&self) -> AttachedMode {
@@ -69,8 +65,7 @@ impl Slot {
     }
 
     pub(super) fn name(&self) -> String {
-        let len = self.name.iter().position(|&byte| byte == 0).unwrap_or(self.name.len());
-        String::from_utf8_lossy(&self.name[..len]).into_owned()
+        unpadded(&self.name)
     }
 
     pub(super) fn read(map: BorrowedFd<'_>, slot: u32) -> Result<Self, Error> {
@@ -84,4 +79,18 @@ impl Slot {
         sys::map_update(map, slot, bytemuck::bytes_of(self))
             .map_err(Error::io("writing the interfaces' slots"))
     }
+}
+
+/// An interface's name as maps have it: padded with zeroes.
+pub(super) fn padded(name: &str) -> [u8; 16] {
+    let mut padded = [0; 16];
+    for (to, from) in padded.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    padded
+}
+
+/// The name without its padding.
+pub(super) fn unpadded(padded: &[u8; 16]) -> String {
+    String::from_utf8_lossy(padded).trim_end_matches('\0').to_owned()
 }

@@ -134,7 +134,7 @@ pub(super) fn check(
         let name = &target.name;
         match &target.kind {
             TargetKind::Interface { interface, .. } => {
-                let Some(link) = links.iter().find(|link| link.name == *interface) else {
+                let Some(link) = target.kind.link(links) else {
                     let existing: Vec<String> =
                         links.iter().map(|link| link.name.clone()).collect();
                     missing.push(format!(

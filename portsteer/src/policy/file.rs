@@ -247,8 +247,8 @@ impl Reader<'_> {
         for target in targets {
             let TargetKind::Interface { interface, .. } = &target.kind else { continue };
             let attached =
-                |pattern: &&InterfacePattern| !pattern.is_glob && pattern.text == *interface;
-            if interfaces.iter().find(attached).is_some() {
+                |pattern: &InterfacePattern| !pattern.is_glob && pattern.text == *interface;
+            if interfaces.iter().any(attached) {
                 self.errors.push(
                     Diagnostic::error(format!("{} steers in a circle", quote(&target.name)))
                         .at(target.span.clone())

@@ -162,6 +162,7 @@ fn a_target_that_is_made_anew_is_made_ready_again() {
             .create()
             .expect("a veth pair");
         state("ready");
+        assert_eq!(agent.log().matches("gro of web on").count(), 2, "{}", agent.log());
         agent.end(libc::SIGINT);
         assert!(!is_on(&street.right, Offload::Gro));
     });

@@ -3,8 +3,7 @@
 
 use std::{
     any::Any,
-    fmt::Display,
-    io::{self, ErrorKind, Read as _, Write as _},
+    io::{self, ErrorKind, Read as _},
     net::{IpAddr, Ipv4Addr, UdpSocket},
     os::fd::AsFd as _,
     time::{Duration, Instant},
@@ -20,7 +19,7 @@ use portsteer_testkit::{
     agent::{Agent, PATIENCE, Stats, is_slow, run_agent},
     packet::{IPV4, VLAN},
     raw_socket::RawSocket,
-    sandbox::sandbox,
+    sandbox::{sandbox, skip},
     site::{HOST_V4, Site, attach_other_program, wait_until},
 };
 
@@ -357,11 +356,6 @@ fn try_modes(build: impl FnOnce(&Town) -> io::Result<Road> + Send, [native, gene
             _ => drop(town.agent(&road, "auto", XdpMode::Native)),
         }
     });
-}
-
-/// Says why a test tries nothing. Not with eprintln!, which the test harness keeps to itself.
-fn skip(why: impl Display) {
-    let _ = writeln!(io::stderr(), "skipped: {why}");
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! What steered frames look like where they arrive: tags and all.
 
-use std::time::{Duration, Instant};
-
 use portsteer::{lab::ethtool::Offload, netlink::XdpMode};
 use portsteer_testkit::{
-    agent::{Agent, PATIENCE},
+    agent::Agent,
     packet::{IPV4, IPV6, SERVICE_VLAN, UDP, VLAN, ethernet, ipv4, ipv6, udp, vlan},
     raw_socket::RawSocket,
     sandbox::sandbox,
@@ -68,7 +66,7 @@ fn frames_keep_their_tags(mode: XdpMode) {
                     frame[..12].copy_from_slice(addresses);
                 }
             }
-            assert_eq!(marked_frames(&eth0, wanted.len()), wanted);
+            assert_eq!(eth0.marked_frames(MARK, wanted.len()), wanted);
         }
         let (stats, _) = town.site.settled(INSTANCE);
         assert_eq!(stats.rule("web"), (REPEATS * frames().len()) as u64, "{stats:?}");
@@ -77,17 +75,6 @@ fn frames_keep_their_tags(mode: XdpMode) {
 }
 
 const KEEP: &str = "interface = \"to-web\"\nmac = \"keep\"";
-
-/// The next `count` marked frames.
-fn marked_frames(socket: &RawSocket, count: usize) -> Vec<Vec<u8>> {
-    let (start, mut frames) = (Instant::now(), Vec::new());
-    while frames.len() < count {
-        let frame = socket.receive(Duration::from_millis(100)).expect("a raw socket");
-        frames.extend(frame.filter(|frame| frame.ends_with(MARK)));
-        assert!(start.elapsed() < PATIENCE, "only {} of {count} frames came", frames.len());
-    }
-    frames
-}
 
 #[test]
 fn the_agent_makes_a_sender_in_reach_leave_tags_in_the_frame() {
@@ -106,6 +93,6 @@ fn the_agent_makes_a_sender_in_reach_leave_tags_in_the_frame() {
         let eth0 = RawSocket::open(&town.street.right).expect("a raw socket");
         let frame = ethernet(VLAN, vlan(12, IPV4, ipv4(UDP, udp(4711, PORT, MARK))));
         sender.send(&frame).expect("a frame can be sent");
-        assert_eq!(marked_frames(&eth0, 1), [frame]);
+        assert_eq!(eth0.marked_frames(MARK, 1), [frame]);
     });
 }

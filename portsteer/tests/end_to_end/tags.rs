@@ -1,10 +1,10 @@
 //! VLAN tags, as raw frames on the cable: judged by the port behind them, and left as they are.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portsteer::{lab::ethtool::Offload, netlink::XdpMode};
 use portsteer_testkit::{
-    agent::{Agent, PATIENCE},
+    agent::Agent,
     packet::{IPV4, IPV6, SERVICE_VLAN, UDP, VLAN, ethernet, ipv4, ipv6, udp, vlan},
     raw_socket::RawSocket,
     sandbox::sandbox,
@@ -65,7 +65,7 @@ fn tagged_frames_are_judged_by_port(mode: XdpMode) {
             client.send(frame).expect("a frame can be sent");
         }
         // Round by round, so that no queue between the two ever overflows.
-        seen.extend(marked_frames(&host, passed.len()));
+        seen.extend(host.marked_frames(MARK, passed.len()));
     }
     let (stats, _) = site.settled(INSTANCE);
     let kinds = passed.len() as u64;
@@ -83,15 +83,4 @@ fn tagged_frames_are_judged_by_port(mode: XdpMode) {
         let count = seen.iter().filter(|seen| *seen == frame).count() as u64;
         assert_eq!(count, REPEATS, "{frame:02x?} among {seen:02x?}");
     }
-}
-
-/// The first `count` marked frames.
-fn marked_frames(socket: &RawSocket, count: usize) -> Vec<Vec<u8>> {
-    let (start, mut frames) = (Instant::now(), Vec::new());
-    while frames.len() < count {
-        let frame = socket.receive(Duration::from_millis(100)).expect("a raw socket");
-        frames.extend(frame.filter(|frame| frame.ends_with(MARK)));
-        assert!(start.elapsed() < PATIENCE, "only {} of {count} frames came", frames.len());
-    }
-    frames
 }

@@ -10,7 +10,7 @@ use std::{
 use portsteer::{lab::incoming_cpu, netlink::XdpMode};
 use portsteer_testkit::{
     agent::{Agent, is_slow},
-    sandbox::sandbox,
+    sandbox::{sandbox, skip},
     site::{CLIENT_V4, HOST_V4, SILENCE, wait_until},
 };
 
@@ -150,8 +150,7 @@ fn a_flow_stays_on_one_of_several_cpus() {
 #[test]
 fn a_cpu_that_goes_offline_is_left_out_until_it_is_back() {
     if !is_slow() {
-        eprintln!("skipped: whose CPU that is? `cargo xtask vm` has one that may go offline");
-        return;
+        return skip("a CPU that others use; `cargo xtask vm` has one that may go offline");
     }
     sandbox(|| {
         let set_online = |on: &str| {
