@@ -14,7 +14,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     Counter, Reason, Verdict,
     counters::{MAX_PAGES, PAGE_COUNTERS, outcome_counter},
-    steering::Targets,
+    steering::{TARGET_SLOTS, Targets},
 };
 
 /// The number of banks.
@@ -114,28 +114,66 @@ impl PortKey {
     }
 }
 
-/// What is decided about a packet, and where that is counted: the counter in the upper 28 bits, the
-/// verdict's number in the lower 4. In this order the counter's place in its page, in bytes, is
-/// the number with a mask over it.
+/// What is decided about a packet, where that is counted, and where the packet goes: all that the
+/// program needs to know, in one load.
+///
+/// ```text
+///   bit 31          23 22           4 3 2 1 0
+///      ├──────────────┼──────────────┼─┼─┼───┤
+///      │       0      │   counter    │0│0│ v │  v: the number of a verdict that is an XDP action
+///      │  slot / 4    │   counter    │0│1│ s │  steer; s: the target's slot modulo 4
+///      └──────────────┴──────────────┴─┴─┴───┘
+/// ```
+///
+/// In this order the counter's place in its page, in bytes, is the number with a mask over it.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Decision(u32);
 
 impl Decision {
-    const VERDICT_BITS: u32 = 4;
+    const COUNTER_AT: u32 = 4;
+    const COUNTER_BITS: u32 = (MAX_PAGES * PAGE_COUNTERS).trailing_zeros();
+    const SLOT_AT: u32 = Self::COUNTER_AT + Self::COUNTER_BITS;
+    /// The bits of a slot that stand below the counter.
+    const SLOT_LOW: u32 = 0b11;
+    const STEERS: u32 = 0b100;
 
-    /// A decision that counts in `counter`, below 268,435,456.
-    #[inline(always)]
+    /// A decision to steer to the target in `slot`, below [`TARGET_SLOTS`], that counts in
+    /// `counter`, below 524,288.
+    ///
+    /// # Panics
+    ///
+    /// If one is beyond.
+    #[must_use]
+    pub const fn steer(slot: u16, counter: u32) -> Self {
+        assert!((slot as usize) < TARGET_SLOTS);
+        let slot = slot as u32;
+        let upper = (slot >> Self::SLOT_LOW.count_ones()) << Self::SLOT_AT;
+        Self(upper | Self::with_counter(counter) | Self::STEERS | (slot & Self::SLOT_LOW))
+    }
+
+    /// Any other decision.
+    ///
+    /// # Panics
+    ///
+    /// If the verdict is to steer, or the counter is beyond.
     #[must_use]
     pub const fn new(verdict: Verdict, counter: u32) -> Self {
-        Self((counter << Self::VERDICT_BITS) | verdict as u32)
+        assert!(!matches!(verdict, Verdict::Steer), "that takes a target");
+        Self(Self::with_counter(counter) | verdict as u32)
+    }
+
+    const fn with_counter(counter: u32) -> u32 {
+        assert!(counter >> Self::COUNTER_BITS == 0);
+        counter << Self::COUNTER_AT
     }
 
     /// A decision for another reason than a rule.
     #[inline(always)]
     #[must_use]
     pub const fn without_rule(verdict: Verdict, reason: Reason) -> Self {
-        Self::new(verdict, outcome_counter(verdict, reason))
+        // Page 0 is never beyond, and a program that could panic does not load.
+        Self((outcome_counter(verdict, reason) << Self::COUNTER_AT) | verdict as u32)
     }
 
     /// As a number.
@@ -156,28 +194,42 @@ impl Decision {
     #[inline(always)]
     #[must_use]
     pub const fn verdict(self) -> Verdict {
-        Verdict::from_number(self.verdict_number())
+        if self.steers() { Verdict::Steer } else { Verdict::from_number(self.action()) }
     }
 
-    /// The verdict's number.
+    /// Whether the packet is steered. All other verdicts are an XDP action and nothing else.
     #[inline(always)]
     #[must_use]
-    pub const fn verdict_number(self) -> u32 {
-        self.0 & ((1 << Self::VERDICT_BITS) - 1)
+    pub const fn steers(self) -> bool {
+        self.0 & Self::STEERS != 0
     }
 
-    /// Whether the verdict is more than an XDP action, which is one of the first three. Another mask
-    /// than that of [`Decision::verdict_number`], so that the compiler does not keep one for both.
+    /// The XDP action, if the packet is not steered.
     #[inline(always)]
     #[must_use]
-    pub const fn needs_more_than_an_action(self) -> bool {
-        self.0 & 0b1100 != 0
+    pub const fn action(self) -> u32 {
+        self.0 & 0b11
     }
 
-    /// The number of the counter's page.
+    /// The target's slot, below [`TARGET_SLOTS`], if the packet is steered.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(self) -> u32 {
+        let upper = (self.0 >> Self::SLOT_AT) << Self::SLOT_LOW.count_ones();
+        upper | (self.0 & Self::SLOT_LOW)
+    }
+
+    /// The number of the counter's page, if the packet is not steered.
     #[inline(always)]
     #[must_use]
     pub const fn page(self) -> u32 {
+        self.0 >> (Self::COUNTER_AT + PAGE_COUNTERS.trailing_zeros())
+    }
+
+    /// The same, if it is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn page_steered(self) -> u32 {
         self.counter() / PAGE_COUNTERS as u32
     }
 
@@ -186,7 +238,7 @@ impl Decision {
     #[must_use]
     pub const fn page_offset(self) -> usize {
         const MASK: usize = (PAGE_COUNTERS - 1) * size_of::<Counter>();
-        const _: () = assert!(1 << Decision::VERDICT_BITS == size_of::<Counter>());
+        const _: () = assert!(1 << Decision::COUNTER_AT == size_of::<Counter>());
         self.0 as usize & MASK
     }
 
@@ -194,9 +246,15 @@ impl Decision {
     #[inline(always)]
     #[must_use]
     pub const fn counter(self) -> u32 {
-        self.0 >> Self::VERDICT_BITS
+        (self.0 >> Self::COUNTER_AT) & ((1 << Self::COUNTER_BITS) - 1)
     }
 }
+
+// All slots fit above the counter and below it.
+const _: () = assert!(
+    TARGET_SLOTS.trailing_zeros()
+        == u32::BITS - Decision::SLOT_AT + Decision::SLOT_LOW.count_ones()
+);
 
 /// The number of rules that a policy may have: all of them can be replaced by as many new ones
 /// while there is a counter for each, and each of their verdicts may leave a page half empty.

@@ -20,7 +20,7 @@ pub use verdict::Verdict;
 
 /// The version of everything that lives in pinned maps. A portsteer that finds pins of another
 /// version leaves them alone and says so.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// How many interfaces one instance can be attached to at the same time. Each has a *slot*, a
 /// number below this.

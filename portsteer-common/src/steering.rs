@@ -6,7 +6,7 @@
 //! slot means.
 //!
 //! ```text
-//! Decision (verdict: steer) ──counter──▶ steer_targets ──slot──▶ targets[slot]
+//! Decision (verdict: steer) ──slot──▶ targets[slot], and spreads[slot] if it is one of CPUs
 //! ```
 
 use bytemuck::{Pod, Zeroable};
@@ -15,7 +15,7 @@ use bytemuck::{Pod, Zeroable};
 pub const MAX_TARGETS: usize = 1024;
 
 /// How many target slots there are: enough for a policy whose targets are all new beside the one
-/// that it replaces. A power of two.
+/// that it replaces. A power of two, of which [`Decision`](crate::Decision) has the bits.
 pub const TARGET_SLOTS: usize = 2 * MAX_TARGETS;
 
 /// The places over which the flows to a target of CPUs are spread; each names a CPU.

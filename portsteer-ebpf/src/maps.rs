@@ -6,14 +6,14 @@ use core::{cell::UnsafeCell, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::xdp_action::XDP_REDIRECT,
-    btf_maps::{Array, CpuMap, DevMap, LruHashMap, PerCpuArray},
+    btf_maps::{CpuMap, DevMap, LruHashMap, PerCpuArray},
     cty::c_void,
     helpers::generated::bpf_redirect_map,
     macros::btf_map,
 };
 use portsteer_common::{
     Counter, CounterPage, Decision, Image, PolicyBanks, PortKey, PortProtocol, Verdict,
-    counters::{MAX_PAGES, PAGE_COUNTERS},
+    counters::MAX_PAGES,
     image::ROWS,
     steering::{self, Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS},
 };
@@ -38,11 +38,6 @@ unsafe impl<T> Sync for Shared<T> {}
 /// as it needs.
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<CounterPage, MAX_PAGES> = PerCpuArray::new();
-
-/// For a counter that a steering rule counts in: the target's slot. User space loads it with as many
-/// as there are counters.
-#[btf_map(name = "steer_targets")]
-static STEER_TARGETS: Array<u32, { MAX_PAGES * PAGE_COUNTERS }> = Array::new();
 
 /// The interface of each target that has one.
 #[btf_map(name = "devices")]
@@ -123,10 +118,21 @@ impl Policy {
     }
 }
 
-/// Counts a packet of `len` bytes where the decision says.
+/// Counts a packet of `len` bytes that is not steered where the decision says.
 #[inline(always)]
 pub fn count(decision: Decision, len: u64) {
-    if let Some(page) = COUNTERS.get_ptr_mut(decision.page()) {
+    count_in(decision.page(), decision, len);
+}
+
+/// The same for one that is.
+#[inline(always)]
+pub fn count_steered(decision: Decision, len: u64) {
+    count_in(decision.page_steered(), decision, len);
+}
+
+#[inline(always)]
+fn count_in(page: u32, decision: Decision, len: u64) {
+    if let Some(page) = COUNTERS.get_ptr_mut(page) {
         // SAFETY: a value of `counters`, which no other program touches on this CPU while this
         // one runs; the offset is that of one of its counters.
         unsafe {
@@ -145,16 +151,15 @@ pub struct Target {
     entry: *const steering::Target,
 }
 
-/// The target of the rule that decided. `None` never happens, but the verifier cannot know.
+/// The target of a decision to steer.
 #[inline(always)]
-pub fn target_of(decision: Decision) -> Option<Target> {
-    let slot = STEER_TARGETS.get(decision.counter())?;
-    let slot = bound::target_slot(*slot as usize);
+pub fn target_of(decision: Decision) -> Target {
+    let slot = bound::target_slot(decision.slot() as usize);
     let policy = POLICY.0.get().cast_const().cast::<PolicyBanks>();
     // SAFETY: an entry of the value's table, which has a power of two of them.
     let entry =
         unsafe { (&raw const (*policy).targets.targets).cast::<steering::Target>().add(slot) };
-    Some(Target { slot, entry })
+    Target { slot, entry }
 }
 
 impl Target {

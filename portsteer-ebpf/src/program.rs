@@ -11,14 +11,14 @@ use aya_ebpf::{
 use portsteer_common::{Decision, Verdict};
 use portsteer_ebpf::{
     frame::Frame,
-    parse::{Headers, Place, parse_any, parse_plain},
+    parse::{Headers, parse_any, parse_plain},
 };
 
 use crate::{
     classify::{classify, without_headers},
     maps::{self, Policy},
     packet::Packet,
-    steer::steer,
+    steer::{steer_any, steer_plain},
 };
 
 /// Judges one packet, counts it, and does what was decided.
@@ -30,7 +30,11 @@ pub fn portsteer(ctx: XdpContext) -> u32 {
     match parse_plain(&frame) {
         Some(key) => {
             let decision = Policy::current().by_plain_port(key);
-            conclude(ctx.ctx, decision, frame.len(), Place::PLAIN)
+            if decision.steers() {
+                core::hint::cold_path();
+                return steer_plain(ctx.ctx, decision.to_bits(), frame.len());
+            }
+            conclude(decision, frame.len())
         }
         None => judge_any(ctx.ctx),
     }
@@ -47,24 +51,24 @@ fn judge_any(ctx: *mut xdp_md) -> u32 {
         Ok(()) => classify(policy, &headers),
         Err(reason) => without_headers(policy, reason),
     };
-    conclude(ctx, decision, frame.len(), headers.place)
+    if decision.steers() {
+        return steer_any(ctx, decision.to_bits(), frame.len(), headers.place.to_bits());
+    }
+    conclude(decision, frame.len())
 }
 
-/// The one exit of both paths: counts a packet of `len` bytes, and does what was decided.
+/// The one exit of both paths for packets that are not steered: counts one of `len` bytes, and does
+/// what was decided.
 #[inline(always)]
-fn conclude(ctx: *mut xdp_md, decision: Decision, len: u64, place: Place) -> u32 {
+fn conclude(decision: Decision, len: u64) -> u32 {
     // These verdicts are nothing but an XDP action and have its number.
     const _: () = assert!(
         Verdict::Abort as u32 == XDP_ABORTED
             && Verdict::Drop as u32 == XDP_DROP
             && Verdict::Pass as u32 == XDP_PASS
     );
-    if decision.needs_more_than_an_action() {
-        core::hint::cold_path();
-        return steer(ctx, decision.to_bits(), len, place.to_bits());
-    }
     maps::count(decision, len);
-    decision.verdict_number()
+    decision.action()
 }
 
 #[panic_handler]

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     Global,
     bindings::{
-        xdp_action::{XDP_ABORTED, XDP_DROP, XDP_REDIRECT},
+        xdp_action::{XDP_DROP, XDP_REDIRECT},
         xdp_md,
     },
     programs::XdpContext,
@@ -14,72 +14,73 @@ use portsteer_common::{
 };
 use portsteer_ebpf::{flow, frame::Frame, parse::Place};
 
-use crate::{classify::BROKEN, maps, packet::Packet};
+use crate::{maps, packet::Packet};
 
-/// Steers a packet of `len` bytes whose headers stand at `place`. Counts it, once, and says what
-/// the kernel is to do.
+/// Steers a plain packet of `len` bytes. Counts it, once, and says what the kernel is to do.
 ///
 /// A subprogram, for the reason that the slow path is one. Here is what mostly happens, in one
-/// straight line; all else is for [`steer_otherwise`].
+/// straight line; all else is for [`steer_any`] and [`lose`]. After the redirect nothing asks for the
+/// packet any more, so that less is kept over the call.
 #[inline(never)]
-pub fn steer(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
+pub fn steer_plain(ctx: *mut xdp_md, decision: u32, len: u64) -> u32 {
     let bits = decision;
     let decision = Decision::from_bits(bits);
-    if decision.verdict_number() == Verdict::Steer as u32
-        && let Some(target) = maps::target_of(decision)
-    {
-        let number = target.state();
-        let packet = Packet(XdpContext::new(ctx));
-        let is_sent = if number.wrapping_sub(state::READY_0) < 2 {
-            len <= target.max_len()
-                && !is_in_pieces_that_are_not_taken(&packet, len)
-                && packet.set_mac_addresses(target.macs((number - state::READY_0) as usize))
-                && maps::redirect_to_device(target)
-        } else if number == state::READY_CPU {
-            maps::redirect_to_cpu(target, 0)
-        } else {
-            number == state::READY_CPUS && Place::from_bits(place).is_plain() && {
-                let hash = flow::hash_plain(&Frame::new(packet));
-                maps::redirect_to_cpu(target, hash as usize % SPREAD_PLACES)
-            }
-        };
-        if is_sent {
-            maps::count(decision, len);
-            return XDP_REDIRECT;
+    let target = maps::target_of(decision);
+    let number = target.state();
+    let packet = Packet(XdpContext::new(ctx));
+    let is_sent = if DEVICES_TAKE_ONE_BUFFER.load() != 0 {
+        return steer_any(ctx, bits, len, Place::PLAIN.to_bits());
+    } else if number.wrapping_sub(state::READY_0) < 2 {
+        if len > target.max_len() {
+            return lose(bits, len, Reason::TargetMtu as u32);
         }
+        packet.set_mac_addresses(target.macs((number - state::READY_0) as usize))
+            && maps::redirect_to_device(target)
+    } else if number == state::READY_CPU {
+        maps::redirect_to_cpu(target, 0)
+    } else if number == state::READY_CPUS {
+        let hash = flow::hash_plain(&Frame::new(packet));
+        maps::redirect_to_cpu(target, hash as usize % SPREAD_PLACES)
+    } else {
+        return steer_any(ctx, bits, len, Place::PLAIN.to_bits());
+    };
+    if is_sent {
+        maps::count_steered(decision, len);
+        return XDP_REDIRECT;
     }
     core::hint::cold_path();
-    steer_otherwise(ctx, bits, len, place)
+    lose(bits, len, Reason::TargetGone as u32)
 }
 
-/// The same for packets that are not plain, frames that leave as they came, and whatever fails.
+/// Steers any packet, to any target.
 #[inline(never)]
-fn steer_otherwise(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
-    let decision = Decision::from_bits(decision);
-    if decision.verdict_number() != Verdict::Steer as u32 {
-        maps::count(decision, len);
-        return XDP_ABORTED;
-    }
-    let Some(target) = maps::target_of(decision) else {
-        maps::count(BROKEN, len);
-        return XDP_ABORTED;
-    };
+pub fn steer_any(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
+    let bits = decision;
+    let decision = Decision::from_bits(bits);
+    let target = maps::target_of(decision);
     let packet = Packet(XdpContext::new(ctx));
     let lost = match target.state() {
         number @ state::READY_0..=state::READY_KEEP => {
             if len > target.max_len() || is_in_pieces_that_are_not_taken(&packet, len) {
                 Reason::TargetMtu
-            } else if number == state::READY_KEEP && maps::redirect_to_device(target) {
-                maps::count(decision, len);
+            } else if (number == state::READY_KEEP
+                || packet.set_mac_addresses(target.macs((number - state::READY_0) as usize)))
+                && maps::redirect_to_device(target)
+            {
+                maps::count_steered(decision, len);
                 return XDP_REDIRECT;
             } else {
                 Reason::TargetGone
             }
         }
-        state::READY_CPUS => {
-            let hash = flow::hash(&Frame::new(packet), Place::from_bits(place));
+        number @ state::READY_CPUS..=state::READY_CPU => {
+            let hash = if number == state::READY_CPU {
+                0
+            } else {
+                flow::hash(&Frame::new(packet), Place::from_bits(place))
+            };
             if maps::redirect_to_cpu(target, hash as usize % SPREAD_PLACES) {
-                maps::count(decision, len);
+                maps::count_steered(decision, len);
                 return XDP_REDIRECT;
             }
             Reason::TargetGone
@@ -88,15 +89,32 @@ fn steer_otherwise(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32
         state::UNRESOLVED => Reason::TargetUnresolved,
         _ => Reason::TargetGone,
     };
-    maps::lose_at(target.slot(), |losses| match lost {
+    lose(bits, len, lost as u32)
+}
+
+/// Counts a packet that its target does not get, and drops it.
+#[inline(never)]
+fn lose(decision: u32, len: u64, reason: u32) -> u32 {
+    let target = maps::target_of(Decision::from_bits(decision));
+    let reason = match reason {
+        DOWN => Reason::TargetDown,
+        MTU => Reason::TargetMtu,
+        UNRESOLVED => Reason::TargetUnresolved,
+        _ => Reason::TargetGone,
+    };
+    maps::lose_at(target.slot(), |losses| match reason {
         Reason::TargetDown => losses.down += 1,
         Reason::TargetMtu => losses.mtu += 1,
         Reason::TargetUnresolved => losses.unresolved += 1,
         _ => losses.gone += 1,
     });
-    maps::count(Decision::without_rule(Verdict::Drop, lost), len);
+    maps::count(Decision::without_rule(Verdict::Drop, reason), len);
     XDP_DROP
 }
+
+const DOWN: u32 = Reason::TargetDown as u32;
+const MTU: u32 = Reason::TargetMtu as u32;
+const UNRESOLVED: u32 = Reason::TargetUnresolved as u32;
 
 /// Whether this kernel redirects frames in several buffers to no device, and without a word:
 /// before Linux 6.3 (`xdp_do_redirect` in net/core/filter.c).

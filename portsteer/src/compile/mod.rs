@@ -20,8 +20,9 @@ pub enum CompileError {
     TooManyRules { count: usize },
 }
 
-/// Compiles a policy into an image, whatever that held before. Rule `i` counts in counter
-/// `counters[i]`.
+/// Compiles a policy into an image, whatever that held before. Packets that rule `i` matches get
+/// `decisions[i]`, of which only the counter and the target's slot are news: the verdict is the
+/// rule's own.
 ///
 /// # Errors
 ///
@@ -29,17 +30,24 @@ pub enum CompileError {
 ///
 /// # Panics
 ///
-/// If there are not as many counters as rules.
-pub fn compile(policy: &Policy, counters: &[u32], image: &mut Image) -> Result<(), CompileError> {
-    assert_eq!(policy.rules.len(), counters.len(), "each rule has a counter");
+/// If there are not as many decisions as rules, or one has another verdict than its rule.
+pub fn compile(
+    policy: &Policy,
+    decisions: &[Decision],
+    image: &mut Image,
+) -> Result<(), CompileError> {
+    assert_eq!(policy.rules.len(), decisions.len(), "each rule has a decision");
     if policy.rules.len() > MAX_RULES {
         return Err(CompileError::TooManyRules { count: policy.rules.len() });
     }
     let rules: Vec<(&Rule, Decision)> = policy
         .rules
         .iter()
-        .zip(counters)
-        .map(|(rule, &counter)| (rule, Decision::new(verdict(rule.action), counter)))
+        .zip(decisions)
+        .map(|(rule, &decision)| {
+            assert_eq!(verdict(rule.action), decision.verdict(), "a rule's decision is its own");
+            (rule, decision)
+        })
         .collect();
     let default = Decision::without_rule(verdict(policy.default), Reason::NoRule);
     let fragments =

@@ -8,7 +8,6 @@
 //!     link_SLOT                the attachment, one per interface
 //!     counters_SLOT            what its program has counted
 //!     retired                  what interfaces had counted that are no longer attached
-//!     steer_targets            to which target the rule steers that has a counter
 //!     devices, device_slots    the interfaces of targets, by target and the other way round
 //!     cpus                     the CPUs of targets, and their queues
 //!     losses                   what did not get to its target

@@ -10,7 +10,7 @@ use std::{
 };
 
 use portsteer_common::{
-    Counter, LAYOUT_VERSION, Verdict,
+    Counter, Decision, LAYOUT_VERSION, Verdict,
     counters::PAGE_COUNTERS,
     steering::{Losses, TARGET_SLOTS},
 };
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     compile::verdict,
     netlink::Link,
-    policy::{Action, Policy, TargetKind},
+    policy::{Action, Policy, Rule, TargetKind},
 };
 
 const CHUNK: usize = 64 * 1024;
@@ -282,14 +282,21 @@ impl Manifest {
         })
     }
 
-    /// The rules' counters that lead to a target, with its slot.
-    pub(super) fn steering(&self) -> impl Iterator<Item = (u32, u16)> {
-        self.rules.iter().filter_map(|rule| Some((rule.shares[0].counter, rule.shares[0].target?)))
+    /// The counters that the rules count in now, in order.
+    pub(super) fn counters(&self) -> impl Iterator<Item = u32> {
+        self.rules.iter().map(|rule| rule.shares[0].counter)
     }
 
-    /// The counters that the rules count in now, in order.
-    pub(super) fn counters(&self) -> Vec<u32> {
-        self.rules.iter().map(|rule| rule.shares[0].counter).collect()
+    /// What is decided about packets that the rules match, in order.
+    pub(super) fn decisions(&self, policy: &Policy) -> Vec<Decision> {
+        let decision = |(rule, described): (&Rule, &ManifestRule)| {
+            let Share { counter, target, .. } = described.shares[0];
+            match target {
+                Some(slot) => Decision::steer(slot, counter),
+                None => Decision::new(verdict(rule.action), counter),
+            }
+        };
+        policy.rules.iter().zip(&self.rules).map(decision).collect()
     }
 
     /// The verdict of the rules that count in a page, if the page is in use.

@@ -24,7 +24,6 @@ use super::{
 };
 
 const POLICY: &str = "policy";
-const STEER_TARGETS: &str = "steer_targets";
 const DEVICES: &str = "devices";
 const DEVICE_SLOTS: &str = "device_slots";
 const CPUS: &str = "cpus";
@@ -51,11 +50,6 @@ const fn array(value_size: usize, max_entries: u32) -> MapShape {
 /// The map `policy`: one value, which user space writes to through a mapping.
 const POLICY_SHAPE: MapShape =
     MapShape { flags: sys::MMAPABLE, ..array(size_of::<PolicyBanks>(), 1) };
-
-/// For each counter, the slot of the target that its rule steers to.
-const fn steer_targets_shape(pages: u32) -> MapShape {
-    array(4, pages * PAGE_COUNTERS as u32)
-}
 
 /// The interface of each target slot.
 const DEVICES_SHAPE: MapShape =
@@ -121,11 +115,10 @@ fn open(
 
 /// What the program calls the maps that all programs of an instance share, and where they are
 /// pinned. The first stands for a section.
-pub(super) fn shared_pins(instance: &Instance) -> [(&'static str, PathBuf); 6] {
+pub(super) fn shared_pins(instance: &Instance) -> [(&'static str, PathBuf); 5] {
     let pin = |name| instance.pin(name);
     [
         (".bss", pin(POLICY)),
-        (STEER_TARGETS, pin(STEER_TARGETS)),
         (DEVICES, pin(DEVICES)),
         (DEVICE_SLOTS, pin(DEVICE_SLOTS)),
         (CPUS, pin(CPUS)),
@@ -140,7 +133,6 @@ pub(super) struct Maps {
     policy_map: OwnedFd,
     policy: Mapping<PolicyBanks>,
     pub(super) interfaces: OwnedFd,
-    steer_targets: OwnedFd,
     devices: OwnedFd,
     device_slots: OwnedFd,
     cpus: OwnedFd,
@@ -163,8 +155,6 @@ impl Maps {
         let page = array(size_of::<CounterPage>(), 1);
         let (retired, shape) = open(instance, RETIRED, page, Some(MAX_PAGES as u32))?;
         let (interfaces, _) = open(instance, INTERFACES, slots::SHAPE, None)?;
-        let shape_of_targets = steer_targets_shape(shape.max_entries);
-        let (steer_targets, _) = open(instance, STEER_TARGETS, shape_of_targets, None)?;
         let (devices, _) = open(instance, DEVICES, DEVICES_SHAPE, None)?;
         let (device_slots, _) = open(instance, DEVICE_SLOTS, DEVICE_SLOTS_SHAPE, None)?;
         let (cpus, _) = open(instance, CPUS, cpus_shape()?, None)?;
@@ -175,7 +165,6 @@ impl Maps {
             policy_map,
             policy,
             interfaces,
-            steer_targets,
             devices,
             device_slots,
             cpus,
@@ -191,7 +180,6 @@ impl Maps {
     pub(super) fn create(instance: &Instance, pages: u32) -> Result<(), Error> {
         let shapes = [
             (POLICY, POLICY_SHAPE),
-            (STEER_TARGETS, steer_targets_shape(pages)),
             // The kernel adds the flag itself, and refuses to be told.
             (DEVICES, MapShape { flags: 0, ..DEVICES_SHAPE }),
             (DEVICE_SLOTS, DEVICE_SLOTS_SHAPE),
@@ -247,12 +235,6 @@ impl Maps {
             self.policy.part_mut(|policy| (&raw mut (*policy).banks).cast::<Image>().add(idle))
         };
         (idle, image)
-    }
-
-    /// Says to which target slot the rule steers that counts in `counter`.
-    pub(super) fn set_target_of(&self, counter: u32, slot: u16) -> Result<(), Error> {
-        sys::map_update(self.steer_targets.as_fd(), counter, &u32::from(slot).to_ne_bytes())
-            .map_err(Error::io("writing the map `steer_targets`"))
     }
 
     fn target_word(&self, slot: u16, field: impl Fn(*mut Target) -> *mut u32) -> &AtomicU32 {

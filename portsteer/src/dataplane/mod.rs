@@ -209,9 +209,6 @@ impl Dataplane {
             placed,
             |counter| total(&counted, counter),
         )?;
-        for (counter, slot) in manifest.steering() {
-            maps.set_target_of(counter, slot)?;
-        }
         if !manifest.targets.is_empty() {
             targets::watch(&self.instance, &maps, &manifest.targets)?;
         }
@@ -225,7 +222,7 @@ impl Dataplane {
         let mut notes = maps.repairs.make(&settings, links, &mut begun.switched)?;
         let capabilities = Capabilities::find(policy, links, &maps, &mut manifest.targets)?;
         let (idle, image) = maps.idle_bank();
-        compile(policy, &manifest.counters(), image)?;
+        compile(policy, &manifest.decisions(policy), image)?;
         manifest.write(&self.instance, idle)?;
         if !running {
             // Before the first interface is attached: no packet meets the empty bank, and an agent
@@ -336,7 +333,7 @@ impl Dataplane {
         previous: &Manifest,
         manifest: &Manifest,
     ) -> Result<Vec<(String, Counter)>, Error> {
-        let kept: HashSet<u32> = manifest.counters().into_iter().collect();
+        let kept: HashSet<u32> = manifest.counters().collect();
         let is_gone =
             |rule: &&ManifestRule| !rule.shares.iter().any(|share| kept.contains(&share.counter));
         let gone: Vec<&ManifestRule> = previous.rules.iter().filter(is_gone).collect();

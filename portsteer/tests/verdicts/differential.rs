@@ -111,6 +111,10 @@ fn policy() -> impl Strategy<Value = Policy> {
     )
 }
 
+/// The slot of the first target: its bits, and those of the second, stand on both sides of the
+/// counter.
+const FIRST_SLOT: u16 = 1_023;
+
 /// What the image says, as the oracle would put it. The rule with index `i` counts in counter
 /// `1000 + i`.
 fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
@@ -123,16 +127,25 @@ fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
         }
         counter => oracle::Decision::Rule(counter as usize - 1_000),
     };
+    if let Action::Steer(target) = oracle::action(policy, decision) {
+        assert_eq!(cell.slot(), u32::from(FIRST_SLOT + target.0));
+    }
     assert_eq!(cell.verdict(), verdict(oracle::action(policy, decision)));
     decision
 }
 
 fn compiled(policy: &Policy) -> Box<Image> {
-    let counters: Vec<u32> = (1_000..).take(policy.rules.len()).collect();
+    let decisions: Vec<Decision> = (1_000..)
+        .zip(&policy.rules)
+        .map(|(counter, rule)| match rule.action {
+            Action::Steer(target) => Decision::steer(FIRST_SLOT + target.0, counter),
+            _ => Decision::new(verdict(rule.action), counter),
+        })
+        .collect();
     // Whatever stood there before is gone.
     let mut image: Box<Image> = bytemuck::zeroed_box();
     bytemuck::bytes_of_mut(&mut *image).fill(0xa5);
-    compile(policy, &counters, &mut image).unwrap();
+    compile(policy, &decisions, &mut image).unwrap();
     image
 }
 
