@@ -12,16 +12,20 @@ use portsteer_common::{
     Decision, Reason, Verdict,
     steering::{SPREAD_PLACES, state},
 };
-use portsteer_ebpf::{flow, frame::Frame, parse::Place};
+use portsteer_ebpf::{
+    flow,
+    frame::{Buffer, Frame},
+    parse::Place,
+};
 
 use crate::{maps, packet::Packet};
 
 /// Steers a plain packet of `len` bytes. Counts it, once, and says what the kernel is to do.
 ///
-/// A subprogram, for the reason that the slow path is one. Here is what mostly happens, in one
-/// straight line; all else is for [`steer_any`] and [`lose`]. After the redirect nothing asks for the
-/// packet any more, so that less is kept over the call.
-#[inline(never)]
+/// Part of the fast path, down to its return code, which is why it has what mostly happens alone; all
+/// else is for [`steer_any`] and [`lose`]. After the redirect nothing asks for the packet any more, so
+/// that no more registers live across the call than where nothing is steered.
+#[inline(always)]
 pub fn steer_plain(ctx: *mut xdp_md, decision: u32, len: u64) -> u32 {
     let bits = decision;
     let decision = Decision::from_bits(bits);
@@ -61,7 +65,7 @@ pub fn steer_any(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
     let packet = Packet(XdpContext::new(ctx));
     let lost = match target.state() {
         number @ state::READY_0..=state::READY_KEEP => {
-            if len > target.max_len() || is_in_pieces_that_are_not_taken(&packet, len) {
+            if len > target.max_len() || is_in_pieces_that_are_not_taken(&packet) {
                 Reason::TargetMtu
             } else if (number == state::READY_KEEP
                 || packet.set_mac_addresses(target.macs((number - state::READY_0) as usize)))
@@ -121,8 +125,9 @@ const UNRESOLVED: u32 = Reason::TargetUnresolved as u32;
 #[unsafe(no_mangle)]
 static DEVICES_TAKE_ONE_BUFFER: Global<u32> = Global::new(0);
 
-/// Whether a packet of `len` bytes is a frame of several buffers, on a kernel that loses those.
+/// Whether a packet is a frame of several buffers, be it for its padding alone, on a kernel that loses
+/// those.
 #[inline(always)]
-fn is_in_pieces_that_are_not_taken(packet: &Packet, len: u64) -> bool {
-    DEVICES_TAKE_ONE_BUFFER.load() != 0 && len > packet.first_buffer_len()
+fn is_in_pieces_that_are_not_taken(packet: &Packet) -> bool {
+    DEVICES_TAKE_ONE_BUFFER.load() != 0 && packet.total_len() > packet.first_buffer_len()
 }
