@@ -9,7 +9,7 @@ use std::{
 
 use portsteer::{lab::incoming_cpu, netlink::XdpMode};
 use portsteer_testkit::{
-    agent::{Agent, is_slow},
+    agent::{Agent, Stats, is_slow},
     sandbox::{sandbox, skip},
     site::{CLIENT_V4, HOST_V4, SILENCE, wait_until},
 };
@@ -82,8 +82,19 @@ fn flaps_under_load(mode: XdpMode) {
     let steered = stats.rule("web") - before.rule("web");
     let known = lost("gone") + lost("down") + lost("mtu") + lost("unresolved");
     let unknown = lost("refused") + lost("device") + lost("queue");
+    // Where the device is set down in the very moment that a packet is handed over in generic mode,
+    // the kernel tells of it in the interface's own counter alone, whoever sent the packet.
+    let dropped = |stats: &Stats| stats.target("interface_dropped").as_u64().unwrap_or(0);
+    let told_by_the_interface = match mode {
+        XdpMode::Generic => dropped(&stats) - dropped(&before),
+        _ => 0,
+    };
     assert_eq!(steered + known, sent, "{stats:?}");
-    assert_eq!(steered - unknown, received, "{stats:?}");
+    let at_most = steered - unknown;
+    assert!(
+        (at_most - told_by_the_interface..=at_most).contains(&received),
+        "{received}: {stats:?}"
+    );
     assert!(flaps > 5 && known > 0 && received > 0, "{flaps} flaps: {stats:?}");
     // It comes to itself again.
     wait_until("the target is ready", || town.state() == "ready");
