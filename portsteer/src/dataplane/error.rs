@@ -15,8 +15,11 @@ pub enum Error {
     NotPermitted { action: String, source: io::Error },
     #[error("no BPF file system is mounted on {}", .0.display())]
     NoBpffs(PathBuf),
-    #[error("the kernel is {release}, and portsteer needs {} or later", super::kernel::OLDEST)]
-    OldKernel { release: String },
+    #[error(
+        "the kernel is {release}, and portsteer needs {} or later{}", super::kernel::OLDEST,
+        missing.iter().map(|what| format!("\n  it lacks {what}")).collect::<String>()
+    )]
+    OldKernel { release: String, missing: Vec<String> },
     #[error("another agent{} runs instance `{instance}`", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
     InstanceBusy { instance: String, pid: Option<u32> },
     #[error("{} holds pins of another layout, or not all of them: {detail}", directory.display())]

@@ -1,8 +1,15 @@
 //! What the running kernel must have.
 
-use std::{fs, path::Path};
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
 
-use super::{Error, sys};
+use super::{
+    Error, btf,
+    sys::{self, Instruction, TestRun},
+};
 
 /// The oldest kernel that is supported.
 pub const OLDEST: &str = "6.1";
@@ -58,11 +65,44 @@ fn release() -> Result<String, Error> {
 fn check_release(release: &str) -> Result<(), Error> {
     match version(release) {
         Some(version) if version < OLDEST_VERSION => {
-            Err(Error::OldKernel { release: release.to_owned() })
+            Err(Error::OldKernel { release: release.to_owned(), missing: missing() })
         }
         // A release that does not say its version is not held against it.
         _ => Ok(()),
     }
+}
+
+/// What the dataplane cannot do without and this kernel does not have, each with the version that
+/// brought it. Found by trying; where that is not permitted, nothing is known to be missing.
+fn missing() -> Vec<String> {
+    let tried: [(&str, bool); 3] = [
+        ("type information about itself (`CONFIG_DEBUG_INFO_BTF`)", Path::new(btf::PATH).exists()),
+        (
+            "XDP programs for frames in several buffers (Linux 5.18)",
+            is_known(drop_all(sys::HAS_FRAGS).map(drop)),
+        ),
+        (
+            "test runs that send their frames, by which devices are tried (Linux 5.18)",
+            is_known(drop_all(0).and_then(|program| {
+                let run = TestRun { frame: &[0; 60], repeat: 1, live: true, first_buffer: None };
+                sys::test_run(program.as_fd(), run).map(drop)
+            })),
+        ),
+    ];
+    tried.into_iter().filter(|(_, is_there)| !is_there).map(|(what, _)| what.to_owned()).collect()
+}
+
+/// Whether a system call did not fail for asking what the kernel does not know.
+fn is_known(result: io::Result<()>) -> bool {
+    !result.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
+}
+
+/// `return XDP_DROP;`
+fn drop_all(flags: u32) -> io::Result<OwnedFd> {
+    const XDP_DROP: i32 = 1;
+    let insn = |code, immediate| Instruction { code, registers: 0, offset: 0, immediate };
+    let program = [insn(0xb7, XDP_DROP), insn(0x95, 0)];
+    sys::load_xdp_with_flags("portsteer_probe", &program, flags)
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {

@@ -351,8 +351,21 @@ impl Instruction {
     }
 }
 
-/// Loads an XDP program of raw instructions: for probes, and stubs in tests and benchmarks.
+/// `BPF_F_XDP_HAS_FRAGS`: the program takes frames in several buffers.
+pub const HAS_FRAGS: u32 = 1 << 5;
+
+/// Loads an XDP program of raw instructions that takes frames in several buffers, as portsteer's own
+/// does: for probes, and stubs in tests and benchmarks.
 pub fn load_xdp(name: &str, instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    load_xdp_with_flags(name, instructions, HAS_FRAGS)
+}
+
+/// The same with these `prog_flags`.
+pub fn load_xdp_with_flags(
+    name: &str,
+    instructions: &[Instruction],
+    flags: u32,
+) -> io::Result<OwnedFd> {
     const _: () = assert!(size_of::<bpf_insn>() == 8);
     let encoded: Vec<[u8; 8]> = instructions
         .iter()
@@ -371,8 +384,7 @@ pub fn load_xdp(name: &str, instructions: &[Instruction]) -> io::Result<OwnedFd>
     load.insn_cnt = encoded.len() as u32;
     load.license = c"Dual MIT/GPL".as_ptr() as u64;
     load.expected_attach_type = bpf_attach_type::BPF_XDP as u32;
-    // BPF_F_XDP_HAS_FRAGS, as portsteer's own program has it.
-    load.prog_flags = 1 << 5;
+    load.prog_flags = flags;
     copy_name(&mut load.prog_name, name);
     bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attributes)
 }

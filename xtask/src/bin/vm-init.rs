@@ -83,9 +83,12 @@ fn run_command<'a>(
     arguments: impl Iterator<Item = &'a str>,
     limit: Duration,
 ) -> Result<(), String> {
+    // Whatever of the kernel's command line the kernel does not know.
+    let nics = std::env::var_os("PORTSTEER_NICS");
     let mut child = Command::new(program)
         .args(arguments)
         .env_clear()
+        .envs(nics.map(|nics| ("PORTSTEER_NICS", nics)))
         .env("HOME", "/tmp")
         .env("PATH", "/bin")
         .env("PORTSTEER_BIN", "/bin/portsteer")

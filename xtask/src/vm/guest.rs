@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{initramfs::Initramfs, modules::Module};
+use super::{initramfs::Initramfs, kernel::Promise, modules::Module};
 use crate::{
     process::{output, run, say, shown},
     workspace,
@@ -20,6 +20,8 @@ use crate::{
 
 /// Integration tests of the package portsteer that run in the guest as well as on the host.
 const TESTS: &[&str] = &["verdicts", "end_to_end"];
+/// Those that run where the kernel is too old.
+const TESTS_BELOW_FLOOR: &[&str] = &["floor"];
 /// How long such a test binary may take there.
 const TEST_SECONDS: u32 = 1_500;
 /// How long `portsteer demo` may take there.
@@ -53,16 +55,16 @@ impl GuestCommand {
     }
 }
 
-/// The binaries and commands that all kernels' guests share.
+/// The binaries that all kernels' guests share.
 #[derive(Debug)]
 pub(super) struct Guest {
     programs: Vec<(String, PathBuf)>,
-    pub(super) commands: Vec<GuestCommand>,
+    /// What somebody typed, to be run instead of everything.
+    own: Option<GuestCommand>,
 }
 
 impl Guest {
-    /// Builds the binaries. Without a command of one's own, which may be one of [`TESTS`] with
-    /// arguments, the guest runs the demo and all of them.
+    /// Builds the binaries: all tests, or, with a command of one's own, the one that it names.
     pub(super) fn build(own: Option<GuestCommand>) -> Result<Self> {
         add_target()?;
         let root = workspace::root()?;
@@ -79,35 +81,45 @@ impl Guest {
                 ("init".to_owned(), built.join("vm-init")),
                 ("bin/portsteer".to_owned(), built.join("portsteer")),
             ],
-            commands: Vec::new(),
+            own,
         };
-        if let Some(own) = own {
-            if let Some(test) =
-                TESTS.iter().find(|test| own.words[0] == format!("/{}", place(test)))
-            {
+        for &test in TESTS.iter().chain(TESTS_BELOW_FLOOR) {
+            let is_asked_for =
+                |own: &GuestCommand| own.words.first() == Some(&format!("/{}", place(test)));
+            if guest.own.as_ref().is_none_or(is_asked_for) {
                 guest.programs.push((place(test), build_test(&root, test)?));
             }
-            guest.commands.push(own);
-            return Ok(guest);
-        }
-        guest.commands.push(GuestCommand {
-            name: "demo".to_owned(),
-            seconds: DEMO_SECONDS,
-            words: vec!["/bin/portsteer".to_owned(), "demo".to_owned()],
-        });
-        for &test in TESTS {
-            guest.commands.push(GuestCommand {
-                name: format!("test-{test}"),
-                seconds: TEST_SECONDS,
-                words: vec![format!("/{}", place(test))],
-            });
-            guest.programs.push((place(test), build_test(&root, test)?));
         }
         Ok(guest)
     }
 
+    /// What to run on a kernel of which this is expected.
+    pub(super) fn commands(&self, promise: Promise) -> Vec<GuestCommand> {
+        if let Some(own) = &self.own {
+            return vec![own.clone()];
+        }
+        let test = |&test: &&str| GuestCommand {
+            name: format!("test-{test}"),
+            seconds: TEST_SECONDS,
+            words: vec![format!("/{}", place(test))],
+        };
+        if promise == Promise::Refuses {
+            return TESTS_BELOW_FLOOR.iter().map(test).collect();
+        }
+        let demo = GuestCommand {
+            name: "demo".to_owned(),
+            seconds: DEMO_SECONDS,
+            words: vec!["/bin/portsteer".to_owned(), "demo".to_owned()],
+        };
+        std::iter::once(demo).chain(TESTS.iter().map(test)).collect()
+    }
+
     /// The guest's file system for a kernel with these modules.
-    pub(super) fn initramfs(&self, modules: &[Module]) -> Result<Vec<u8>> {
+    pub(super) fn initramfs(
+        &self,
+        modules: &[Module],
+        commands: &[GuestCommand],
+    ) -> Result<Vec<u8>> {
         let mut archive = Initramfs::default();
         for (path, file) in &self.programs {
             let content =
@@ -121,8 +133,7 @@ impl Guest {
             list.push_str(&format!("/{path}\n"));
         }
         archive.file("etc/portsteer-vm/modules", list.as_bytes());
-        let lines: Vec<String> = self
-            .commands
+        let lines: Vec<String> = commands
             .iter()
             .map(|command| {
                 format!("{}\t{}\t{}\n", command.name, command.seconds, command.words.join("\t"))

@@ -13,31 +13,52 @@ use crate::{
     workspace,
 };
 
-/// A line of the matrix: a kernel that portsteer promises to run on.
+/// A line of the matrix.
 #[derive(Debug)]
 pub(super) struct Release {
     /// What `--kernel` calls it, and the beginning of what `uname -r` says.
     pub(super) name: &'static str,
     /// The Debian suite that has it.
     suite: &'static str,
-    /// The package that depends on the newest build of it.
-    package: &'static str,
+    /// What is expected of portsteer there.
+    pub(super) promise: Promise,
 }
 
-/// The matrix.
-pub(super) const MATRIX: &[Release] =
-    &[Release { name: "6.1", suite: "bookworm", package: "linux-image-cloud-amd64" }];
+/// What is expected of portsteer on a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Promise {
+    /// It refuses, and says what the kernel lacks.
+    Refuses,
+    /// Everything works.
+    Works,
+}
+
+/// The matrix: the last kernel that is too old, the oldest that is not, and what Debian's users have
+/// now and will have next.
+pub(super) const MATRIX: &[Release] = &[
+    Release { name: "5.10", suite: "bullseye", promise: Promise::Refuses },
+    Release { name: "6.1", suite: "bookworm", promise: Promise::Works },
+    Release { name: "6.12", suite: "trixie", promise: Promise::Works },
+    Release { name: "7", suite: "sid", promise: Promise::Works },
+];
+
+/// The package that depends on the newest build of a suite's kernel.
+const PACKAGE: &str = "linux-image-cloud-amd64";
+/// What the packages are called that a kernel comes in: all of it in the first, or, from Linux 7 on, in
+/// those that it depends on.
+const PARTS: [&str; 4] = ["linux-image-", "linux-binary-", "linux-modules-", "linux-base-"];
 
 /// Where the archive's signing key stands on Debian.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A kernel on disk, ready to boot.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Kernel {
     pub(super) name: String,
     pub(super) image: PathBuf,
     /// Its `lib/modules/RELEASE`.
     pub(super) modules: PathBuf,
+    pub(super) promise: Promise,
 }
 
 impl Kernel {
@@ -54,6 +75,7 @@ impl Kernel {
             name: name.to_string_lossy().into_owned(),
             image: image.to_owned(),
             modules: modules.to_owned(),
+            promise: Promise::Works,
         })
     }
 }
@@ -69,9 +91,9 @@ impl Release {
         }
         self.fetch(mirror, &home).with_context(|| {
             format!(
-                "cannot get Debian's package {} of {}; a kernel of your own does as well: \
+                "cannot get Debian's package {PACKAGE} of {}; a kernel of your own does as well: \
                  cargo xtask vm --kernel VMLINUZ --modules LIB_MODULES_RELEASE",
-                self.package, self.suite
+                self.suite
             )
         })?;
         self.find(&home)
@@ -86,7 +108,10 @@ impl Release {
         if !image.is_file() {
             bail!("no kernel image in {}", home.display());
         }
-        Ok(Kernel { name: self.name.to_owned(), image, modules })
+        if !modules.join("modules.builtin").is_file() {
+            bail!("{} is not whole: modules.builtin is missing", modules.display());
+        }
+        Ok(Kernel { name: self.name.to_owned(), image, modules, promise: self.promise })
     }
 
     /// Downloads and unpacks the package into `home`.
@@ -104,13 +129,16 @@ impl Release {
             Some(mirror) => mirror.trim_end_matches('/').to_owned(),
             None => apt.configured_mirror()?,
         };
-        say(format!("{}: asking {mirror} for {} of {}", self.name, self.package, self.suite));
+        say(format!("{}: asking {mirror} for {PACKAGE} of {}", self.name, self.suite));
         apt.use_only(&mirror, self.suite)?;
-        let package = apt.kernel_behind(self.package)?;
-        say(format!("{}: downloading {package}", self.name));
-        let archive = apt.download(&package)?;
         let unpacked = scratch.path().join("root");
-        run(Command::new("dpkg").arg("--extract").arg(&archive).arg(&unpacked))?;
+        for package in apt.kernel_behind(PACKAGE)? {
+            say(format!("{}: downloading {package}", self.name));
+            let archive = apt.download(&package)?;
+            run(Command::new("dpkg").arg("--extract").arg(&archive).arg(&unpacked))?;
+            fs::remove_file(&archive)?;
+        }
+        self.find(&unpacked).context("what was downloaded is no whole kernel")?;
 
         // Only a whole kernel ever gets the name that is looked for.
         if home.exists() {
@@ -161,12 +189,28 @@ impl Apt {
         run(self.command("apt-get").args(["--quiet=2", "--error-on=any", "update"]))
     }
 
-    /// The package with a version in its name that a package without one depends on.
-    fn kernel_behind(&self, package: &str) -> Result<String> {
+    /// The packages with a version in their name that a package without one depends on, be it by way
+    /// of each other.
+    fn kernel_behind(&self, package: &str) -> Result<Vec<String>> {
+        let mut found: Vec<String> = self.parts_behind(package)?;
+        let mut next = 0;
+        while let Some(part) = found.get(next) {
+            for part in self.parts_behind(part)? {
+                if !found.contains(&part) {
+                    found.push(part);
+                }
+            }
+            next += 1;
+        }
+        if found.is_empty() {
+            bail!("{package} depends on no kernel");
+        }
+        Ok(found)
+    }
+
+    fn parts_behind(&self, package: &str) -> Result<Vec<String>> {
         let depends = output(self.command("apt-cache").args(["depends", package]))?;
-        let mut names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        let found = names.find(|name| name.starts_with("linux-image-"));
-        Ok(found.with_context(|| format!("{package} depends on no kernel"))?.to_owned())
+        Ok(parts(&depends))
     }
 
     /// Downloads a package and returns its file.
@@ -206,6 +250,15 @@ fn debian_mirror(uris: &str) -> Option<&str> {
     })
 }
 
+/// The packages that a kernel comes in among what `apt-cache depends` prints.
+fn parts(depends: &str) -> Vec<String> {
+    let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    let has_version = |rest: &str| rest.starts_with(|character: char| character.is_ascii_digit());
+    let is_part =
+        |name: &&str| PARTS.iter().any(|part| name.strip_prefix(part).is_some_and(has_version));
+    names.filter(is_part).map(str::to_owned).collect()
+}
+
 /// The one entry of a directory whose name begins so.
 fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
@@ -224,7 +277,15 @@ fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::debian_mirror;
+    use super::{debian_mirror, parts};
+
+    #[test]
+    fn a_kernel_comes_in_several_packages() {
+        let depends = "linux-image-7.0\n  PreDepends: linux-base\n |Depends: dracut\n  \
+                       Depends: linux-base-7.0\n  Depends: linux-binary-7.0\n  Depends: \
+                       linux-base-cloud-amd64\n  Breaks: linux-image-6.9\n";
+        assert_eq!(parts(depends), ["linux-base-7.0", "linux-binary-7.0"]);
+    }
 
     #[test]
     fn the_mirror_is_debians_own_and_not_a_neighbour() {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    ffi::OsString,
     fmt,
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
@@ -14,7 +15,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::kernel::Kernel;
+use super::{kernel::Kernel, wires};
+use crate::process::say;
 
 /// The emulator.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
@@ -24,6 +26,12 @@ const SIGN: &str = "portsteer-vm: ";
 /// A console that is silent for so long belongs to a guest that hangs: while a command runs, the
 /// init says so every ten seconds.
 const SILENCE: Duration = Duration::from_secs(90);
+/// The processor, emulated. Linux 6.12 does not come up where QEMU 7.2 emulates `cmpxchg16b`.
+const EMULATION: [&str; 4] = ["-accel", "tcg", "-cpu", "max,cx16=off"];
+/// The machine's own processor.
+const KVM: [&str; 4] = ["-accel", "kvm", "-cpu", "host"];
+/// How long a guest may take to come up with KVM, which takes a second or two where it works.
+const KVM_PROBE: Duration = Duration::from_secs(20);
 /// What a kernel may go on to say after its first word of distress.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How much of the console a failure shows.
@@ -76,53 +84,128 @@ pub(super) struct Report {
     pub(super) tail: Vec<String>,
 }
 
-/// Boots a kernel with this file system and waits for its end, at most `limit`.
-pub(super) fn boot(
-    kernel: &Kernel,
-    initramfs: &[u8],
-    dir: &Path,
-    limit: Duration,
-) -> Result<Report> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let image = dir.join(format!("{}.cpio", kernel.name));
-    fs::write(&image, initramfs).with_context(|| format!("cannot write {}", image.display()))?;
-    let log = dir.join(format!("{}.log", kernel.name));
-    let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+/// A line of the kernel's that says how many NICs the guest has: the kernel hands what it does not know
+/// to the init, as a variable of its environment.
+const NICS: &str = "PORTSTEER_NICS";
 
-    let mut child = Command::new(QEMU)
-        .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1536"])
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-        .args(["-serial", "stdio", "-kernel"])
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(&image)
-        .args(["-append", "console=ttyS0 quiet panic=-1 oops=panic"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .with_context(|| format!("cannot run {QEMU}"))?;
-    let console = child.stdout.take().context("the console is not a pipe")?;
-    let lines = read_lines(console, file);
-    let mut watch = Watch::default();
-    let ended = watch.follow(&lines, SILENCE, limit);
-    stop(&mut child);
-    let release = watch.release.clone();
-    Ok(Report { outcome: watch.outcome(ended), release, log, tail: watch.tail.into() })
+/// Where guests are booted.
+#[derive(Debug)]
+pub(super) struct Machine {
+    dir: PathBuf,
+    /// Whether hardware virtualization really boots kernels here, once it has been tried.
+    kvm: Option<bool>,
+    /// Whether the guests have NICs.
+    nics: bool,
 }
 
-/// Reads the console in a thread of its own: lines into the log, to standard output and into the
-/// channel, which closes when the guest is off.
-fn read_lines(console: ChildStdout, mut log: File) -> Receiver<String> {
+impl Machine {
+    /// A machine that keeps its files in `dir`.
+    pub(super) fn new(dir: &Path) -> Self {
+        let obstacle = wires::obstacle();
+        if let Some(obstacle) = &obstacle {
+            say(format!("the guests have no network interfaces: {obstacle}"));
+        }
+        Self { dir: dir.to_owned(), kvm: None, nics: obstacle.is_none() }
+    }
+
+    /// Boots a kernel with this file system and waits for its end, at most `limit`.
+    pub(super) fn boot(
+        &mut self,
+        kernel: &Kernel,
+        initramfs: &[u8],
+        limit: Duration,
+    ) -> Result<Report> {
+        let dir = &self.dir;
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let image = dir.join(format!("{}.cpio", kernel.name));
+        fs::write(&image, initramfs)
+            .with_context(|| format!("cannot write {}", image.display()))?;
+        let log = dir.join(format!("{}.log", kernel.name));
+        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+
+        let accelerator = if self.has_kvm(kernel, &image) { &KVM } else { &EMULATION };
+        let mut child = self.start(accelerator, kernel, &image)?;
+        let console = child.stdout.take().context("the console is not a pipe")?;
+        let lines = read_lines(console, Some(file));
+        let mut watch = Watch::default();
+        let ended = watch.follow(&lines, SILENCE, limit);
+        stop(&mut child);
+        let release = watch.release.clone();
+        Ok(Report { outcome: watch.outcome(ended), release, log, tail: watch.tail.into() })
+    }
+
+    /// Whether this kernel boots with hardware virtualization. The device may be there and guests
+    /// hang all the same, as where the machine is a guest itself, so it is tried, once.
+    fn has_kvm(&mut self, kernel: &Kernel, image: &Path) -> bool {
+        if let Some(known) = self.kvm {
+            return known;
+        }
+        let boots = Path::new("/dev/kvm").exists() && self.boots_with_kvm(kernel, image);
+        say(if boots { "guests run with KVM" } else { "guests are emulated: KVM boots none here" });
+        *self.kvm.insert(boots)
+    }
+
+    fn boots_with_kvm(&self, kernel: &Kernel, image: &Path) -> bool {
+        let Ok(mut child) = self.start(&KVM, kernel, image) else { return false };
+        let Some(console) = child.stdout.take() else { return false };
+        let lines = read_lines(console, None);
+        let deadline = Instant::now() + KVM_PROBE;
+        let mut watch = Watch::default();
+        while watch.release.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match lines.recv_timeout(left) {
+                Ok(line) => watch.take(line),
+                Err(_) => break,
+            }
+        }
+        stop(&mut child);
+        watch.release.is_some() && watch.fault.is_none()
+    }
+
+    fn start(&self, accelerator: &[&str], kernel: &Kernel, image: &Path) -> Result<Child> {
+        let nics = if self.nics { wires::arguments() } else { Vec::new() };
+        let mut arguments: Vec<OsString> = [QEMU]
+            .iter()
+            .chain(accelerator)
+            .chain(&["-smp", "2", "-m", "1536", "-nodefaults", "-no-user-config"])
+            .chain(&["-display", "none", "-no-reboot", "-serial", "stdio"])
+            .map(OsString::from)
+            .chain(nics.iter().map(OsString::from))
+            .collect();
+        let count = if self.nics { 2 } else { 0 };
+        let append = format!("console=ttyS0 quiet panic=-1 oops=panic {NICS}={count}");
+        arguments.extend(["-kernel".into(), kernel.image.clone().into()]);
+        arguments.extend(["-initrd".into(), image.into(), "-append".into(), append.into()]);
+        let mut command = if self.nics {
+            wires::inside(&arguments)
+        } else {
+            let mut command = Command::new(&arguments[0]);
+            command.args(&arguments[1..]);
+            command
+        };
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .with_context(|| format!("cannot run {QEMU}"))
+    }
+}
+
+/// Reads the console in a thread of its own: lines into the log and to standard output, if there is a
+/// log, and into the channel, which closes when the guest is off.
+fn read_lines(console: ChildStdout, mut log: Option<File>) -> Receiver<String> {
     let (sender, receiver) = channel();
     thread::spawn(move || {
         let mut console = BufReader::new(console);
         let mut line = Vec::new();
         while console.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            // Should the log be lost, the console is still on the terminal.
-            let _ = log.write_all(&line);
             let text = printable(&line);
-            println!("  | {text}");
+            if let Some(log) = &mut log {
+                // Should the log be lost, the console is still on the terminal.
+                let _ = log.write_all(&line);
+                println!("  | {text}");
+            }
             if sender.send(text).is_err() {
                 break;
             }

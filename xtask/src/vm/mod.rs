@@ -1,22 +1,29 @@
 //! `cargo xtask vm`: boots other kernels than this machine's under emulation, and runs the demo
 //! and the tests there. Loading on one kernel proves nothing about another's verifier.
 //!
-//! [`kernel`] gets the kernels, [`guest`] builds what runs in them, [`machine`] boots them.
+//! [`kernel`] gets the kernels, [`guest`] builds what runs in them, [`machine`] boots them, with the
+//! network interfaces of [`wires`].
 
 mod guest;
 mod initramfs;
 mod kernel;
 mod machine;
 mod modules;
+mod wires;
 
-use std::{env, path::PathBuf, process::Command, time::Duration};
+use std::{
+    env,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 
 use self::{
     guest::{Guest, GuestCommand},
-    kernel::{Kernel, MATRIX},
-    machine::{Outcome, QEMU},
+    kernel::{Kernel, MATRIX, Release},
+    machine::{Machine, Outcome, QEMU},
 };
 use crate::{
     process::{exists, is_root, run, say},
@@ -57,46 +64,91 @@ pub(crate) fn vm(options: &Options) -> Result<()> {
         bail!("the guests' programs are built for x86_64, on which `vm` has to run too, for now");
     }
     ensure_qemu(options.install)?;
-    let kernels = kernels(options)?;
+    let wanted = wanted(options)?;
     let own = (!options.command.is_empty()).then(|| GuestCommand::own(&options.command));
     let guest = Guest::build(own.transpose()?)?;
     let dir = workspace::root()?.join("target/vm");
+    let mut machine = Machine::new(&dir);
 
+    // One that fails keeps none of the others from being tried.
     let mut bad = Vec::new();
-    for kernel in &kernels {
-        say(format!("{}: booting {}", kernel.name, kernel.image.display()));
-        let initramfs = guest.initramfs(&modules::in_load_order(&kernel.modules)?)?;
-        let seconds = guest.commands.iter().map(|command| u64::from(command.seconds())).sum();
-        let limit = BOOT + Duration::from_secs(seconds);
-        let started = std::time::Instant::now();
-        let report = machine::boot(kernel, &initramfs, &dir, limit)?;
-        let release = report.release.as_deref().unwrap_or("not booted");
-        let elapsed = started.elapsed().as_secs_f32();
-        say(format!("{} ({release}) in {elapsed:.0} s: {}", kernel.name, report.outcome));
-        if report.outcome != Outcome::Success {
-            eprintln!("The end of {}:", report.log.display());
-            report.tail.iter().for_each(|line| eprintln!("  | {line}"));
-            bad.push(format!("{}: {} ({})", kernel.name, report.outcome, report.log.display()));
+    for wanted in &wanted {
+        let name = wanted.name();
+        match try_kernel(wanted, options, &guest, &mut machine) {
+            Ok(()) => {}
+            Err(error) => {
+                say(format!("{name}: {error:#}"));
+                bad.push(format!("{name}: {error:#}"));
+            }
         }
     }
     if !bad.is_empty() {
-        bail!("{} of {} kernels failed\n  {}", bad.len(), kernels.len(), bad.join("\n  "));
+        bail!("{} of {} kernels failed\n  {}", bad.len(), wanted.len(), bad.join("\n  "));
     }
-    say(format!("{} of {} kernels succeeded", kernels.len(), kernels.len()));
+    say(format!("{} of {} kernels succeeded", wanted.len(), wanted.len()));
     Ok(())
 }
 
-/// The kernels that were asked for, on disk.
-fn kernels(options: &Options) -> Result<Vec<Kernel>> {
-    let mirror = options.mirror.as_deref();
+/// Gets a kernel and boots it; an error if it is not content.
+fn try_kernel(
+    wanted: &Wanted,
+    options: &Options,
+    guest: &Guest,
+    machine: &mut Machine,
+) -> Result<()> {
+    let kernel = wanted.get(options.mirror.as_deref(), options.refresh)?;
+    let commands = guest.commands(kernel.promise);
+    let modules = modules::in_load_order(&kernel.modules)?;
+    let initramfs = guest.initramfs(&modules, &commands)?;
+    let seconds: u64 = commands.iter().map(|command| u64::from(command.seconds())).sum();
+    say(format!("{}: booting {}", kernel.name, kernel.image.display()));
+    let started = Instant::now();
+    let report = machine.boot(&kernel, &initramfs, BOOT + Duration::from_secs(seconds))?;
+    let release = report.release.as_deref().unwrap_or("not booted");
+    let elapsed = started.elapsed().as_secs_f32();
+    say(format!("{} ({release}) in {elapsed:.0} s: {}", kernel.name, report.outcome));
+    if report.outcome == Outcome::Success {
+        return Ok(());
+    }
+    eprintln!("The end of {}:", report.log.display());
+    report.tail.iter().for_each(|line| eprintln!("  | {line}"));
+    bail!("{} ({})", report.outcome, report.log.display());
+}
+
+/// A kernel that was asked for.
+#[derive(Debug)]
+enum Wanted {
+    Release(&'static Release),
+    Own(Kernel),
+}
+
+impl Wanted {
+    fn name(&self) -> &str {
+        match self {
+            Self::Release(release) => release.name,
+            Self::Own(kernel) => &kernel.name,
+        }
+    }
+
+    /// The kernel, on disk.
+    fn get(&self, mirror: Option<&str>, refresh: bool) -> Result<Kernel> {
+        match self {
+            Self::Release(release) => release.get(mirror, refresh),
+            Self::Own(kernel) => Ok(kernel.clone()),
+        }
+    }
+}
+
+/// The kernels that were asked for.
+fn wanted(options: &Options) -> Result<Vec<Wanted>> {
     if let Some(modules) = &options.modules {
         let [image] = options.kernel.as_slice() else {
             bail!("--modules belongs to one --kernel VMLINUZ");
         };
-        return Ok(vec![Kernel::own(image.as_ref(), modules)?]);
+        return Ok(vec![Wanted::Own(Kernel::own(image.as_ref(), modules)?)]);
     }
     if options.kernel.is_empty() {
-        return MATRIX.iter().map(|release| release.get(mirror, options.refresh)).collect();
+        return Ok(MATRIX.iter().map(Wanted::Release).collect());
     }
     let find = |name: &String| {
         let release = MATRIX.iter().find(|release| release.name == name);
@@ -107,7 +159,7 @@ fn kernels(options: &Options) -> Result<Vec<Kernel>> {
                 known.join(", ")
             )
         });
-        release?.get(mirror, options.refresh)
+        release.map(Wanted::Release)
     };
     options.kernel.iter().map(find).collect()
 }

@@ -16,9 +16,10 @@ use crate::process;
 
 /// What the commands in the guest need, where the kernel does not have it built in.
 const WANTED: &[&str] = &["veth"];
-/// The devices that the tests steer to. All kernels of the matrix have them; one that does not is
-/// told by the tests that miss them.
-const OPTIONAL: &[&str] = &["8021q", "bonding", "bridge", "dummy", "macvlan", "tun"];
+/// The devices and protocols that the tests meet. All kernels of the matrix have them; one that does
+/// not is told by the tests that miss them.
+const OPTIONAL: &[&str] =
+    &["8021q", "bonding", "bridge", "dummy", "macvlan", "sctp", "tun", "virtio_net", "virtio_pci"];
 
 /// A module, ready to load.
 #[derive(Debug)]
