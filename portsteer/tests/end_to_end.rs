@@ -14,6 +14,8 @@ mod devices;
 mod fragments;
 #[path = "end_to_end/ports.rs"]
 mod ports;
+#[path = "end_to_end/receivers.rs"]
+mod receivers;
 #[path = "end_to_end/restart.rs"]
 mod restart;
 #[path = "end_to_end/steered_frames.rs"]

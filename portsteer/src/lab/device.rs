@@ -47,6 +47,24 @@ impl Device {
         Ok(Self { namespace: namespace.clone(), name: link.name, index: link.index, mac: link.mac })
     }
 
+    /// Takes an interface of this thread's network namespace into another, as it is: with its name,
+    /// down. A real one is back here when that namespace has ended.
+    ///
+    /// # Errors
+    ///
+    /// If there is none of this name, or the kernel refuses.
+    pub fn adopt(name: &str, into: &Namespace) -> io::Result<Self> {
+        let link = netlink::link_by_name(name)?.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, format!("there is no interface {name}"))
+        })?;
+        Request::new(libc::RTM_NEWLINK, 0)
+            .header(&netlink::link_header(link.index, 0, 0))
+            .number(libc::IFLA_NET_NS_FD, into.as_fd().as_raw_fd().cast_unsigned())
+            .done()
+            .map_err(|error| explain(&error, &format!("cannot move {name}")))?;
+        Self::find(into, name)
+    }
+
     /// The namespace that the device is in.
     #[must_use]
     pub fn namespace(&self) -> &Namespace {
