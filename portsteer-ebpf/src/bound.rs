@@ -5,6 +5,27 @@
 //! was there for. So these masks hide from the compiler behind inline assembly. On the host they
 //! are ordinary masks.
 
+/// The same number, of which the verifier no longer knows how it came about: what has been verified
+/// for any number need not be verified again for each way that leads to it.
+///
+/// A global function: the verifier looks at it by itself, and takes what it returns as unknown.
+#[inline(never)]
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
+#[must_use]
+pub extern "C" fn forget(value: u32) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: a register moved to itself. It keeps the compiler from knowing what is returned.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack)) };
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        value
+    }
+}
+
 macro_rules! bound {
     ($($(#[$doc:meta])+ $name:ident, $mask:literal;)+) => {
         $(

@@ -19,7 +19,10 @@ use portsteer_common::{
     },
 };
 
-use crate::frame::{Buffer, Frame, PlainIpv4, PlainIpv6, TransportStart};
+use crate::{
+    bound::forget,
+    frame::{Buffer, Frame, PlainIpv4, PlainIpv6, TransportStart},
+};
 
 /// What the rules judge a packet by.
 ///
@@ -254,6 +257,7 @@ fn parse_ethernet<B: Buffer>(frame: &Frame<B>, headers: &mut Headers) -> Result<
         kind = frame.header::<VlanTag>(l3_off)?.ether_type();
         l3_off += VlanTag::LEN;
     }
+    let l3_off = forget(l3_off as u32) as usize;
     match kind {
         ether_type::IPV4 => parse_ipv4(frame, l3_off, headers),
         ether_type::IPV6 => parse_ipv6(frame, l3_off, headers),
@@ -367,8 +371,9 @@ fn parse_ipv6<B: Buffer>(
             }
             fragment = Some(place);
         }
-        extensions_len += len;
-        l4_off += len as usize;
+        extensions_len = forget(extensions_len + len);
+        l4_off = forget(l4_off as u32 + len) as usize;
+        payload = forget(payload);
         kind = extension.next_header;
     }
     if ExtensionHeader::is_extension(kind) {

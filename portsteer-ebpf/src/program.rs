@@ -51,13 +51,22 @@ fn judge_any(ctx: *mut xdp_md) -> u32 {
         Ok(()) => classify(policy, &headers),
         Err(reason) => without_headers(policy, reason),
     };
-    if decision.steers() {
-        return steer_any(ctx, decision.to_bits(), frame.len(), headers.place.to_bits());
-    }
-    conclude(decision, frame.len())
+    conclude_any(ctx, decision.to_bits(), frame.len(), headers.place.to_bits())
 }
 
-/// The one exit of both paths for packets that are not steered: counts one of `len` bytes, and does
+/// The exit of the slow path. A global function, which the verifier looks at once, and not again for
+/// every way through the parser that leads here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn conclude_any(ctx: *mut xdp_md, decision: u32, len: u64, place: u32) -> u32 {
+    let decision = Decision::from_bits(decision);
+    if decision.steers() {
+        return steer_any(ctx, decision.to_bits(), len, place);
+    }
+    conclude(decision, len)
+}
+
+/// What both paths end with for packets that are not steered: counts one of `len` bytes, and does
 /// what was decided.
 #[inline(always)]
 fn conclude(decision: Decision, len: u64) -> u32 {
