@@ -151,7 +151,7 @@ fn what_two_instances_need_is_switched_back_by_the_last() {
 fn a_target_that_is_made_anew_is_made_ready_again() {
     sandbox(|| {
         let House { host, cable: _cable, street } = House::new();
-        let agent = Agent::start(&host, INSTANCE, &House::policy("native"));
+        let mut agent = Agent::start(&host, INSTANCE, &House::policy("native"));
         let state = |wanted: &str| {
             wait_until(wanted, || Stats::read(&host, INSTANCE).target("state") == wanted);
         };
@@ -162,7 +162,7 @@ fn a_target_that_is_made_anew_is_made_ready_again() {
             .create()
             .expect("a veth pair");
         state("ready");
-        assert_eq!(agent.log().matches("gro of web on").count(), 2, "{}", agent.log());
+        agent.wait_for_log("gro of web on", 2);
         agent.end(libc::SIGINT);
         assert!(!is_on(&street.right, Offload::Gro));
     });

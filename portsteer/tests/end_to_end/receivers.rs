@@ -359,7 +359,7 @@ fn a_trunk_with_a_vlan_device() {
         let yard = Yard::with_sockets(cable.right.clone(), vlan, &client).expect("addresses");
         let street = street(&yard);
         for mode in ["native", "generic"] {
-            let _agent = Agent::start(&host, INSTANCE, &yard.policy(mode, &street.left));
+            let agent = Agent::start(&host, INSTANCE, &yard.policy(mode, &street.left));
             for tag_in_frame in [true, false] {
                 cable.left.set_offload(Offload::TxVlan, !tag_in_frame).expect("it can be switched");
                 yard.connects(PASSED);
@@ -367,6 +367,7 @@ fn a_trunk_with_a_vlan_device() {
                 yard.does_not_connect(DROPPED);
                 assert!(yard.stats().rule("dropped-tcp") > before, "{mode}, tag {tag_in_frame}");
             }
+            agent.end(libc::SIGINT);
         }
     });
 }
@@ -485,7 +486,7 @@ fn virtio_nics() {
         }
         street.left.set_mtu(1500).expect("an MTU");
         let arrives = |mode: &str| {
-            let _agent = Agent::start(host, INSTANCE, &site_policy(mode));
+            let agent = Agent::start(host, INSTANCE, &site_policy(mode));
             wait_until("the target is ready", || yard.stats().target("state") == "ready");
             let wire = RawSocket::open(&near).expect("a raw socket");
             let sender = RawSocket::open(&street.right).expect("a raw socket");
@@ -496,6 +497,7 @@ fn virtio_nics() {
             let frames = wire.marked_frames(MARK, COUNT as usize);
             let header = [near.mac(), nic.mac()].concat();
             assert!(frames.iter().all(|frame| frame.starts_with(&header)), "{frames:02x?}");
+            agent.end(libc::SIGINT);
         };
         arrives("generic");
         let _program = attach_other_program(&nic, XdpMode::Native);
