@@ -4,4 +4,5 @@ pub mod agent;
 pub mod packet;
 pub mod raw_socket;
 pub mod sandbox;
+pub mod sctp;
 pub mod site;

@@ -18,6 +18,8 @@ mod ports;
 mod receivers;
 #[path = "end_to_end/restart.rs"]
 mod restart;
+#[path = "end_to_end/sctp.rs"]
+mod sctp;
 #[path = "end_to_end/steered_frames.rs"]
 mod steered_frames;
 #[path = "end_to_end/steering.rs"]

@@ -5,6 +5,8 @@
 
 #[path = "verdicts/bench.rs"]
 mod bench;
+#[path = "verdicts/budget.rs"]
+mod budget;
 #[path = "verdicts/differential.rs"]
 mod differential;
 #[path = "verdicts/flow.rs"]

@@ -20,7 +20,7 @@ use bytemuck::AnyBitPattern;
 
 use aya_obj::generated::{
     bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info, bpf_map_type,
-    bpf_prog_type,
+    bpf_prog_info, bpf_prog_type,
 };
 
 /// A zeroed argument for bpf(2).
@@ -317,6 +317,12 @@ pub fn link_raw_tracepoint(program: BorrowedFd<'_>, tracepoint: &CStr) -> io::Re
 pub fn map_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let info: bpf_map_info = info(fd)?;
     Ok(info.id)
+}
+
+/// How many instructions the verifier followed when it looked at a program (`verified_insns`).
+pub fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let info: bpf_prog_info = info(program)?;
+    Ok(info.verified_insns)
 }
 
 /// Opens a loaded program by its id.

@@ -106,6 +106,11 @@ impl Bench {
         self._namespace.run(|| dataplane.apply(policy, "verdicts.toml", text)).unwrap();
     }
 
+    /// How many instructions the verifier followed.
+    pub fn verified_instructions(&self) -> u32 {
+        sys::verified_instructions(self.program.as_fd()).unwrap()
+    }
+
     pub fn stats(&self) -> Stats {
         read_stats(&self.instance).unwrap()
     }

@@ -31,7 +31,7 @@ const EMULATION: [&str; 4] = ["-accel", "tcg", "-cpu", "max,cx16=off"];
 /// The machine's own processor.
 const KVM: [&str; 4] = ["-accel", "kvm", "-cpu", "host"];
 /// How long a guest may take to come up with KVM, which takes a second or two where it works.
-const KVM_PROBE: Duration = Duration::from_secs(20);
+const KVM_PROBE: Duration = Duration::from_secs(10);
 /// What a kernel may go on to say after its first word of distress.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How much of the console a failure shows.
