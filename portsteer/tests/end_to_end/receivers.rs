@@ -286,6 +286,53 @@ fn a_veth_with_several_queues() {
     try_modes(build, [Works, Works]);
 }
 
+/// Frames of several buffers are judged, and handed to CPUs, by all kernels.
+#[test]
+fn long_frames_on_a_veth() {
+    sandbox(|| {
+        let host = Namespace::new().expect("a namespace");
+        let cable = cable(&host, "uplink").expect("a veth pair");
+        for device in [&cable.left, &cable.right] {
+            device.set_mtu(LONG_MTU).expect("an MTU");
+        }
+        let mut yard =
+            Yard::with_sockets(cable.right.clone(), cable.right, &cable.left).expect("addresses");
+        yard.payload = LONG;
+        let policy = [
+            "version = 1\ninterfaces = [\"uplink\"]\nmode = \"native\"\n".to_owned(),
+            steer(STEERED, "cpus = [0]"),
+            rule("passed", "udp", PASSED, "pass"),
+            rule("dropped", "udp", DROPPED, "drop"),
+        ]
+        .concat();
+        let agent = Agent::start(&host, INSTANCE, &policy);
+        let server = |port| {
+            let socket = host.run(|| UdpSocket::bind((HOST_V4, port))).expect("a UDP server");
+            socket.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+            socket
+        };
+        let [passed, dropped, steered] = [PASSED, DROPPED, STEERED].map(server);
+        for number in 0..COUNT {
+            for port in [PASSED, DROPPED, STEERED] {
+                yard.send(port, number);
+            }
+            for socket in [&passed, &steered] {
+                let mut datagram = [0; 2 * LONG];
+                let len = socket.recv(&mut datagram).expect("a long datagram arrives");
+                assert!(len == LONG && datagram[..len].ends_with(MARK));
+            }
+        }
+        let stats = yard.stats();
+        for name in ["passed", "dropped", "web"] {
+            assert_eq!(stats.rule(name), COUNT, "{name}: {stats:?}");
+        }
+        let bytes = 3 * COUNT * (14 + 28 + LONG as u64);
+        assert!(stats.interface_number("uplink", "bytes") >= bytes, "whole frames: {stats:?}");
+        assert_nothing_arrived(&dropped);
+        agent.end(libc::SIGINT);
+    });
+}
+
 #[test]
 fn a_tap() {
     let build = |host: &Namespace| Yard::with_frames(Tap::create(host, "tap0", TapKind::Tap)?);
