@@ -193,3 +193,27 @@ unsafe impl Buffer for &[u8] {
         self.len() as u64
     }
 }
+
+/// A frame of which only the beginning is known: on the host, from a capture.
+#[derive(Debug)]
+pub struct Captured<'a> {
+    /// What is known of it.
+    pub bytes: &'a [u8],
+    /// The length of the whole frame in bytes, no less than what is known.
+    pub len: u64,
+}
+
+// SAFETY: as for the slice.
+unsafe impl Buffer for Captured<'_> {
+    fn start(&self) -> usize {
+        self.bytes.as_ptr() as usize
+    }
+
+    fn end(&self) -> usize {
+        self.bytes.as_ptr() as usize + self.bytes.len()
+    }
+
+    fn total_len(&self) -> u64 {
+        self.len
+    }
+}

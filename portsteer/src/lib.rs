@@ -7,6 +7,7 @@ pub mod compile;
 pub mod dataplane;
 pub mod demo;
 pub mod ethtool;
+pub mod explain;
 pub mod lab;
 pub mod netlink;
 pub mod oracle;

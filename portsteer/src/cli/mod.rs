@@ -18,6 +18,7 @@ use crate::{
     policy::diagnostic::{self, Diagnostic, Source},
 };
 
+mod explain;
 mod listings;
 mod table;
 
@@ -67,6 +68,13 @@ enum Command {
         /// Let warnings count as a negative answer.
         #[arg(long)]
         strict: bool,
+    },
+    /// Say what a policy does with a packet, and why: no privileges needed.
+    ///
+    /// For example: portsteer explain --policy policy.toml 'tcp 203.0.113.9:51000 -> 192.0.2.10:443'
+    Explain {
+        #[command(flatten)]
+        options: explain::Options,
     },
     /// Put a policy in force and keep it so, in the foreground.
     ///
@@ -145,6 +153,7 @@ pub fn main() -> ExitCode {
     let code = match Arguments::parse().command {
         Command::Demo { json } => return run_demo(json),
         Command::Check { file, strict } => run_check(&file, strict),
+        Command::Explain { options } => explain::run(&options),
         Command::Agent { policy, lifetime, instance } => {
             run_agent(agent::Options { policy, instance: instance.instance, lifetime })
         }

@@ -7,15 +7,13 @@ use portsteer::{
         Dataplane, Instance, Stats, program_in_slot, read_stats,
         sys::{self, TestRun},
     },
+    explain::captured,
     lab::{self, End, Namespace, Veth},
     oracle::{self, Decision},
     policy::{Action, Policy, TargetId, file, services::Services},
 };
 use portsteer_common::{Fault, Reason};
-use portsteer_ebpf::{
-    frame::Frame,
-    parse::{Headers, Kind, parse},
-};
+use portsteer_ebpf::{frame::Frame, parse::parse};
 
 /// Why a frame got its verdict, and from which rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,7 +202,7 @@ impl Bench {
         let policy = &self.policy;
         match parse(&mut Frame::new(frame)) {
             Ok(headers) => {
-                let decision = oracle::judge(policy, &as_oracle_packet(headers));
+                let decision = oracle::judge(policy, &captured::packet(headers));
                 let cause = match decision {
                     Decision::Rule(index) => Cause::Rule(policy.label(&policy.rules[index])),
                     Decision::Fragments => Cause::Reason(Reason::FragmentWithoutPorts),
@@ -247,33 +245,4 @@ fn read_target(before: &Stats, after: &Stats, len: u64) -> Option<usize> {
     let (now, then) = (&after.targets[index], &before.targets[index]);
     assert_eq!((now.packets - then.packets, now.bytes - then.bytes), (1, len));
     Some(index)
-}
-
-fn as_oracle_packet(headers: Headers) -> oracle::Packet {
-    let packet = oracle::Packet {
-        protocol: 0,
-        dst_port: None,
-        icmp: None,
-        icmpv6: None,
-        later_fragment: false,
-    };
-    match headers.kind {
-        Kind::Ports => oracle::Packet {
-            protocol: headers.key.protocol().number(),
-            dst_port: Some(headers.key.dst_port()),
-            ..packet
-        },
-        Kind::Icmp => oracle::Packet {
-            protocol: 1,
-            icmp: Some((headers.icmp_type, headers.icmp_code)),
-            ..packet
-        },
-        Kind::Icmpv6 => oracle::Packet { protocol: 58, icmpv6: Some(headers.icmp_type), ..packet },
-        // Of the protocols with ports only later fragments come without them.
-        Kind::Portless => oracle::Packet {
-            protocol: headers.protocol,
-            later_fragment: [6, 17, 33, 132, 136].contains(&headers.protocol),
-            ..packet
-        },
-    }
 }

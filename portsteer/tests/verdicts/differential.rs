@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use portsteer::{
     compile::{compile, verdict},
+    explain::{Cause, captured, explain, misses},
     oracle::{self, Packet},
     policy::{
         Action, InterfacePattern, Mode, Options, Policy, PortRange, Rule, Target, TargetId, file,
@@ -227,6 +228,46 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
             frame
         },
     )
+}
+
+/// What `explain` says of the rules is what the oracle found: none that it passed over matches, and the
+/// one that decides does.
+#[test]
+fn explanations_agree_with_the_oracle() {
+    let mut runner =
+        TestRunner::new(Config { cases: 400, failure_persistence: None, ..Config::default() });
+    let frames = prop::collection::vec(frame(), 20);
+    runner
+        .run(&(policy(), frames), |(policy, frames)| {
+            for frame in frames {
+                let Ok(packet) = captured::read(&frame, frame.len()) else { continue };
+                let (decision, explanation) =
+                    (oracle::judge(&policy, &packet), explain(&policy, &packet));
+                prop_assert_eq!(explanation.action, oracle::action(&policy, decision));
+                let matches = |index: usize| misses(&policy.rules[index], &packet).is_empty();
+                let reached = match (explanation.cause, decision) {
+                    (Cause::Rule(index), oracle::Decision::Rule(decided)) => {
+                        prop_assert_eq!(index, decided);
+                        prop_assert!(matches(index));
+                        index
+                    }
+                    (Cause::Fragments(index), oracle::Decision::Fragments) => {
+                        let missing = misses(&policy.rules[index], &packet);
+                        prop_assert_eq!(missing.len(), 1);
+                        prop_assert_eq!(missing[0].0, "dst_port");
+                        index
+                    }
+                    (Cause::Rule(_) | Cause::Fragments(_), _) => {
+                        return Err(TestCaseError::fail(format!("{explanation:?} {decision:?}")));
+                    }
+                    _ => policy.rules.len(),
+                };
+                prop_assert!((0..reached).all(|index| !matches(index)));
+                prop_assert!(explanation.close.iter().all(|miss| miss.rule < reached));
+            }
+            Ok(())
+        })
+        .unwrap();
 }
 
 /// The kernel and the host agree on frames that nobody thought of.

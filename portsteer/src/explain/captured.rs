@@ -1,0 +1,158 @@
+//! A packet as its bytes: an Ethernet frame, whole or as much of it as was captured.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use portsteer_common::{
+    Reason,
+    wire::{ether_type, protocol},
+};
+use portsteer_ebpf::{
+    frame::{Captured, Frame},
+    parse::{Headers, Kind, parse},
+};
+
+use super::described::Described;
+use crate::oracle::Packet;
+
+/// The shortest frame that is looked at, in bytes: an Ethernet header. The kernel hands shorter ones to
+/// no program.
+pub const MIN_LEN: usize = 14;
+
+/// What the program sees in a frame, of which `bytes` are known and which has `len` in all: the parser
+/// is the program's own.
+///
+/// # Errors
+///
+/// Why the rules are not asked; [`Reason::BeyondFirstBuffer`] also where the known bytes end too soon.
+pub fn read(bytes: &[u8], len: usize) -> Result<Packet, Reason> {
+    let len = len.max(bytes.len()) as u64;
+    parse(&mut Frame::new(Captured { bytes, len })).map(packet)
+}
+
+/// The headers of the parser as the oracle has them.
+#[must_use]
+pub fn packet(headers: Headers) -> Packet {
+    let packet =
+        Packet { protocol: 0, dst_port: None, icmp: None, icmpv6: None, later_fragment: false };
+    match headers.kind {
+        Kind::Ports => Packet {
+            protocol: headers.key.protocol().number(),
+            dst_port: Some(headers.key.dst_port()),
+            ..packet
+        },
+        Kind::Icmp => Packet {
+            protocol: protocol::ICMP,
+            icmp: Some((headers.icmp_type, headers.icmp_code)),
+            ..packet
+        },
+        Kind::Icmpv6 => {
+            Packet { protocol: protocol::ICMPV6, icmpv6: Some(headers.icmp_type), ..packet }
+        }
+        // Of the protocols with ports only later fragments come without them.
+        Kind::Portless => Packet {
+            protocol: headers.protocol,
+            later_fragment: portsteer_common::PortProtocol::from_number(headers.protocol).is_some(),
+            ..packet
+        },
+    }
+}
+
+/// What can be said of a frame in words, besides what the rules see: where it comes from and goes to.
+#[must_use]
+pub fn describe(bytes: &[u8], headers: &Packet) -> Described {
+    let mut described = Described {
+        protocol: headers.protocol,
+        dst_port: headers.dst_port,
+        later_fragment: headers.later_fragment,
+        icmp: headers.icmp.or(headers.icmpv6.map(|kind| (kind, 0))),
+        ..Described::default()
+    };
+    let word = |at: usize| bytes.get(at..at + 2).map(|two| u16::from_be_bytes([two[0], two[1]]));
+    let (mut kind, mut at) = (word(12), MIN_LEN);
+    while matches!(kind, Some(ether_type::VLAN | ether_type::SERVICE_VLAN)) {
+        described.vlan = described.vlan.or(word(at).map(|tag| tag & 0xfff));
+        (kind, at) = (word(at + 2), at + 4);
+    }
+    let address = |at: usize, len: usize| -> Option<IpAddr> {
+        let bytes = bytes.get(at..at + len)?;
+        match len {
+            4 => <[u8; 4]>::try_from(bytes).ok().map(|octets| Ipv4Addr::from(octets).into()),
+            _ => <[u8; 16]>::try_from(bytes).ok().map(|octets| Ipv6Addr::from(octets).into()),
+        }
+    };
+    (described.src, described.dst) = match kind {
+        Some(ether_type::IPV4) => (address(at + 12, 4), address(at + 16, 4)),
+        Some(ether_type::IPV6) => (address(at + 8, 16), address(at + 24, 16)),
+        _ => (None, None),
+    };
+    described
+}
+
+/// The bytes of a text of hexadecimal digits, of which pairs may have blanks, colons or line ends
+/// between them.
+///
+/// # Errors
+///
+/// What is not right with it, in words.
+pub fn from_hex(text: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let mut high = None;
+    for (at, character) in text.char_indices() {
+        if character.is_whitespace() || matches!(character, ':' | '-') {
+            if high.is_some() {
+                return Err(format!("half a byte before character {at}"));
+            }
+            continue;
+        }
+        let digit = character
+            .to_digit(16)
+            .ok_or_else(|| format!("`{character}` at character {at} is no hexadecimal digit"))?;
+        match high.take() {
+            None => high = Some(digit),
+            Some(high) => bytes.push((high << 4 | digit) as u8),
+        }
+    }
+    if high.is_some() {
+        return Err("half a byte at the end".to_owned());
+    }
+    if bytes.len() < MIN_LEN {
+        return Err(format!(
+            "{} bytes are no Ethernet frame, which has at least {MIN_LEN}",
+            bytes.len()
+        ));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME: &str = "02 00 00 00 00 02 02 00 00 00 00 01 81 00 00 0c 08 00 \
+        45 00 00 1c 12 34 00 00 40 11 00 00 c6 33 64 07 c0 00 02 01 10 00 00 35 00 08 00 00";
+
+    #[test]
+    fn a_frame_is_read_and_described() {
+        let bytes = from_hex(FRAME).expect("bytes");
+        let packet = read(&bytes, bytes.len()).expect("headers");
+        assert_eq!((packet.protocol, packet.dst_port), (17, Some(53)));
+        let described = describe(&bytes, &packet);
+        assert_eq!(described.to_string(), "udp 198.51.100.7 -> 192.0.2.1:53 vlan 12");
+        assert_eq!(described.headers(), packet);
+    }
+
+    #[test]
+    fn what_was_not_captured_is_not_guessed() {
+        let bytes = from_hex(FRAME).expect("bytes");
+        assert_eq!(read(&bytes[..40], bytes.len()), Err(Reason::BeyondFirstBuffer));
+        assert_eq!(read(&bytes[..40], 40), Err(Reason::Truncated));
+    }
+
+    #[test]
+    fn what_is_no_frame_is_an_error() {
+        for text in ["", "0", "zz", "0200", "02 0 0"] {
+            assert!(from_hex(text).is_err(), "{text}");
+        }
+        assert_eq!(from_hex("02:00-00 00\n000001000000000208 00").map(|bytes| bytes.len()), Ok(14));
+    }
+}
