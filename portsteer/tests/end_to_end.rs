@@ -31,6 +31,9 @@ mod tags;
 #[path = "end_to_end/upheaval.rs"]
 mod upheaval;
 
+/// Whoever needs each CPU to stay as it is shares this; whoever takes one offline has it alone.
+static CPUS: std::sync::RwLock<()> = std::sync::RwLock::new(());
+
 /// The name that every test's instance can have: its pins are its own.
 const INSTANCE: &str = "main";
 

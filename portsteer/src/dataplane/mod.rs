@@ -381,9 +381,10 @@ impl Dataplane {
         let mut maps = running(&self.instance)?;
         let attachments = Attachments::new(&pinned(&self.instance, &maps)?);
         let ask = if ask_again { Ask::Again } else { Ask::First };
-        let mut changes = targets::refresh(&mut maps, &applied.targets, &attachments, ask)?;
-        let mut notes = Vec::new();
-        if changes.iter().any(|change| change.state == TargetState::Refusing) {
+        let found = targets::refresh(&mut maps, &applied.targets, &attachments, ask)?;
+        let (mut changes, mut notes) = (found.changes, Vec::new());
+        let is_refusing = |change: &TargetChange| change.state == TargetState::Refusing;
+        if found.has_untried_devices || changes.iter().any(is_refusing) {
             // A veth pair that was made anew, perhaps.
             let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
             let wanted =
@@ -391,7 +392,8 @@ impl Dataplane {
             let mut switched = Vec::new();
             notes = maps.repairs.make(&wanted, &links, &mut switched)?;
             notes.extend(describe_switched(&switched, &[]));
-            for change in targets::refresh(&mut maps, &applied.targets, &attachments, ask)? {
+            let again = targets::refresh(&mut maps, &applied.targets, &attachments, ask)?;
+            for change in again.changes {
                 changes.retain(|before| before.name != change.name);
                 changes.push(change);
             }

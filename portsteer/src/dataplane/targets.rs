@@ -284,6 +284,15 @@ fn parse_cpu_list(text: &str) -> Vec<u32> {
     cpus
 }
 
+/// What [`refresh`] found.
+#[derive(Debug, Default)]
+pub(super) struct Refresh {
+    pub(super) changes: Vec<TargetChange>,
+    /// Whether a target has another interface than before, and this kernel does not tell whether that
+    /// takes native redirects.
+    pub(super) has_untried_devices: bool,
+}
+
 /// Whether neighbours are asked that have not answered before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {
@@ -378,10 +387,11 @@ pub(super) fn refresh(
     targets: &[ManifestTarget],
     attachments: &Attachments,
     ask: Ask,
-) -> Result<Vec<TargetChange>, Error> {
+) -> Result<Refresh, Error> {
     if targets.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Refresh::default());
     }
+    let mut has_untried_devices = false;
     let around = Surroundings::look(attachments)?;
     // Addresses are changed together, after one grace period for all.
     let mut rewrites = Vec::new();
@@ -408,6 +418,7 @@ pub(super) fn refresh(
             View::Device { ifindex, max_len, way, note } => {
                 let present = maps.device(slot)?;
                 if present != ifindex {
+                    has_untried_devices |= around.features.is_none();
                     // Not before the old state is off: it may have gone with the old interface.
                     set_state(maps, slot, state::GONE);
                     if present != 0 {
@@ -457,14 +468,15 @@ pub(super) fn refresh(
             set_state(maps, slot, ready | note);
         }
     }
-    Ok(targets
+    let changes = targets
         .iter()
         .zip(before)
         .filter_map(|(target, before)| {
             let state = TargetState::from_number(state_of(maps, target.slot));
             (state != before).then(|| TargetChange { name: target.name.clone(), state })
         })
-        .collect())
+        .collect();
+    Ok(Refresh { changes, has_untried_devices })
 }
 
 /// Ends the kernel's threads for CPUs that are offline, to which nothing is spread any more. The

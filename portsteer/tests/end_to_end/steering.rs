@@ -7,6 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd as _,
     path::Path,
+    sync::PoisonError,
     thread,
     time::Duration,
 };
@@ -23,7 +24,7 @@ use portsteer_testkit::{
     site::{CLIENT_V4, HOST_V4, HOST_V6, SILENCE, Site, wait_until},
 };
 
-use crate::{INSTANCE, head, mac, steer};
+use crate::{CPUS, INSTANCE, head, mac, steer};
 
 /// The service's addresses, which are the web namespace's alone: a host would take answers from an
 /// address of its own for forged.
@@ -571,6 +572,7 @@ fn kernel_knows() -> bool {
 }
 
 fn packets_are_handed_to_the_chosen_cpu(mode: XdpMode) {
+    let _shared = CPUS.read().unwrap_or_else(PoisonError::into_inner);
     let town = Town::new();
     let cpus = thread::available_parallelism().expect("a number").get() as u32;
     for cpu in [0, cpus - 1] {

@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +18,7 @@ use portsteer_testkit::{
 };
 
 use crate::{
-    INSTANCE, head,
+    CPUS, INSTANCE, head,
     steering::{PORT, SERVICE_V4, Town, VIA},
 };
 
@@ -142,6 +145,7 @@ fn cpus_of_flows(town: &Town) -> Vec<u32> {
 
 #[test]
 fn a_flow_stays_on_one_of_several_cpus() {
+    let _shared = CPUS.read().unwrap_or_else(PoisonError::into_inner);
     sandbox(|| {
         let cpus = thread::available_parallelism().expect("a number").get() as u32;
         let town = Town::new();
@@ -163,6 +167,7 @@ fn a_cpu_that_goes_offline_is_left_out_until_it_is_back() {
     if !is_slow() {
         return skip("a CPU that others use; `cargo xtask vm` has one that may go offline");
     }
+    let _alone = CPUS.write().unwrap_or_else(PoisonError::into_inner);
     sandbox(|| {
         let set_online = |on: &str| {
             fs::write("/sys/devices/system/cpu/cpu1/online", on).expect("the guest has two CPUs");
