@@ -262,7 +262,13 @@ fn apply(
 
 fn reload(options: &Options, running: &mut Option<Dataplane>, reporter: &mut impl Reporter) {
     notice_detach(running, reporter);
-    let loaded = match load_policy(&options.policy) {
+    // A pipe would keep the agent waiting for whoever writes to it.
+    let path = &options.policy;
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        let source = io::Error::other("it is not a regular file, and cannot be read again");
+        return reporter.refused(&Error::Unreadable { path: path.clone(), source });
+    }
+    let loaded = match load_policy(path) {
         Ok(loaded) => loaded,
         Err(error) => return reporter.refused(&error),
     };

@@ -197,10 +197,24 @@ pub(super) fn suggest(name: &str, existing: &[String]) -> String {
     }
 }
 
-/// `3, 4`.
+/// `3, 5-9`, of numbers in ascending order.
 pub(super) fn list(numbers: &[u32]) -> String {
-    let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
-    numbers.join(", ")
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(number) => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let runs: Vec<String> = runs
+        .into_iter()
+        .map(
+            |(first, last)| {
+                if first == last { first.to_string() } else { format!("{first}-{last}") }
+            },
+        )
+        .collect();
+    runs.join(", ")
 }
 
 /// An error number in the words of XDP.

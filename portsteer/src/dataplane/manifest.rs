@@ -282,11 +282,6 @@ impl Manifest {
         })
     }
 
-    /// The counters that the rules count in now, in order.
-    pub(super) fn counters(&self) -> impl Iterator<Item = u32> {
-        self.rules.iter().map(|rule| rule.shares[0].counter)
-    }
-
     /// What is decided about packets that the rules match, in order.
     pub(super) fn decisions(&self, policy: &Policy) -> Vec<Decision> {
         let decision = |(rule, described): (&Rule, &ManifestRule)| {

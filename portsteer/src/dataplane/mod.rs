@@ -193,6 +193,7 @@ impl Dataplane {
         let previous = if running { Some(read_manifest(&self.instance, bank)?) } else { None };
         let pinned = pinned(&self.instance, &maps)?;
         check_namespace(&self.instance, &pinned, links)?;
+        begun.is_under_way = true;
 
         // From here on no program reads the idle bank, nor counts for a rule that only it knew.
         sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
@@ -294,7 +295,7 @@ impl Dataplane {
 
     /// Takes back what a policy that is not put in force has changed of what is.
     fn undo(&self, begun: Begun, links: &[Link]) -> Result<(), Error> {
-        if self.is_idle() {
+        if !begun.is_under_way || self.is_idle() {
             return Ok(());
         }
         let mut maps = Maps::open(&self.instance)?;
@@ -333,9 +334,9 @@ impl Dataplane {
         previous: &Manifest,
         manifest: &Manifest,
     ) -> Result<Vec<(String, Counter)>, Error> {
-        let kept: HashSet<u32> = manifest.counters().collect();
-        let is_gone =
-            |rule: &&ManifestRule| !rule.shares.iter().any(|share| kept.contains(&share.counter));
+        let kept: HashSet<(bool, &str)> =
+            manifest.rules.iter().map(|rule| (rule.named, &*rule.label)).collect();
+        let is_gone = |rule: &&ManifestRule| !kept.contains(&(rule.named, &*rule.label));
         let gone: Vec<&ManifestRule> = previous.rules.iter().filter(is_gone).collect();
         if gone.is_empty() {
             return Ok(Vec::new());
@@ -468,6 +469,8 @@ impl Dataplane {
 /// What a policy that is being put in force has changed already besides the attachments.
 #[derive(Debug, Default)]
 struct Begun {
+    /// Whether anything may have been changed.
+    is_under_way: bool,
     targets: Vec<ManifestTarget>,
     switched: Vec<Setting>,
 }

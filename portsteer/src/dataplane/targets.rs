@@ -167,7 +167,16 @@ pub(super) fn check(
                         peer.name
                     ));
                 }
-                if let Some(peer) = link.peer_index.and_then(attached) {
+                for exit in exits(link, links) {
+                    let Some(peer) = exit.link.peer_index.and_then(attached) else { continue };
+                    if exit.is_bridged {
+                        missing.push(format!(
+                            "target `{name}`: what leaves `{interface}` by its port `{}` arrives on \
+                             `{}`, which is attached; if it is steered there, it goes round for ever",
+                            exit.link.name, peer.name
+                        ));
+                        continue;
+                    }
                     let via = Some(peer.name.clone());
                     let (target, interface) = (name.clone(), interface.clone());
                     return Err(Error::Circle { target, interface, via });
@@ -256,9 +265,36 @@ impl Attachments {
             let program = link.xdp.and_then(|xdp| xdp.program_id);
             self.attached.iter().any(|&(index, id)| index == link.index && program == Some(id))
         };
-        let peer = || links.iter().find(|other| Some(other.index) == link.peer_index);
-        is_attached(link) || peer().is_some_and(is_attached)
+        let peer_of = |exit: &Link| links.iter().find(|other| Some(other.index) == exit.peer_index);
+        let comes_back = |exit: &Exit<'_>| peer_of(exit.link).is_some_and(is_attached);
+        is_attached(link)
+            || exits(link, links).iter().any(|exit| !exit.is_bridged && comes_back(exit))
     }
+}
+
+/// A device by which frames may leave that are sent on another.
+struct Exit<'a> {
+    link: &'a Link,
+    /// Whether a bridge decides if they do.
+    is_bridged: bool,
+}
+
+/// The devices by which frames may leave that are sent on `link`: itself, the device that it is put
+/// on, and those that are part of it, as far as that goes.
+fn exits<'a>(link: &'a Link, links: &'a [Link]) -> Vec<Exit<'a>> {
+    let mut exits = vec![Exit { link, is_bridged: false }];
+    let mut next = 0;
+    while let Some(&Exit { link, is_bridged }) = exits.get(next) {
+        let is_bridged = is_bridged || link.kind.as_deref() == Some("bridge");
+        for below in links {
+            let is_below = link.lower == Some(below.index) || below.master == Some(link.index);
+            if is_below && !exits.iter().any(|known| known.link.index == below.index) {
+                exits.push(Exit { link: below, is_bridged });
+            }
+        }
+        next += 1;
+    }
+    exits
 }
 
 /// Which CPUs are online, in ascending order.

@@ -50,6 +50,9 @@ pub struct Link {
     /// The same where the other end is in this network namespace too, so that the index can be
     /// looked up here (no `IFLA_LINK_NETNSID`).
     pub peer_index: Option<u32>,
+    /// The index of the device that a VLAN device, macvlan or the like is put on, where that is in this
+    /// network namespace (`IFLA_LINK`).
+    pub lower: Option<u32>,
     /// The index of the bridge, bond, team or VRF that the interface is part of (`IFLA_MASTER`).
     pub master: Option<u32>,
     /// The XDP program that is attached, if one is.
@@ -209,6 +212,7 @@ fn parse_link(message: &[u8]) -> Option<Link> {
         tx_queues: 0,
         peer: None,
         peer_index: None,
+        lower: None,
         master: None,
         xdp: None,
         counters: LinkCounters::default(),
@@ -239,7 +243,7 @@ fn parse_link(message: &[u8]) -> Option<Link> {
     }
     // For a VLAN or a tunnel the attribute is the device below.
     if link.kind.as_deref() != Some("veth") {
-        link.peer = None;
+        link.lower = link.peer.take().filter(|_| !is_elsewhere);
     }
     link.peer_index = link.peer.filter(|_| !is_elsewhere);
     Some(link)
@@ -297,7 +301,8 @@ mod tests {
         let elsewhere = link("veth", &[(libc::IFLA_LINK, 8), (libc::IFLA_LINK_NETNSID, 0)]);
         assert_eq!((elsewhere.peer, elsewhere.peer_index), (Some(8), None));
         let vlan = link("vlan", &[(libc::IFLA_LINK, 8)]);
-        assert_eq!((vlan.peer, vlan.peer_index), (None, None));
+        assert_eq!((vlan.peer, vlan.peer_index, vlan.lower), (None, None, Some(8)));
+        assert_eq!(here.lower, None);
         let alone = link("veth", &[(libc::IFLA_LINK, 0)]);
         assert_eq!((alone.peer, alone.peer_index), (None, None));
     }

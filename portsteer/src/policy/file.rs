@@ -933,12 +933,24 @@ impl Reader<'_> {
     }
 }
 
+/// Whether a character shows nothing itself, but may change how others show: zero-width and
+/// directional ones (Unicode's category Cf, as far as text has them).
+const fn is_invisible(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    )
+}
+
 /// Why a text is no name for a rule or a target.
 fn name_fault(name: &str) -> Option<String> {
     if name.is_empty() {
         Some("a name has at least one character".to_owned())
     } else if name.chars().any(char::is_control) {
         Some("a name has no control characters".to_owned())
+    } else if name.chars().any(is_invisible) {
+        Some("a name has no invisible characters".to_owned())
     } else if name.trim() != name {
         Some("a name neither begins nor ends with white space".to_owned())
     } else if name.chars().nth(MAX_NAME_CHARS).is_some() {
@@ -1782,6 +1794,10 @@ action = "drop"
 "#,
                 r#"4:8 ["a\tb"] this is no name for a rule (a name has no control characters)
 "#,
+            ),
+            (
+                "name = \"a\u{202e}b\"\naction = \"drop\"\n",
+                "4:8 [\"a\u{202e}b\"] this is no name for a rule (a name has no invisible characters)\n",
             ),
             (
                 r#"name = 1

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd as _,
     path::Path,
@@ -14,13 +14,13 @@ use std::{
 
 use portsteer::{
     dataplane::kernel::loses_cpu_packets_in_generic_mode,
-    lab::{End, Namespace, Veth, ethtool::Offload, incoming_cpu},
+    lab::{Device, End, Namespace, Veth, VirtualKind, ethtool::Offload, incoming_cpu},
     netlink::{self, XdpMode},
 };
 use portsteer_common::steering::MAX_TARGETS;
 use portsteer_testkit::{
     agent::{Agent, PATIENCE, Stats, is_slow, run_agent},
-    sandbox::sandbox,
+    sandbox::{sandbox, skip},
     site::{CLIENT_V4, HOST_V4, HOST_V6, SILENCE, Site, wait_until},
 };
 
@@ -439,6 +439,7 @@ fn a_swap_moves_a_rule_to_another_target() {
         let before = town.stats().rule("web");
         agent.swap(&Town::policy(XdpMode::Native, "interface = \"to-other\"\nvia = \"10.0.81.2\""));
         town.arrives(&there);
+        assert!(!agent.log().contains("`web` is gone"), "the rule is there: {}", agent.log());
         let stats = town.stats();
         assert!(stats.rule("web") > before, "the rule goes on counting: {stats:?}");
         let steered = stats.target("packets").as_u64().expect("a number");
@@ -521,6 +522,61 @@ fn targets_that_cannot_be_right_are_refused() {
         let by_glob = circle.replace("[\"uplink\"]", "[\"upl*\"]");
         run_agent(&town.site.host, INSTANCE, &by_glob).expect(3, &["targets are left out: uplink"]);
         refused("cpus = [0, 1000]", &["this machine has no CPU 1000", "online are: 0"]);
+    });
+}
+
+/// A circle by way of a device that is put on the other end, or that the other end is a part of.
+#[test]
+fn circles_through_other_devices_are_found() {
+    sandbox(|| {
+        let town = Town::new();
+        let host = &town.site.host;
+        let cable = Veth::between(End::new(host, "inner"), End::new(host, "outer"));
+        let outer = cable.create().expect("a veth pair").right;
+        let policy = |target: &str| {
+            let target = format!("interface = \"{target}\"\nmac = \"keep\"");
+            Town::policy(XdpMode::Generic, &target).replace("uplink", "inner")
+        };
+        let macvlan = VirtualKind::Macvlan { lower: &outer };
+        match Device::create(host, "macvlan0", macvlan) {
+            Err(error) if error.kind() == ErrorKind::Unsupported && !is_slow() => {
+                skip(error);
+            }
+            macvlan => {
+                let macvlan = macvlan.expect("a macvlan");
+                run_agent(host, INSTANCE, &policy("macvlan0"))
+                    .expect(3, &["`web` steers in a circle"]);
+                macvlan.delete().expect("it can be removed");
+            }
+        }
+        // Whether a bridge sends it there is its own affair.
+        let bridge = Device::create(host, "br0", VirtualKind::Bridge).expect("a bridge");
+        outer.join(&bridge).expect("it can be a port");
+        let agent = Agent::start(host, INSTANCE, &policy("br0"));
+        assert!(agent.log().contains("it goes round for ever"), "{}", agent.log());
+        agent.end(libc::SIGINT);
+    });
+}
+
+/// An agent in the wrong network namespace must not look for the targets there.
+#[test]
+fn a_start_that_is_refused_elsewhere_changes_nothing() {
+    sandbox(|| {
+        let town = Town::new();
+        let server = town.udp_server();
+        let agent = town.agent(XdpMode::Native, VIA);
+        town.arrives(&server);
+        agent.end(libc::SIGTERM);
+        let elsewhere = Namespace::new().expect("a namespace");
+        for (name, other) in [("uplink", "client"), ("to-web", "web")] {
+            Veth::between(End::new(&elsewhere, name), End::new(&elsewhere, other))
+                .create()
+                .expect("a veth pair");
+        }
+        run_agent(&elsewhere, INSTANCE, &Town::policy(XdpMode::Native, VIA))
+            .expect(3, &["attached in another network namespace"]);
+        assert_eq!(town.state(), "ready");
+        town.arrives(&server);
     });
 }
 

@@ -1,14 +1,14 @@
 //! Policy files that cannot be used: exit code 2, a reason, and nothing attached.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use portsteer_testkit::{
-    agent::{Outcome, run, run_agent},
+    agent::{Agent, Outcome, run, run_agent},
     sandbox::{assert_no_pins, sandbox},
     site::Site,
 };
 
-use crate::{INSTANCE, attached, policy};
+use crate::{INSTANCE, assert_in_force, attached, policy};
 
 fn run_with(site: &Site, path: &Path) -> Outcome {
     let path = path.to_str().unwrap();
@@ -88,5 +88,24 @@ fn an_empty_policy_file_is_refused() {
         let path = directory.path().join("empty.toml");
         fs::write(&path, "").unwrap();
         run_with(&site, &path).expect(2, &["version"]);
+    });
+}
+
+/// Reading it would wait for somebody to write to it, and the agent with it.
+#[test]
+fn a_pipe_is_not_read_again() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink"]));
+        let path = agent.policy_path();
+        fs::remove_file(&path).unwrap();
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        agent.signal(libc::SIGHUP);
+        agent.wait_for_log("it is not a regular file", 1);
+        agent.wait_for_log("nothing was changed", 1);
+        assert_in_force(&site);
+        fs::remove_file(&path).unwrap();
+        agent.swap(&policy(&["uplink"]));
+        agent.end(libc::SIGINT);
     });
 }
