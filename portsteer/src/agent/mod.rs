@@ -65,6 +65,15 @@ pub struct LoadedPolicy {
     pub warnings: Vec<Diagnostic>,
 }
 
+/// The names of ports: the embedded ones, and those that the host's own file adds.
+#[must_use]
+pub fn services() -> Services {
+    match fs::read_to_string("/etc/services") {
+        Ok(text) => Services::embedded().with_etc_services(&text),
+        Err(_) => Services::embedded(),
+    }
+}
+
 /// The longest policy file that is read, in bytes.
 const MAX_POLICY_LEN: u64 = 64 << 20;
 
@@ -89,12 +98,7 @@ pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
             format!("it is not UTF-8 from byte {at} on"),
         ))
     })?;
-    // The host's own file adds names; without it the embedded ones remain.
-    let services = match fs::read_to_string("/etc/services") {
-        Ok(text) => Services::embedded().with_etc_services(&text),
-        Err(_) => Services::embedded(),
-    };
-    match policy::file::parse(&text, &services) {
+    match policy::file::parse(&text, &services()) {
         Ok(parsed) => {
             let mut warnings = parsed.warnings;
             warnings.extend(policy::lint::lint(&parsed.policy, &host_facts()));

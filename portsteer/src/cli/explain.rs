@@ -24,7 +24,7 @@ use crate::{
         captured::{self, MIN_LEN},
         described, explain, explain_reason,
     },
-    policy::{Action, Policy, services::Services},
+    policy::{Action, Policy},
 };
 
 /// What to explain.
@@ -70,7 +70,7 @@ pub(super) fn run(options: &Options) -> u8 {
         };
     }
     let text = options.packet.join(" ");
-    match described::parse(&text, &Services::embedded()) {
+    match described::parse(&text, &agent::services()) {
         Ok(packet) => {
             let explanation = explain(&loaded.policy, &packet.headers());
             print(&teller.tell(&packet.to_string(), &explanation), 0)

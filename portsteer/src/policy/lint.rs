@@ -34,6 +34,7 @@ pub fn lint(policy: &Policy, host: &HostFacts) -> Vec<Diagnostic> {
     warnings.extend(ephemeral_ports(policy, host, &owners));
     let mut about_parts = shadowed(policy, &owners);
     about_parts.extend(neighbor_discovery(policy, &owners));
+    about_parts.extend(idle_default(policy));
     about_parts.extend(extension_headers(policy));
     about_parts.extend(later_fragments(policy, &owners));
     about_parts.extend(unused_targets(policy));
@@ -361,6 +362,34 @@ fn later_fragments(policy: &Policy, owners: &Owners) -> Option<Diagnostic> {
     )
 }
 
+/// A rule that leaves the default nothing to decide, and says otherwise.
+fn idle_default(policy: &Policy) -> Option<Diagnostic> {
+    let matches_all = |rule: &Rule| rule.protocols.is_empty() && rule.dst_ports.is_empty();
+    let index = policy.rules.iter().position(matches_all)?;
+    let rule = &policy.rules[index];
+    if rule.action == policy.default {
+        return None;
+    }
+    let warning = Diagnostic::warning(format!(
+        "default = \"{}\" never decides: {} matches every IP packet",
+        policy.default.name(),
+        describe(policy, index)
+    ))
+    .at(rule.span.clone())
+    .label("matches whatever the rules before it leave");
+    match rule.action {
+        Action::Drop => Some(warning.help(
+            "write `default = \"drop\"` instead of the rule: it spares neighbour discovery and packet \
+             too big, which a rule does not",
+        )),
+        Action::Pass => {
+            Some(warning.help("write `default = \"pass\"` instead of the rule, or beside it"))
+        }
+        // No default can do that.
+        Action::Steer(_) => None,
+    }
+}
+
 fn unused_targets(policy: &Policy) -> impl Iterator<Item = Diagnostic> {
     let used: HashSet<TargetId> = policy
         .rules
@@ -642,6 +671,22 @@ mod tests {
         ] {
             let messages = messages(&policy(rules), &UNKNOWN_HOST);
             let found = messages.iter().any(|message| message.contains("neighbour discovery"));
+            assert_eq!(found, expected, "{rules}");
+        }
+    }
+
+    #[test]
+    fn a_default_that_never_decides() {
+        for (rules, expected) in [
+            ("a - - drop", true),
+            ("default - - drop\na - - pass", true),
+            ("a - - pass", false),
+            ("a - - steer:web", false),
+            ("a tcp - drop", false),
+            ("a - 80 drop", false),
+        ] {
+            let messages = messages(&policy(rules), &UNKNOWN_HOST);
+            let found = messages.iter().any(|message| message.contains("never decides"));
             assert_eq!(found, expected, "{rules}");
         }
     }
