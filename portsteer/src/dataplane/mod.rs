@@ -211,7 +211,9 @@ impl Dataplane {
             |counter| total(&counted, counter),
         )?;
         if !manifest.targets.is_empty() {
-            targets::watch(&self.instance, &maps, &manifest.targets)?;
+            // Those of the policy before are still in use.
+            let before = previous.iter().flat_map(|previous| &previous.targets);
+            targets::watch(&self.instance, &maps, before.chain(&manifest.targets))?;
         }
         let attachments = Attachments::new(&pinned);
         begun.targets.clone_from(&manifest.targets);
@@ -260,7 +262,7 @@ impl Dataplane {
             sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
             targets::clear(&maps, &previous.targets, &manifest.targets)?;
         }
-        targets::watch(&self.instance, &maps, &manifest.targets)?;
+        targets::watch(&self.instance, &maps, manifest.targets.iter())?;
         let back = maps.repairs.undo(links, |setting| settings.contains(setting))?;
         let switched = begun.switched.iter().filter(|setting| settings.contains(setting)).cloned();
         notes.extend(describe_switched(&switched.collect::<Vec<_>>(), &back));
@@ -305,7 +307,7 @@ impl Dataplane {
         let attachments = Attachments::new(&pinned(&self.instance, &maps)?);
         // The queues of CPUs have the lengths back that these targets want.
         targets::refresh(&mut maps, &targets, &attachments, Ask::First)?;
-        targets::watch(&self.instance, &maps, &targets)
+        targets::watch(&self.instance, &maps, targets.iter())
     }
 
     /// Takes interfaces off whose counts are to stay.

@@ -19,6 +19,7 @@ use super::{
     repairs::this_network,
     sys,
 };
+use crate::policy::TargetKind;
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../portsteer-ebpf/portsteer.bpf.o");
 const DIGEST_FILE: &str = include_str!("../../../portsteer-ebpf/portsteer.bpf.digest");
@@ -85,17 +86,54 @@ pub(super) fn load(instance: &Instance, slot: u32, maps: &Maps) -> Result<OwnedF
     fd.as_fd().try_clone_to_owned().map_err(Error::io("loading the program"))
 }
 
-/// The programs that watch what becomes of packets after a redirect, with the tracepoint of each.
-pub(super) const WATCHERS: [(&str, &CStr); 3] = [
-    ("watch_refused", c"xdp_redirect_err"),
-    ("watch_queued", c"xdp_cpumap_enqueue"),
-    ("watch_sent", c"xdp_devmap_xmit"),
+/// A program that watches what becomes of packets after a redirect.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Watcher {
+    /// The program's name.
+    pub(super) name: &'static str,
+    tracepoint: &'static CStr,
+    /// Whether it is needed for targets that are interfaces, and for those that are CPUs: all
+    /// redirects on the machine pay for a tracepoint that somebody listens on.
+    for_interfaces: bool,
+    for_cpus: bool,
+}
+
+impl Watcher {
+    /// Whether a target of this kind needs it.
+    pub(super) const fn is_for(self, kind: &TargetKind) -> bool {
+        match kind {
+            TargetKind::Interface { .. } => self.for_interfaces,
+            TargetKind::Cpus { .. } => self.for_cpus,
+        }
+    }
+}
+
+pub(super) const WATCHERS: [Watcher; 3] = [
+    Watcher {
+        name: "watch_refused",
+        tracepoint: c"xdp_redirect_err",
+        for_interfaces: true,
+        for_cpus: true,
+    },
+    Watcher {
+        name: "watch_queued",
+        tracepoint: c"xdp_cpumap_enqueue",
+        for_interfaces: false,
+        for_cpus: true,
+    },
+    Watcher {
+        name: "watch_sent",
+        tracepoint: c"xdp_devmap_xmit",
+        for_interfaces: true,
+        for_cpus: false,
+    },
 ];
 
-/// Attaches the watchers of an instance. They stay as long as somebody holds or pins the links.
+/// Attaches watchers of an instance. They stay as long as somebody holds or pins the links.
 pub(super) fn watch(
     instance: &Instance,
     maps: &Maps,
+    watchers: &[Watcher],
 ) -> Result<Vec<(&'static str, OwnedFd)>, Error> {
     let policy = maps.policy_bytes()?;
     let [devices, cpus] = maps.redirect_map_ids()?;
@@ -125,7 +163,7 @@ pub(super) fn watch(
     loader.override_global("NETWORK", &this_network, true);
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
     let mut links = Vec::new();
-    for (name, tracepoint) in WATCHERS {
+    for &Watcher { name, tracepoint, .. } in watchers {
         let program: &mut RawTracePoint = ebpf
             .program_mut(name)
             .ok_or_else(|| Error::Load(format!("the object has no program `{name}`")))?

@@ -19,7 +19,8 @@ use super::{
     instance_of,
     manifest::ManifestTarget,
     maps::{self, Maps},
-    object, sys,
+    object::{self, Watcher},
+    sys,
 };
 use crate::{
     netlink::{self, Link, XdpFeatures},
@@ -620,22 +621,29 @@ pub(super) fn losses(maps: &Maps, slot: u16, kind: &TargetKind) -> Result<Losses
     Ok(sum)
 }
 
-/// Has the kernel's tracepoints watched while there are targets, and only then. The watchers' links
-/// are pinned under the name of the object that they came from, so that another version replaces
-/// them.
-pub(super) fn watch(
+/// Has those of the kernel's tracepoints watched that these targets need, and only those. The watchers'
+/// links are pinned under the name of the object that they came from, so that another version
+/// replaces them.
+pub(super) fn watch<'a>(
     instance: &Instance,
     maps: &Maps,
-    targets: &[ManifestTarget],
+    targets: impl Iterator<Item = &'a ManifestTarget> + Clone,
 ) -> Result<(), Error> {
-    let suffix = &object::DIGEST[..16];
-    let present: Vec<String> =
+    let pin_name = |watcher: &Watcher| format!("{}_{}", watcher.name, &object::DIGEST[..16]);
+    let is_needed = |watcher: &Watcher| targets.clone().any(|target| watcher.is_for(&target.kind));
+    let mut missing: Vec<Watcher> = object::WATCHERS.into_iter().filter(is_needed).collect();
+    let mut others: Vec<String> =
         instance.pins()?.into_iter().filter(|name| name.starts_with("watch_")).collect();
-    let (current, others): (Vec<String>, Vec<String>) =
-        present.into_iter().partition(|name| name.ends_with(suffix) && !targets.is_empty());
-    if !targets.is_empty() && current.len() < object::WATCHERS.len() {
-        for (name, link) in object::watch(instance, maps)? {
-            let pin = instance.pin(&format!("{name}_{suffix}"));
+    others.retain(|name| match missing.iter().position(|watcher| pin_name(watcher) == *name) {
+        Some(present) => {
+            missing.remove(present);
+            false
+        }
+        None => true,
+    });
+    if !missing.is_empty() {
+        for (name, link) in object::watch(instance, maps, &missing)? {
+            let pin = instance.pin(&format!("{name}_{}", &object::DIGEST[..16]));
             match sys::pin(link.as_fd(), &pin) {
                 // That one stays; this one ends here.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}

@@ -351,9 +351,11 @@ fn what_the_kernel_refuses_is_counted_without_an_agent() {
         town.street.left.set_up().expect("it can be set up");
         agent.restart();
         assert_eq!(town.stats().lost("refused"), after.lost("refused"));
-        assert_eq!(watchers(), 3);
+        assert_eq!(watchers(), ["watch_refused", "watch_sent"]);
+        agent.swap(&Town::policy(XdpMode::Native, "cpus = [0]"));
+        assert_eq!(watchers(), ["watch_queued", "watch_refused"]);
         agent.swap(&head(XdpMode::Native));
-        assert_eq!(watchers(), 0);
+        assert_eq!(watchers(), [""; 0]);
         agent.end(libc::SIGINT);
     });
 }
@@ -382,16 +384,17 @@ fn what_a_device_does_not_take_is_counted() {
     });
 }
 
-/// How many links to tracepoints are pinned.
-fn watchers() -> usize {
+/// The links to tracepoints that are pinned, without the object's name.
+fn watchers() -> Vec<String> {
     let directory = Path::new("/sys/fs/bpf/portsteer").join(INSTANCE);
     let entries = fs::read_dir(directory).expect("the instance's pins");
-    entries
-        .filter(|entry| {
-            let name = entry.as_ref().expect("a pin").file_name();
-            name.to_string_lossy().starts_with("watch_")
-        })
-        .count()
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("a pin").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("watch_"))
+        .filter_map(|name| name.rsplit_once('_').map(|(watcher, _)| watcher.to_owned()))
+        .collect();
+    names.sort();
+    names
 }
 
 #[test]
