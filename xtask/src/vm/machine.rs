@@ -56,6 +56,15 @@ pub(super) enum Outcome {
     Stopped,
 }
 
+impl Outcome {
+    /// Whether the kernel fell over a breakpoint. It puts them into its own code where it changes that
+    /// (the XDP dispatcher's, for one), and takes them away again; an emulator with a thread for each
+    /// processor may run into one that is not there any more, which no processor does.
+    pub(super) fn is_by_emulation(&self) -> bool {
+        matches!(self, Self::KernelFault(words) if words.contains("Oops: int3"))
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -132,6 +141,11 @@ impl Machine {
         stop(&mut child);
         let release = watch.release.clone();
         Ok(Report { outcome: watch.outcome(ended), release, log, tail: watch.tail.into() })
+    }
+
+    /// Whether what was booted last was emulated.
+    pub(super) fn is_emulated(&self) -> bool {
+        self.kvm != Some(true)
     }
 
     /// Whether this kernel boots with hardware virtualization. The device may be there and guests
@@ -371,6 +385,14 @@ mod tests {
         );
         assert!(is_kernel_fault("[    1.0] Kernel panic - not syncing: VFS"));
         assert!(!is_kernel_fault("test panics_say_BUG: ... ok"));
+    }
+
+    #[test]
+    fn a_stale_breakpoint_is_the_emulators() {
+        let fault = |words: &str| after(&[UP, words], Ended::Late).is_by_emulation();
+        assert!(fault("[  254.714551] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI"));
+        assert!(!fault("[  254.714551] Oops: general protection fault: 0000 [#1] PREEMPT SMP"));
+        assert!(!after(&[UP, "portsteer-vm: failure demo: int3"], Ended::Off).is_by_emulation());
     }
 
     #[test]

@@ -103,7 +103,12 @@ fn try_kernel(
     let seconds: u64 = commands.iter().map(|command| u64::from(command.seconds())).sum();
     say(format!("{}: booting {}", kernel.name, kernel.image.display()));
     let started = Instant::now();
-    let report = machine.boot(&kernel, &initramfs, BOOT + Duration::from_secs(seconds))?;
+    let limit = BOOT + Duration::from_secs(seconds);
+    let mut report = machine.boot(&kernel, &initramfs, limit)?;
+    if machine.is_emulated() && report.outcome.is_by_emulation() {
+        say(format!("{}: {}: the emulator's fault, so once more", kernel.name, report.outcome));
+        report = machine.boot(&kernel, &initramfs, limit)?;
+    }
     let release = report.release.as_deref().unwrap_or("not booted");
     let elapsed = started.elapsed().as_secs_f32();
     say(format!("{} ({release}) in {elapsed:.0} s: {}", kernel.name, report.outcome));
