@@ -15,6 +15,11 @@ use std::{
     env,
     path::PathBuf,
     process::Command,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -58,7 +63,8 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
-/// Boots the kernels one after the other; an error if one of them is not content.
+/// Boots the kernels, as many at a time as there are processors; an error if one of them is not
+/// content.
 pub(crate) fn vm(options: &Options) -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         bail!("the guests' programs are built for x86_64, on which `vm` has to run too, for now");
@@ -68,20 +74,23 @@ pub(crate) fn vm(options: &Options) -> Result<()> {
     let own = (!options.command.is_empty()).then(|| GuestCommand::own(&options.command));
     let guest = Guest::build(own.transpose()?)?;
     let dir = workspace::root()?.join("target/vm");
-    let mut machine = Machine::new(&dir);
+    let machine = Machine::new(&dir);
 
     // One that fails keeps none of the others from being tried.
-    let mut bad = Vec::new();
-    for wanted in &wanted {
-        let name = wanted.name();
-        match try_kernel(wanted, options, &guest, &mut machine) {
-            Ok(()) => {}
-            Err(error) => {
-                say(format!("{name}: {error:#}"));
-                bad.push(format!("{name}: {error:#}"));
+    let (next, bad) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(wanted) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = try_kernel(wanted, options, &guest, &machine) {
+                let text = format!("{}: {error:#}", wanted.name());
+                say(&text);
+                bad.lock().unwrap_or_else(PoisonError::into_inner).push(text);
             }
         }
-    }
+    };
+    // An emulated guest keeps one processor busy.
+    let at_once = thread::available_parallelism()?.get().min(wanted.len());
+    thread::scope(|scope| (0..at_once).for_each(|_| drop(scope.spawn(work))));
+    let bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
     if !bad.is_empty() {
         bail!("{} of {} kernels failed\n  {}", bad.len(), wanted.len(), bad.join("\n  "));
     }
@@ -90,12 +99,7 @@ pub(crate) fn vm(options: &Options) -> Result<()> {
 }
 
 /// Gets a kernel and boots it; an error if it is not content.
-fn try_kernel(
-    wanted: &Wanted,
-    options: &Options,
-    guest: &Guest,
-    machine: &mut Machine,
-) -> Result<()> {
+fn try_kernel(wanted: &Wanted, options: &Options, guest: &Guest, machine: &Machine) -> Result<()> {
     let kernel = wanted.get(options.mirror.as_deref(), options.refresh)?;
     let commands = guest.commands(kernel.promise);
     let modules = modules::in_load_order(&kernel.modules)?;
@@ -103,20 +107,15 @@ fn try_kernel(
     let seconds: u64 = commands.iter().map(|command| u64::from(command.seconds())).sum();
     say(format!("{}: booting {}", kernel.name, kernel.image.display()));
     let started = Instant::now();
-    let limit = BOOT + Duration::from_secs(seconds);
-    let mut report = machine.boot(&kernel, &initramfs, limit)?;
-    if machine.is_emulated() && report.outcome.is_by_emulation() {
-        say(format!("{}: {}: the emulator's fault, so once more", kernel.name, report.outcome));
-        report = machine.boot(&kernel, &initramfs, limit)?;
-    }
+    let report = machine.boot(&kernel, &initramfs, BOOT + Duration::from_secs(seconds))?;
     let release = report.release.as_deref().unwrap_or("not booted");
     let elapsed = started.elapsed().as_secs_f32();
     say(format!("{} ({release}) in {elapsed:.0} s: {}", kernel.name, report.outcome));
     if report.outcome == Outcome::Success {
         return Ok(());
     }
-    eprintln!("The end of {}:", report.log.display());
-    report.tail.iter().for_each(|line| eprintln!("  | {line}"));
+    let tail: Vec<String> = report.tail.iter().map(|line| format!("  | {line}\n")).collect();
+    eprint!("The end of {}:\n{}", report.log.display(), tail.concat());
     bail!("{} ({})", report.outcome, report.log.display());
 }
 
