@@ -62,7 +62,7 @@ pub(super) fn run(options: &Options) -> u8 {
     }
     if let Some(digits) = &options.hex {
         return match captured::from_hex(digits) {
-            Ok(bytes) => print(&teller.frame(&bytes, bytes.len()).0, 0),
+            Ok(bytes) => print(&teller.frame(&bytes, bytes.len()).text, 0),
             Err(error) => {
                 complain(&format!("--hex: {error}"), None);
                 BAD_INPUT
@@ -82,6 +82,16 @@ pub(super) fn run(options: &Options) -> u8 {
     }
 }
 
+/// What is said of a frame whose headers are not in the capture.
+const NOT_CAPTURED: &str = "unknown: its headers were not captured";
+
+/// What is told about a frame.
+struct Told {
+    text: String,
+    /// What becomes of it and why, on one line: the same for all of whom it is the same.
+    fate: String,
+}
+
 /// Tells what a policy does with packets.
 struct Teller<'a> {
     loaded: &'a LoadedPolicy,
@@ -94,18 +104,29 @@ impl Teller<'_> {
     }
 
     /// About a frame, of which `len` bytes were on the wire.
-    fn frame(&self, bytes: &[u8], len: usize) -> (String, Explanation) {
-        match captured::read(bytes, len) {
-            Ok(headers) => {
-                let described = captured::describe(bytes, &headers).to_string();
-                let explanation = explain(self.policy(), &headers);
-                (self.tell(&described, &explanation), explanation)
+    fn frame(&self, bytes: &[u8], len: usize) -> Told {
+        let (packet, explanation) = match captured::read(bytes, len) {
+            Ok(headers) => (
+                captured::describe(bytes, headers).to_string(),
+                explain(self.policy(), &captured::packet(headers)),
+            ),
+            Err(Some(reason)) => {
+                (format!("a frame of {len} bytes"), explain_reason(self.policy(), reason))
             }
-            Err(reason) => {
-                let explanation = explain_reason(self.policy(), reason);
-                (self.tell(&format!("a frame of {len} bytes"), &explanation), explanation)
+            Err(None) => {
+                let packet = format!("a frame of {len} bytes, {} of them captured", bytes.len());
+                let text = if self.json {
+                    let json =
+                        json!({ "packet": packet, "action": null, "reason": "not-captured" });
+                    format!("{json}\n")
+                } else {
+                    format!("{packet}\n  {NOT_CAPTURED}\n")
+                };
+                return Told { text, fate: NOT_CAPTURED.to_owned() };
             }
-        }
+        };
+        let fate = format!("{}: {}", self.does(&explanation), self.why(&explanation));
+        Told { text: self.tell(&packet, &explanation), fate }
     }
 
     fn tell(&self, packet: &str, explanation: &Explanation) -> String {
@@ -182,8 +203,7 @@ impl Teller<'_> {
     fn capture(&self, path: &Path) -> u8 {
         let mut fates: Vec<(String, u64)> = Vec::new();
         let told = read_capture(path, |number, bytes, len| {
-            let (text, explanation) = self.frame(bytes, len);
-            let fate = format!("{}: {}", self.does(&explanation), self.why(&explanation));
+            let Told { text, fate } = self.frame(bytes, len);
             match fates.iter_mut().find(|(known, _)| *known == fate) {
                 Some((_, count)) => *count += 1,
                 None => fates.push((fate, 1)),

@@ -90,7 +90,7 @@ pub(super) fn load(instance: &Instance, slot: u32, maps: &Maps) -> Result<OwnedF
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Watcher {
     /// The program's name.
-    pub(super) name: &'static str,
+    name: &'static str,
     tracepoint: &'static CStr,
     /// Whether it is needed for targets that are interfaces, and for those that are CPUs: all
     /// redirects on the machine pay for a tracepoint that somebody listens on.
@@ -99,6 +99,11 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
+    /// What its link is pinned as: another object's has another name.
+    pub(super) fn pin_name(self) -> String {
+        format!("{}_{}", self.name, &DIGEST[..16])
+    }
+
     /// Whether a target of this kind needs it.
     pub(super) const fn is_for(self, kind: &TargetKind) -> bool {
         match kind {
@@ -134,7 +139,7 @@ pub(super) fn watch(
     instance: &Instance,
     maps: &Maps,
     watchers: &[Watcher],
-) -> Result<Vec<(&'static str, OwnedFd)>, Error> {
+) -> Result<Vec<(Watcher, OwnedFd)>, Error> {
     let policy = maps.policy_bytes()?;
     let [devices, cpus] = maps.redirect_map_ids()?;
     let kernel = std::fs::read(btf::PATH).map_err(Error::io(format!("reading {}", btf::PATH)))?;
@@ -163,7 +168,8 @@ pub(super) fn watch(
     loader.override_global("NETWORK", &this_network, true);
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
     let mut links = Vec::new();
-    for &Watcher { name, tracepoint, .. } in watchers {
+    for &watcher in watchers {
+        let Watcher { name, tracepoint, .. } = watcher;
         let program: &mut RawTracePoint = ebpf
             .program_mut(name)
             .ok_or_else(|| Error::Load(format!("the object has no program `{name}`")))?
@@ -175,7 +181,7 @@ pub(super) fn watch(
             "watching the tracepoint {}",
             tracepoint.to_string_lossy()
         )))?;
-        links.push((name, link));
+        links.push((watcher, link));
     }
     Ok(links)
 }

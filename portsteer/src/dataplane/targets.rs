@@ -629,21 +629,18 @@ pub(super) fn watch<'a>(
     maps: &Maps,
     targets: impl Iterator<Item = &'a ManifestTarget> + Clone,
 ) -> Result<(), Error> {
-    let pin_name = |watcher: &Watcher| format!("{}_{}", watcher.name, &object::DIGEST[..16]);
     let is_needed = |watcher: &Watcher| targets.clone().any(|target| watcher.is_for(&target.kind));
-    let mut missing: Vec<Watcher> = object::WATCHERS.into_iter().filter(is_needed).collect();
-    let mut others: Vec<String> =
-        instance.pins()?.into_iter().filter(|name| name.starts_with("watch_")).collect();
-    others.retain(|name| match missing.iter().position(|watcher| pin_name(watcher) == *name) {
-        Some(present) => {
-            missing.remove(present);
-            false
-        }
-        None => true,
-    });
+    let needed: Vec<Watcher> = object::WATCHERS.into_iter().filter(is_needed).collect();
+    let (current, others): (Vec<String>, Vec<String>) = instance
+        .pins()?
+        .into_iter()
+        .filter(|name| name.starts_with("watch_"))
+        .partition(|name| needed.iter().any(|watcher| watcher.pin_name() == *name));
+    let is_missing = |watcher: &Watcher| !current.contains(&watcher.pin_name());
+    let missing: Vec<Watcher> = needed.iter().copied().filter(is_missing).collect();
     if !missing.is_empty() {
-        for (name, link) in object::watch(instance, maps, &missing)? {
-            let pin = instance.pin(&format!("{name}_{}", &object::DIGEST[..16]));
+        for (watcher, link) in object::watch(instance, maps, &missing)? {
+            let pin = instance.pin(&watcher.pin_name());
             match sys::pin(link.as_fd(), &pin) {
                 // That one stays; this one ends here.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}

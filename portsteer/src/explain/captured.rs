@@ -2,10 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use portsteer_common::{
-    Reason,
-    wire::{ether_type, protocol},
-};
+use portsteer_common::{Reason, wire::protocol};
 use portsteer_ebpf::{
     frame::{Captured, Frame},
     parse::{Headers, Kind, parse},
@@ -23,10 +20,13 @@ pub const MIN_LEN: usize = 14;
 ///
 /// # Errors
 ///
-/// Why the rules are not asked; [`Reason::BeyondFirstBuffer`] also where the known bytes end too soon.
-pub fn read(bytes: &[u8], len: usize) -> Result<Packet, Reason> {
-    let len = len.max(bytes.len()) as u64;
-    parse(&mut Frame::new(Captured { bytes, len })).map(packet)
+/// Why the rules are not asked; `None` where what is known of the frame ends too soon to tell.
+pub fn read(bytes: &[u8], len: usize) -> Result<Headers, Option<Reason>> {
+    let whole = len.max(bytes.len());
+    parse(&mut Frame::new(Captured { bytes, len: whole as u64 })).map_err(|reason| {
+        let is_unknown = reason == Reason::BeyondFirstBuffer && bytes.len() < whole;
+        (!is_unknown).then_some(reason)
+    })
 }
 
 /// The headers of the parser as the oracle has them.
@@ -57,35 +57,35 @@ pub fn packet(headers: Headers) -> Packet {
     }
 }
 
-/// What can be said of a frame in words, besides what the rules see: where it comes from and goes to.
+/// What can be said of a frame in words: what the rules see, where it comes from and goes to, and its
+/// outermost tag.
 #[must_use]
-pub fn describe(bytes: &[u8], headers: &Packet) -> Described {
-    let mut described = Described {
-        protocol: headers.protocol,
-        dst_port: headers.dst_port,
-        later_fragment: headers.later_fragment,
-        icmp: headers.icmp.or(headers.icmpv6.map(|kind| (kind, 0))),
+pub fn describe(bytes: &[u8], headers: Headers) -> Described {
+    let packet = packet(headers);
+    let l3_off = headers.place.l3_off();
+    let tag = bytes.get(MIN_LEN..MIN_LEN + 2).filter(|_| l3_off > MIN_LEN);
+    let (src, dst) = match bytes.get(l3_off).map(|byte| byte >> 4) {
+        Some(4) => (v4_at(bytes, l3_off + 12), v4_at(bytes, l3_off + 16)),
+        _ => (v6_at(bytes, l3_off + 8), v6_at(bytes, l3_off + 24)),
+    };
+    Described {
+        protocol: packet.protocol,
+        src,
+        dst,
+        dst_port: packet.dst_port,
+        icmp: packet.icmp.or(packet.icmpv6.map(|kind| (kind, headers.icmp_code))),
+        vlan: tag.map(|tag| u16::from_be_bytes([tag[0], tag[1]]) & 0xfff),
+        later_fragment: packet.later_fragment,
         ..Described::default()
-    };
-    let word = |at: usize| bytes.get(at..at + 2).map(|two| u16::from_be_bytes([two[0], two[1]]));
-    let (mut kind, mut at) = (word(12), MIN_LEN);
-    while matches!(kind, Some(ether_type::VLAN | ether_type::SERVICE_VLAN)) {
-        described.vlan = described.vlan.or(word(at).map(|tag| tag & 0xfff));
-        (kind, at) = (word(at + 2), at + 4);
     }
-    let address = |at: usize, len: usize| -> Option<IpAddr> {
-        let bytes = bytes.get(at..at + len)?;
-        match len {
-            4 => <[u8; 4]>::try_from(bytes).ok().map(|octets| Ipv4Addr::from(octets).into()),
-            _ => <[u8; 16]>::try_from(bytes).ok().map(|octets| Ipv6Addr::from(octets).into()),
-        }
-    };
-    (described.src, described.dst) = match kind {
-        Some(ether_type::IPV4) => (address(at + 12, 4), address(at + 16, 4)),
-        Some(ether_type::IPV6) => (address(at + 8, 16), address(at + 24, 16)),
-        _ => (None, None),
-    };
-    described
+}
+
+fn v4_at(bytes: &[u8], at: usize) -> Option<IpAddr> {
+    bytes.get(at..)?.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets).into())
+}
+
+fn v6_at(bytes: &[u8], at: usize) -> Option<IpAddr> {
+    bytes.get(at..)?.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets).into())
 }
 
 /// The bytes of a text of hexadecimal digits, of which pairs may have blanks, colons or line ends
@@ -134,18 +134,17 @@ mod tests {
     #[test]
     fn a_frame_is_read_and_described() {
         let bytes = from_hex(FRAME).expect("bytes");
-        let packet = read(&bytes, bytes.len()).expect("headers");
-        assert_eq!((packet.protocol, packet.dst_port), (17, Some(53)));
-        let described = describe(&bytes, &packet);
+        let headers = read(&bytes, bytes.len()).expect("headers");
+        let described = describe(&bytes, headers);
         assert_eq!(described.to_string(), "udp 198.51.100.7 -> 192.0.2.1:53 vlan 12");
-        assert_eq!(described.headers(), packet);
+        assert_eq!(described.headers(), packet(headers));
     }
 
     #[test]
     fn what_was_not_captured_is_not_guessed() {
         let bytes = from_hex(FRAME).expect("bytes");
-        assert_eq!(read(&bytes[..40], bytes.len()), Err(Reason::BeyondFirstBuffer));
-        assert_eq!(read(&bytes[..40], 40), Err(Reason::Truncated));
+        assert_eq!(read(&bytes[..40], bytes.len()), Err(None));
+        assert_eq!(read(&bytes[..40], 40), Err(Some(Reason::Truncated)));
     }
 
     #[test]

@@ -240,7 +240,8 @@ fn explanations_agree_with_the_oracle() {
     runner
         .run(&(policy(), frames), |(policy, frames)| {
             for frame in frames {
-                let Ok(packet) = captured::read(&frame, frame.len()) else { continue };
+                let Ok(headers) = captured::read(&frame, frame.len()) else { continue };
+                let packet = captured::packet(headers);
                 let (decision, explanation) =
                     (oracle::judge(&policy, &packet), explain(&policy, &packet));
                 prop_assert_eq!(explanation.action, oracle::action(&policy, decision));
