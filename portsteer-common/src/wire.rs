@@ -97,6 +97,13 @@ impl VlanTag {
     pub const fn ether_type(&self) -> u16 {
         u16::from_be_bytes(self.ether_type_be)
     }
+
+    /// The VLAN identifier; 0 in a tag that has a priority alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn vlan(&self) -> u16 {
+        u16::from_be_bytes(self.tci_be) & 0xfff
+    }
 }
 
 /// The first 8 bytes that every IPv6 extension header has (RFC 8200 section 4). In a fragment

@@ -39,6 +39,10 @@ pub struct Headers {
     pub icmp_code: u8,
     /// For [`Kind::Ports`]: protocol and destination port.
     pub key: PortKey,
+    /// For [`Kind::Ports`]: the source port.
+    pub src_port: u16,
+    /// The outermost tag's VLAN id; 0 for untagged packets.
+    pub vlan: u16,
     /// Where the headers stand.
     pub place: Place,
 }
@@ -108,8 +112,10 @@ pub enum Kind {
     Icmp,
     /// A whole ICMPv6 packet over IPv6, or its first fragment.
     Icmpv6,
-    /// Any other protocol; and every non-first fragment, which has no ports.
+    /// Any other protocol.
     Portless,
+    /// A non-first fragment, which has no transport header.
+    Later,
 }
 
 impl Headers {
@@ -118,8 +124,16 @@ impl Headers {
     #[must_use]
     pub const fn new() -> Self {
         let key = PortKey::new(PortProtocol::Tcp, [0; 2]);
-        let place = Place::PLAIN;
-        Self { kind: Kind::Portless, protocol: 0, icmp_type: 0, icmp_code: 0, key, place }
+        Self {
+            kind: Kind::Portless,
+            protocol: 0,
+            icmp_type: 0,
+            icmp_code: 0,
+            key,
+            src_port: 0,
+            vlan: 0,
+            place: Place::PLAIN,
+        }
     }
 }
 
@@ -160,11 +174,24 @@ pub fn parse<B: Buffer>(frame: &mut Frame<B>) -> Result<Headers, Reason> {
     match parse_plain(frame) {
         Some(key) => {
             let protocol = key.protocol().number();
-            headers = Headers { kind: Kind::Ports, protocol, key, ..headers };
+            let src_port = plain_src_port(frame).unwrap_or(0);
+            headers = Headers { kind: Kind::Ports, protocol, key, src_port, ..headers };
         }
         None => parse_any(frame, &mut headers)?,
     }
     Ok(headers)
+}
+
+/// The source port of a packet that took the fast path.
+#[inline(always)]
+pub fn plain_src_port<B: Buffer>(frame: &Frame<B>) -> Option<u16> {
+    let plain = frame.get::<PlainIpv4>(0)?;
+    let src_port_be = if plain.kind[2] >> 4 == 4 {
+        plain.transport.src_port_be
+    } else {
+        frame.get::<PlainIpv6>(0)?.transport.src_port_be
+    };
+    Some(u16::from_be_bytes(src_port_be))
 }
 
 /// The fast path. `None` says nothing about the frame but that it has to take the slow one.
@@ -254,7 +281,11 @@ fn parse_ethernet<B: Buffer>(frame: &Frame<B>, headers: &mut Headers) -> Result<
         if !is_vlan(kind) {
             break;
         }
-        kind = frame.header::<VlanTag>(l3_off)?.ether_type();
+        let tag = frame.header::<VlanTag>(l3_off)?;
+        if l3_off == EthernetHeader::LEN {
+            headers.vlan = tag.vlan();
+        }
+        kind = tag.ether_type();
         l3_off += VlanTag::LEN;
     }
     let l3_off = forget(l3_off as u32) as usize;
@@ -296,6 +327,7 @@ fn parse_ipv4<B: Buffer>(
     let (offset, more) = (u32::from(field & 0x1fff) * 8, field & 0x2000 != 0);
     let fragment = check_fragment(ip.proto, offset, more, header_len, payload)?;
     if fragment == Fragment::Later {
+        headers.kind = Kind::Later;
         headers.protocol = ip.proto;
         return Ok(());
     }
@@ -362,6 +394,7 @@ fn parse_ipv6<B: Buffer>(
             let next = extension.next_header;
             let place = check_fragment(next, offset, more, extensions_len, payload)?;
             if place == Fragment::Later {
+                headers.kind = Kind::Later;
                 headers.protocol = next;
                 return if ExtensionHeader::is_extension(next) {
                     Err(Reason::FragmentChain)
@@ -498,6 +531,7 @@ fn parse_transport<B: Buffer>(
     }
     headers.kind = Kind::Ports;
     headers.key = PortKey::new(protocol, start.dst_port_be);
+    headers.src_port = u16::from_be_bytes(start.src_port_be);
     Ok(())
 }
 

@@ -108,7 +108,7 @@ impl Teller<'_> {
         let (packet, explanation) = match captured::read(bytes, len) {
             Ok(headers) => (
                 captured::describe(bytes, headers).to_string(),
-                explain(self.policy(), &captured::packet(headers)),
+                explain(self.policy(), &captured::packet(bytes, headers)),
             ),
             Err(Some(reason)) => {
                 (format!("a frame of {len} bytes"), explain_reason(self.policy(), reason))
@@ -156,7 +156,7 @@ impl Teller<'_> {
         match explanation.cause {
             Cause::Rule(index) => {
                 let rule = &self.policy().rules[index];
-                format!("{}: {}", self.rule(index), rule.matches())
+                format!("{}: {}", self.rule(index), self.policy().matches(rule))
             }
             Cause::Fragments(index) => format!(
                 "options.fragments, since a later fragment has no ports, and {} asks for one",
@@ -180,7 +180,7 @@ impl Teller<'_> {
     fn json(&self, packet: &str, explanation: &Explanation) -> Value {
         let rule = |index: usize| {
             let rule = &self.policy().rules[index];
-            json!({ "name": rule.name, "line": rule.line, "match": rule.matches() })
+            json!({ "name": rule.name, "line": rule.line, "match": self.policy().matches(rule) })
         };
         let (cause, decides) = match explanation.cause {
             Cause::Rule(index) => ("rule", Some(rule(index))),

@@ -262,7 +262,7 @@ impl Manifest {
                 label: key.1,
                 named: key.0,
                 line: rule.line,
-                matches: rule.matches(),
+                matches: policy.matches(rule),
                 action: policy.does(rule),
                 shares,
             });

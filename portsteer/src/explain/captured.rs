@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use portsteer_common::{Reason, wire::protocol};
+use portsteer_common::Reason;
 use portsteer_ebpf::{
     frame::{Captured, Frame},
     parse::{Headers, Kind, parse},
@@ -29,31 +29,26 @@ pub fn read(bytes: &[u8], len: usize) -> Result<Headers, Option<Reason>> {
     })
 }
 
-/// The headers of the parser as the oracle has them.
+/// A frame as the oracle has it, of which these are the headers that the parser found.
 #[must_use]
-pub fn packet(headers: Headers) -> Packet {
-    let packet =
-        Packet { protocol: 0, dst_port: None, icmp: None, icmpv6: None, later_fragment: false };
+pub fn packet(bytes: &[u8], headers: Headers) -> Packet<'static> {
+    let l3_off = headers.place.l3_off();
+    let (src, dst) = match bytes.get(l3_off).map(|byte| byte >> 4) {
+        Some(4) => (v4_at(bytes, l3_off + 12), v4_at(bytes, l3_off + 16)),
+        _ => (v6_at(bytes, l3_off + 8), v6_at(bytes, l3_off + 24)),
+    };
+    let packet = Packet { src, dst, vlan: headers.vlan, ..Packet::new(headers.protocol) };
+    let types = (headers.icmp_type, headers.icmp_code);
     match headers.kind {
         Kind::Ports => Packet {
-            protocol: headers.key.protocol().number(),
+            src_port: Some(headers.src_port),
             dst_port: Some(headers.key.dst_port()),
             ..packet
         },
-        Kind::Icmp => Packet {
-            protocol: protocol::ICMP,
-            icmp: Some((headers.icmp_type, headers.icmp_code)),
-            ..packet
-        },
-        Kind::Icmpv6 => {
-            Packet { protocol: protocol::ICMPV6, icmpv6: Some(headers.icmp_type), ..packet }
-        }
-        // Of the protocols with ports only later fragments come without them.
-        Kind::Portless => Packet {
-            protocol: headers.protocol,
-            later_fragment: portsteer_common::PortProtocol::from_number(headers.protocol).is_some(),
-            ..packet
-        },
+        Kind::Icmp => Packet { icmp: Some(types), ..packet },
+        Kind::Icmpv6 => Packet { icmpv6: Some(types), ..packet },
+        Kind::Portless => packet,
+        Kind::Later => Packet { later_fragment: true, ..packet },
     }
 }
 
@@ -61,20 +56,16 @@ pub fn packet(headers: Headers) -> Packet {
 /// outermost tag.
 #[must_use]
 pub fn describe(bytes: &[u8], headers: Headers) -> Described {
-    let packet = packet(headers);
-    let l3_off = headers.place.l3_off();
-    let tag = bytes.get(MIN_LEN..MIN_LEN + 2).filter(|_| l3_off > MIN_LEN);
-    let (src, dst) = match bytes.get(l3_off).map(|byte| byte >> 4) {
-        Some(4) => (v4_at(bytes, l3_off + 12), v4_at(bytes, l3_off + 16)),
-        _ => (v6_at(bytes, l3_off + 8), v6_at(bytes, l3_off + 24)),
-    };
+    let packet = packet(bytes, headers);
     Described {
         protocol: packet.protocol,
-        src,
-        dst,
+        src: packet.src,
+        src_port: packet.src_port,
+        dst: packet.dst,
         dst_port: packet.dst_port,
-        icmp: packet.icmp.or(packet.icmpv6.map(|kind| (kind, headers.icmp_code))),
-        vlan: tag.map(|tag| u16::from_be_bytes([tag[0], tag[1]]) & 0xfff),
+        icmp: packet.icmp.or(packet.icmpv6),
+        // A frame without headers behind its tag has the place of a plain one.
+        vlan: (headers.place.l3_off() > MIN_LEN).then_some(packet.vlan),
         later_fragment: packet.later_fragment,
         ..Described::default()
     }
@@ -136,8 +127,8 @@ mod tests {
         let bytes = from_hex(FRAME).expect("bytes");
         let headers = read(&bytes, bytes.len()).expect("headers");
         let described = describe(&bytes, headers);
-        assert_eq!(described.to_string(), "udp 198.51.100.7 -> 192.0.2.1:53 vlan 12");
-        assert_eq!(described.headers(), packet(headers));
+        assert_eq!(described.to_string(), "udp 198.51.100.7:4096 -> 192.0.2.1:53 vlan 12");
+        assert_eq!(described.headers(), packet(&bytes, headers));
     }
 
     #[test]

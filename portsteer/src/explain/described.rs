@@ -42,17 +42,20 @@ pub struct Described {
 impl Described {
     /// The packet as the rules see it.
     #[must_use]
-    pub fn headers(&self) -> Packet {
+    pub fn headers(&self) -> Packet<'_> {
         let is_v6 = self.dst.or(self.src).map(|address| address.is_ipv6());
         let icmp = self.icmp.filter(|_| !self.later_fragment);
         Packet {
-            protocol: self.protocol,
+            src: self.src,
+            dst: self.dst,
+            src_port: self.src_port.filter(|_| !self.later_fragment),
             dst_port: self.dst_port.filter(|_| !self.later_fragment),
             icmp: icmp.filter(|_| self.protocol == protocol::ICMP && is_v6 != Some(true)),
-            icmpv6: icmp
-                .filter(|_| self.protocol == protocol::ICMPV6 && is_v6 != Some(false))
-                .map(|(kind, _)| kind),
+            icmpv6: icmp.filter(|_| self.protocol == protocol::ICMPV6 && is_v6 != Some(false)),
             later_fragment: self.later_fragment,
+            vlan: self.vlan.unwrap_or(0),
+            interface: self.interface.as_deref(),
+            ..Packet::new(self.protocol)
         }
     }
 }

@@ -51,7 +51,7 @@ pub struct Miss {
 
 /// Explains what happens to a packet whose headers the rules see.
 #[must_use]
-pub fn explain(policy: &Policy, packet: &Packet) -> Explanation {
+pub fn explain(policy: &Policy, packet: &Packet<'_>) -> Explanation {
     let decision = oracle::judge(policy, packet);
     let cause = match decision {
         Decision::Rule(index) => Cause::Rule(index),
@@ -91,14 +91,14 @@ pub fn explain_reason(policy: &Policy, reason: Reason) -> Explanation {
 
 /// The fields in which a rule does not match, each with why.
 #[must_use]
-pub fn misses(rule: &Rule, packet: &Packet) -> Vec<(&'static str, String)> {
+pub fn misses(rule: &Rule, packet: &Packet<'_>) -> Vec<(&'static str, String)> {
     let protocol = protocol_miss(rule, packet).map(|why| ("protocol", why));
     let port = port_miss(rule, packet).map(|why| ("dst_port", why));
     protocol.into_iter().chain(port).collect()
 }
 
 /// The rule's only miss, if it also asks for something that the packet has.
-fn near_miss(index: usize, rule: &Rule, packet: &Packet) -> Option<Miss> {
+fn near_miss(index: usize, rule: &Rule, packet: &Packet<'_>) -> Option<Miss> {
     let asked = usize::from(!rule.protocols.is_empty()) + usize::from(!rule.dst_ports.is_empty());
     let mut misses = misses(rule, packet);
     match (asked, misses.pop(), misses.len()) {
@@ -107,7 +107,7 @@ fn near_miss(index: usize, rule: &Rule, packet: &Packet) -> Option<Miss> {
     }
 }
 
-fn protocol_miss(rule: &Rule, packet: &Packet) -> Option<String> {
+fn protocol_miss(rule: &Rule, packet: &Packet<'_>) -> Option<String> {
     let protocol = protocol_name(packet.protocol);
     if rule.protocols.is_empty() {
         let has_ports = PortProtocol::from_number(packet.protocol).is_some();
@@ -121,7 +121,7 @@ fn protocol_miss(rule: &Rule, packet: &Packet) -> Option<String> {
     })
 }
 
-fn port_miss(rule: &Rule, packet: &Packet) -> Option<String> {
+fn port_miss(rule: &Rule, packet: &Packet<'_>) -> Option<String> {
     if rule.dst_ports.is_empty() {
         return None;
     }

@@ -19,8 +19,8 @@ use toml::{
 
 use self::targets::{TARGET_KEYS, Targets};
 use super::{
-    Action, InterfacePattern, Mode, Options, PROTOCOL_NAMES, Policy, PortRange, RANGE_NAMES, Rule,
-    Target, TargetKind,
+    Action, Addresses, InterfacePattern, Mode, Options, PROTOCOL_NAMES, Policy, PortRange,
+    RANGE_NAMES, Rule, Target, TargetKind,
     diagnostic::{Diagnostic, suggest},
     services::Services,
 };
@@ -239,7 +239,8 @@ impl Reader<'_> {
             );
         }
         self.refuse_circles(&interfaces, &targets.list);
-        Some(Policy { interfaces, mode, default, options, targets: targets.list, rules })
+        let sets = Vec::new();
+        Some(Policy { interfaces, mode, default, options, targets: targets.list, sets, rules })
     }
 
     /// Reports targets out of the interfaces that packets come from. (A glob leaves targets out.)
@@ -530,7 +531,20 @@ impl Reader<'_> {
         protocols.sort_unstable();
         protocols.dedup();
         let line = self.line_starts.partition_point(|&start| start <= span.start);
-        Some(Rule { name, protocols, dst_ports: merge(dst_ports), action: action?, span, line })
+        Some(Rule {
+            name,
+            protocols,
+            src: Addresses::default(),
+            dst: Addresses::default(),
+            src_ports: Vec::new(),
+            dst_ports: merge(dst_ports),
+            icmp_types: Vec::new(),
+            vlans: Vec::new(),
+            interfaces: Vec::new(),
+            action: action?,
+            span,
+            line,
+        })
     }
 
     /// Reads `"pass"`, `"drop"` or `{ steer = "NAME" }`.
@@ -1343,7 +1357,7 @@ mod tests {
     fn rule(protocols: &[u8], dst_ports: &[(u16, u16)], action: Action) -> Rule {
         let dst_ports = dst_ports.iter().map(|&(first, last)| PortRange { first, last }).collect();
         let protocols = protocols.to_vec();
-        Rule { name: None, protocols, dst_ports, action, span: 0..0, line: 0 }
+        Rule { protocols, dst_ports, ..Rule::any(action) }
     }
 
     /// The rules without their places.
@@ -1360,7 +1374,15 @@ mod tests {
         let (mode, default) = (Mode::Auto, Action::Pass);
         assert_eq!(
             policy(HEAD),
-            Policy { interfaces, mode, default, options, targets: vec![], rules: vec![] }
+            Policy {
+                interfaces,
+                mode,
+                default,
+                options,
+                targets: vec![],
+                sets: vec![],
+                rules: vec![]
+            }
         );
     }
 
@@ -2518,7 +2540,7 @@ error: the policy has no `interfaces`
         writeln!(text, "action = \"{}\"", action.name()).unwrap();
         protocols.sort_unstable();
         protocols.dedup();
-        (Rule { name, protocols, dst_ports, action, span: 0..0, line: 0 }, text)
+        (Rule { name, protocols, dst_ports, ..Rule::any(action) }, text)
     }
 
     proptest! {

@@ -771,12 +771,10 @@ mod tests {
 
     fn many(rules: impl Iterator<Item = (Vec<u8>, Vec<PortRange>)>) -> Policy {
         let rules = rules.enumerate().map(|(index, (protocols, dst_ports))| Rule {
-            name: None,
             protocols,
             dst_ports,
-            action: Action::Drop,
-            span: 0..0,
             line: index + 1,
+            ..Rule::any(Action::Drop)
         });
         Policy { rules: rules.collect(), ..policy("") }
     }

@@ -6,6 +6,7 @@
 
 use std::{fmt, net::IpAddr, ops::Range};
 
+use ipnet::IpNet;
 use portsteer_common::PortProtocol;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,8 @@ pub struct Policy {
     /// Where packets can be steered to, in the file's order, at most
     /// [`MAX_TARGETS`](portsteer_common::steering::MAX_TARGETS).
     pub targets: Vec<Target>,
+    /// The sets of addresses that rules can name, in the file's order.
+    pub sets: Vec<Set>,
     /// The first that matches decides.
     pub rules: Vec<Rule>,
 }
@@ -37,7 +40,50 @@ impl Policy {
     /// or, without one, its match and action.
     #[must_use]
     pub fn label(&self, rule: &Rule) -> String {
-        rule.name.clone().unwrap_or_else(|| format!("{} {}", rule.matches(), self.does(rule)))
+        rule.name.clone().unwrap_or_else(|| format!("{} {}", self.matches(rule), self.does(rule)))
+    }
+
+    /// What a rule of this policy matches, as text: `tcp src @office dst_port 80,8000-8080`.
+    #[must_use]
+    pub fn matches(&self, rule: &Rule) -> String {
+        let mut text = if rule.protocols.is_empty() {
+            "any".to_owned()
+        } else {
+            comma_list(rule.protocols.iter().map(|&number| protocol_name(number)))
+        };
+        let mut field = |name: &str, values: String| {
+            if !values.is_empty() {
+                text.push_str(&format!(" {name} {values}"));
+            }
+        };
+        field("src", self.addresses(&rule.src));
+        field("src_port", comma_list(rule.src_ports.iter().map(ToString::to_string)));
+        field("dst", self.addresses(&rule.dst));
+        field("dst_port", comma_list(rule.dst_ports.iter().map(ToString::to_string)));
+        field("icmp_type", comma_list(rule.icmp_types.iter().map(icmp_text)));
+        field("vlan", comma_list(rule.vlans.iter().map(vlan_text)));
+        field("interface", comma_list(rule.interfaces.iter().map(|pattern| pattern.text.clone())));
+        text
+    }
+
+    /// A rule's addresses as text: `@office,198.51.100.7,!198.51.100.9`.
+    #[must_use]
+    pub fn addresses(&self, addresses: &Addresses) -> String {
+        let positive = addresses.positive.iter().map(|item| ("", item));
+        let negative = addresses.negative.iter().map(|item| ("!", item));
+        comma_list(positive.chain(negative).map(|(sign, item)| match item {
+            AddressItem::Set(id) => format!("{sign}@{}", self.set(*id).name),
+            AddressItem::Prefix(prefix) if prefix.prefix_len() == prefix.max_prefix_len() => {
+                format!("{sign}{}", prefix.addr())
+            }
+            AddressItem::Prefix(prefix) => format!("{sign}{prefix}"),
+        }))
+    }
+
+    /// A set of this policy.
+    #[must_use]
+    pub fn set(&self, id: SetId) -> &Set {
+        &self.sets[id.0 as usize]
     }
 
     /// A rule's action in words: `pass`, `drop`, `steer web`.
@@ -99,6 +145,42 @@ pub enum NextHop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TargetId(pub u16);
 
+/// A set of addresses: one of the policy's `[sets.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// Unique in the policy.
+    pub name: String,
+    /// As they come: they may overlap, nest and repeat. No host bits are set.
+    pub prefixes: Vec<IpNet>,
+    /// The file that they were read from, as the policy names it; `None` if they stand in the policy.
+    pub file: Option<String>,
+    /// The name in the set's header, in bytes.
+    pub span: Range<usize>,
+    /// The line of that header, from 1.
+    pub line: usize,
+}
+
+/// A set's index in [`Policy::sets`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetId(pub u32);
+
+/// Addresses that a rule asks for: any of the positive ones and none of the negative ones. With
+/// negative ones alone, everything else, of both IP versions. Both empty: no constraint.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Addresses {
+    pub positive: Vec<AddressItem>,
+    pub negative: Vec<AddressItem>,
+}
+
+/// One entry of a rule's `src` or `dst`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AddressItem {
+    /// A prefix without host bits; one address is a prefix of full length.
+    Prefix(IpNet),
+    /// All prefixes of a set.
+    Set(SetId),
+}
+
 /// How many packets wait for a CPU at most, where the policy does not say. As large as the queues
 /// of network cards commonly are made under load.
 pub const DEFAULT_QUEUE: u32 = 2048;
@@ -155,16 +237,28 @@ impl Default for Options {
     }
 }
 
-/// One rule.
+/// One rule: every field that it constrains has to match. An empty field is no constraint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// Unique in the policy.
     pub name: Option<String>,
     /// IP protocol numbers, ascending and without duplicates. Empty: any, or, where the rule has
-    /// ports, any that has ports.
+    /// ports, any that has ports. Exactly one, ICMP or ICMPv6, where the rule has ICMP types.
     pub protocols: Vec<u8>,
-    /// Destination ports, ascending, neither overlapping nor adjacent. Empty: no constraint.
+    /// Source addresses.
+    pub src: Addresses,
+    /// Destination addresses.
+    pub dst: Addresses,
+    /// Source ports, ascending, neither overlapping nor adjacent.
+    pub src_ports: Vec<PortRange>,
+    /// Destination ports, ascending, neither overlapping nor adjacent.
     pub dst_ports: Vec<PortRange>,
+    /// ICMP types and codes, ascending, neither overlapping nor adjacent.
+    pub icmp_types: Vec<IcmpRange>,
+    /// The outermost tag's VLAN ids, ascending, neither overlapping nor adjacent.
+    pub vlans: Vec<VlanRange>,
+    /// The interfaces that the packet comes in by.
+    pub interfaces: Vec<InterfacePattern>,
     /// What happens to a packet that matches.
     pub action: Action,
     /// The rule's header `[[rules]]` in the file, in bytes.
@@ -173,12 +267,21 @@ pub struct Rule {
     pub line: usize,
 }
 
-/// Ports from `first` to `last`, both included, `first <= last`.
+/// Numbers of 16 bits from `first` to `last`, both included, `first <= last`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PortRange {
+pub struct NumberRange {
     pub first: u16,
     pub last: u16,
 }
+
+/// Ports.
+pub type PortRange = NumberRange;
+
+/// VLAN ids: 0 is an untagged packet or one with a priority tag, 1 to 4,095 are ids.
+pub type VlanRange = NumberRange;
+
+/// ICMP types and codes: the type in the upper byte, the code in the lower one.
+pub type IcmpRange = NumberRange;
 
 impl Action {
     /// The word for it in the policy file.
@@ -205,28 +308,48 @@ impl Mode {
 }
 
 impl Rule {
-    /// What the rule matches, as text: `tcp dst_port 80,8000-8080`.
+    /// A rule that matches every IP packet and stands in no file.
     #[must_use]
-    pub fn matches(&self) -> String {
-        let protocols = if self.protocols.is_empty() {
-            "any".to_owned()
-        } else {
-            comma_list(self.protocols.iter().map(|&number| protocol_name(number)))
-        };
-        if self.dst_ports.is_empty() {
-            protocols
-        } else {
-            let ports = comma_list(self.dst_ports.iter().map(ToString::to_string));
-            format!("{protocols} dst_port {ports}")
+    pub fn any(action: Action) -> Self {
+        Self {
+            name: None,
+            protocols: Vec::new(),
+            src: Addresses::default(),
+            dst: Addresses::default(),
+            src_ports: Vec::new(),
+            dst_ports: Vec::new(),
+            icmp_types: Vec::new(),
+            vlans: Vec::new(),
+            interfaces: Vec::new(),
+            action,
+            span: 0..0,
+            line: 0,
         }
+    }
+
+    /// Whether the rule asks for what only a transport header has, which later fragments lack.
+    #[must_use]
+    pub const fn needs_transport(&self) -> bool {
+        !self.dst_ports.is_empty() || !self.src_ports.is_empty() || !self.icmp_types.is_empty()
     }
 }
 
-impl PortRange {
-    /// One port.
+impl NumberRange {
+    /// All numbers.
+    pub const ALL: Self = Self { first: 0, last: u16::MAX };
+
+    /// One number.
     #[must_use]
-    pub const fn single(port: u16) -> Self {
-        Self { first: port, last: port }
+    pub const fn single(number: u16) -> Self {
+        Self { first: number, last: number }
+    }
+}
+
+impl Addresses {
+    /// Whether every address will do.
+    #[must_use]
+    pub const fn is_any(&self) -> bool {
+        self.positive.is_empty() && self.negative.is_empty()
     }
 }
 
@@ -234,13 +357,36 @@ fn comma_list(items: impl Iterator<Item = String>) -> String {
     items.collect::<Vec<_>>().join(",")
 }
 
-impl fmt::Display for PortRange {
+impl fmt::Display for NumberRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.first == self.last {
             write!(f, "{}", self.first)
         } else {
             write!(f, "{}-{}", self.first, self.last)
         }
+    }
+}
+
+/// ICMP types as text: `8`, `8-11`, `3/4`, `3/0-3`.
+fn icmp_text(range: &IcmpRange) -> String {
+    let [first, first_code] = range.first.to_be_bytes();
+    let [last, last_code] = range.last.to_be_bytes();
+    match (first_code, last_code) {
+        (0, u8::MAX) if first == last => first.to_string(),
+        (0, u8::MAX) => format!("{first}-{last}"),
+        _ if range.first == range.last => format!("{first}/{first_code}"),
+        _ if first == last => format!("{first}/{first_code}-{last_code}"),
+        // Adjacent entries that were merged.
+        _ => format!("{first}/{first_code}-{last}/{last_code}"),
+    }
+}
+
+/// VLAN ids as text: `12`, `100-199`, `untagged`, `untagged,1-7`.
+fn vlan_text(range: &VlanRange) -> String {
+    match *range {
+        VlanRange { first: 0, last: 0 } => "untagged".to_owned(),
+        VlanRange { first: 0, last } => format!("untagged,{}", NumberRange { first: 1, last }),
+        range => range.to_string(),
     }
 }
 

@@ -9,7 +9,7 @@ use portsteer::{
     },
     explain::captured,
     lab::{self, End, Namespace, Veth},
-    oracle::{self, Decision},
+    oracle::{self, Decision, Packet},
     policy::{Action, Policy, TargetId, file, services::Services},
 };
 use portsteer_common::{Fault, Reason};
@@ -202,7 +202,10 @@ impl Bench {
         let policy = &self.policy;
         match parse(&mut Frame::new(frame)) {
             Ok(headers) => {
-                let decision = oracle::judge(policy, &captured::packet(headers));
+                let decision = oracle::judge(
+                    policy,
+                    &Packet { interface: Some("dut"), ..captured::packet(frame, headers) },
+                );
                 let cause = match decision {
                     Decision::Rule(index) => Cause::Rule(policy.label(&policy.rules[index])),
                     Decision::Fragments => Cause::Reason(Reason::FragmentWithoutPorts),

@@ -82,7 +82,7 @@ fn rule() -> impl Strategy<Value = Rule> {
         }
         protocols.sort_unstable();
         protocols.dedup();
-        Rule { name: None, protocols, dst_ports, action, span: 0..0, line: 1 }
+        Rule { protocols, dst_ports, ..Rule::any(action) }
     })
 }
 
@@ -107,6 +107,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             default,
             options,
             targets: targets(),
+            sets: Vec::new(),
             rules,
         },
     )
@@ -158,13 +159,7 @@ fn the_compiled_tables_agree_with_the_oracle() {
     runner
         .run(&policy(), |policy| {
             let image = compiled(&policy);
-            let bare = Packet {
-                protocol: 0,
-                dst_port: None,
-                icmp: None,
-                icmpv6: None,
-                later_fragment: false,
-            };
+            let bare = Packet::new(0);
             for protocol in PortProtocol::ALL {
                 for port in 0..=u16::MAX {
                     let packet =
@@ -241,7 +236,7 @@ fn explanations_agree_with_the_oracle() {
         .run(&(policy(), frames), |(policy, frames)| {
             for frame in frames {
                 let Ok(headers) = captured::read(&frame, frame.len()) else { continue };
-                let packet = captured::packet(headers);
+                let packet = captured::packet(&frame, headers);
                 let (decision, explanation) =
                     (oracle::judge(&policy, &packet), explain(&policy, &packet));
                 prop_assert_eq!(explanation.action, oracle::action(&policy, decision));
