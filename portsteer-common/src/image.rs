@@ -2,18 +2,32 @@
 //! images (*banks*) and a word that says which is in force. The program reads the word once per
 //! packet and uses that bank alone, so every packet is judged by exactly one policy.
 //!
-//! A lookup is one load, whatever the number of rules:
+//! Where the rules ask for nothing but protocols and destination ports, a lookup is one load,
+//! whatever the number of rules:
 //!
 //! ```text
 //! TCP, UDP, UDP-Lite, SCTP, DCCP with ports   by_port[protocol][dst_port] ─┐
 //! all other IP packets, later fragments       by_protocol[protocol] ───────┴▶ Decision
 //! ```
+//!
+//! Where they ask for more ([`Image::features`]), the same cells are [`Node`]s: the first rule of
+//! those that constrain no address. The rules that do are looked up by the packet's addresses, from
+//! the [`Roots`]; of what is found, the lowest rule number wins, and the rule's decision stands in
+//! the tables:
+//!
+//! ```text
+//! by_port, by_protocol, icmp, icmpv6 ─────────────▶ Node ─┐
+//! roots.src ──▶ source alone ─────────────────────▶ Node ─┤ least rule number
+//!           └─▶ source and destination ───────────▶ Node ─┤  ──▶ decisions[rule]
+//! roots.dst ──▶ destination alone ────────────────▶ Node ─┘
+//! ```
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    Counter, Reason, Verdict,
+    Counter, Node, Reason, Verdict,
     counters::{MAX_PAGES, PAGE_COUNTERS, outcome_counter},
+    node::OTHER_COLUMNS,
     steering::{TARGET_SLOTS, Targets},
 };
 
@@ -101,6 +115,34 @@ impl PortKey {
         self.0 as usize
     }
 
+    /// The key with this row, and destination port as a number of this machine.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_row(row: u32, dst_port: u16) -> Self {
+        Self(row << 16 | column(dst_port.to_be_bytes()) as u32)
+    }
+
+    /// The protocol's row.
+    #[inline(always)]
+    #[must_use]
+    pub const fn row(self) -> u32 {
+        self.0 >> 16
+    }
+
+    /// As a number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// From [`PortKey::to_bits`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     /// The protocol.
     #[must_use]
     pub const fn protocol(self) -> PortProtocol {
@@ -108,6 +150,7 @@ impl PortKey {
     }
 
     /// The destination port.
+    #[inline(always)]
     #[must_use]
     pub const fn dst_port(self) -> u16 {
         u16::from_be_bytes((self.0 as u16).to_ne_bytes())
@@ -263,20 +306,82 @@ pub const MAX_RULES: usize = MAX_PAGES / 2 * PAGE_COUNTERS - 4 * PAGE_COUNTERS;
 /// The number of rows in [`Image::by_port`].
 pub const ROWS: usize = PortProtocol::ALL.len();
 
-/// The compiled policy. More than a megabyte: only ever behind a pointer.
+/// What a policy asks for beyond protocols and destination ports, as bits. A program is loaded with
+/// those that its policies need, and has no code for the others.
+pub mod feature {
+    /// Cells are nodes, not decisions: set if any of the others is, or ICMP types are asked for.
+    pub const RULES: u32 = 1 << 0;
+    /// Rules constrain source addresses.
+    pub const SRC: u32 = 1 << 1;
+    /// Rules constrain destination addresses and no source addresses.
+    pub const DST: u32 = 1 << 2;
+    /// Rules constrain both.
+    pub const BOTH: u32 = 1 << 3;
+    /// Rules constrain VLAN ids, interfaces or source ports.
+    pub const EXTRAS: u32 = 1 << 4;
+    /// Those that there are, with a name for each.
+    pub const NAMES: [(u32, &str); 5] =
+        [(RULES, "rules"), (SRC, "src"), (DST, "dst"), (BOTH, "src-dst"), (EXTRAS, "extras")];
+}
+
+/// Where a lookup by addresses starts, by IP version.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Roots {
+    pub src_v4: Node,
+    pub src_v6: Node,
+    pub dst_v4: Node,
+    pub dst_v6: Node,
+}
+
+/// A decision where [`Image::features`] are none, else a node.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Cell(pub u32);
+
+impl From<Decision> for Cell {
+    fn from(decision: Decision) -> Self {
+        Self(decision.to_bits())
+    }
+}
+
+impl From<Node> for Cell {
+    fn from(node: Node) -> Self {
+        Self(node.to_bits())
+    }
+}
+
+/// The compiled policy but for its tables. More than a megabyte: only ever behind a pointer.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[expect(missing_debug_implementations, reason = "nobody wants to read half a million numbers")]
 pub struct Image {
     /// By protocol and [`column`]: a cell for each [`PortKey`].
-    pub by_port: [[Decision; 65_536]; ROWS],
-    /// Where there are no ports, by IP protocol number: for protocols without ports, and for the
-    /// non-first fragments of those with ports.
-    pub by_protocol: [Decision; 256],
+    pub by_port: [[Cell; 65_536]; ROWS],
+    /// Where there are no ports, by IP protocol number; the non-first fragments of all protocols
+    /// stand [`LATER`](crate::node::row::LATER) cells further on.
+    pub by_protocol: [Cell; OTHER_COLUMNS],
+    /// Bits of [`feature`].
+    pub features: u32,
+    /// By type and code: the rules that constrain no address. Only if there are features, as the
+    /// following.
+    pub icmp: Node,
+    pub icmpv6: Node,
+    pub roots: Roots,
+    /// What happens to an IP packet that no rule matches.
+    pub default: Decision,
+    /// What happens to later fragments where a rule asks for what they do not have.
+    pub fragments: Decision,
+    /// Where in the tables the rules' decisions stand, by rule number: in words.
+    pub decisions: u32,
+    /// The segments of the tables that this policy uses, and how many.
+    pub first_segment: u32,
+    pub segments: u32,
     /// What happens to malformed packets: a verdict's number.
     pub malformed: u32,
     /// What happens to unsupported packets: a verdict's number.
     pub unsupported: u32,
+    pub reserved: u32,
 }
 
 /// [`PolicyBanks::active`] when the first bank is in force.

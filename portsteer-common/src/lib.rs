@@ -8,6 +8,7 @@
 
 pub mod counters;
 pub mod image;
+pub mod node;
 pub mod reason;
 pub mod steering;
 pub mod verdict;
@@ -15,12 +16,13 @@ pub mod wire;
 
 pub use counters::{Counter, CounterPage};
 pub use image::{Decision, Image, PolicyBanks, PortKey, PortProtocol};
+pub use node::Node;
 pub use reason::{Fault, Reason};
 pub use verdict::Verdict;
 
 /// The version of everything that lives in pinned maps. A portsteer that finds pins of another
 /// version leaves them alone and says so.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// How many interfaces one instance can be attached to at the same time. Each has a *slot*, a
 /// number below this.

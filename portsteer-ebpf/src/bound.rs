@@ -67,6 +67,32 @@ bound! {
     target_slot, 0x7ff;
     /// A place in a target's spread, below 128.
     spread_place, 0x7f;
-    /// A protocol number: 8 bits, which the verifier forgets when they spend a while on the stack.
-    protocol, 0xff;
+    /// A protocol number or one of a later fragment: 9 bits, which the verifier forgets when they
+    /// spend a while on the stack.
+    other_column, 0x1ff;
+    /// Where a half-word stands in a segment of the tables, in bytes.
+    half_word, 0xfffe;
+    /// Where a word stands in a segment of the tables, in bytes.
+    word, 0xfffc;
+}
+
+/// All ones if `key` is below `start`, both of 16 bits, else zero: arithmetic, where the compiler would
+/// make a branch that the verifier has to follow both ways at every step of a search.
+#[inline(always)]
+#[must_use]
+pub fn is_below(key: u32, start: u32) -> u64 {
+    let difference = i64::from(key) - i64::from(start);
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut sign = difference;
+        // SAFETY: a shift of a register of the compiler's choice.
+        unsafe {
+            core::arch::asm!("{0} s>>= 63", inout(reg) sign, options(pure, nomem, nostack));
+        }
+        sign as u64
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        (difference >> 63) as u64
+    }
 }

@@ -1,43 +1,188 @@
-//! Headers to the decision about them. One load, whatever the number of rules.
+//! Headers to the decision about them: one load, whatever the number of rules, where they constrain
+//! nothing but protocols and destination ports; else as many bounded look-ups as the policy has
+//! partitions (see [`portsteer_common::image`]).
 
-use portsteer_common::{Decision, Fault, Reason, Verdict, wire::icmp};
-use portsteer_ebpf::parse::{Headers, Kind};
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use portsteer_common::{
+    Decision, Fault, Node, PortKey, Reason, Verdict,
+    image::{Cell, feature},
+    node::{Kind, row},
+};
+use portsteer_ebpf::{
+    frame::{Frame, PlainIpv4, PlainIpv6},
+    parse::{self, Headers},
+};
 
-use crate::maps::Policy;
+use crate::{
+    maps::{self, Policy, Segment},
+    packet::Packet,
+    tables::{self, Facts},
+};
 
 /// A defect in this program.
 pub const BROKEN: Decision = Decision::without_rule(Verdict::Abort, Reason::Internal);
 
-/// What is decided about a packet with these headers.
+/// What is decided about a plain packet.
 #[inline(always)]
-pub fn classify(policy: Policy, headers: &Headers) -> Decision {
-    match headers.kind {
-        Kind::Ports => policy.by_port(headers.key).unwrap_or(BROKEN),
-        Kind::Portless => policy.by_protocol(headers.protocol),
-        Kind::Icmp => {
-            let needed = headers.icmp_type == icmp::UNREACHABLE
-                && headers.icmp_code == icmp::FRAGMENTATION_NEEDED;
-            unless_spared(policy, headers.protocol, needed.then_some(Reason::PathMtu))
+pub fn classify_plain(ctx: *mut xdp_md, policy: Policy, key: PortKey) -> Decision {
+    let cell = policy.by_plain_port(key);
+    if maps::has(feature::RULES) && policy.features() != 0 {
+        return Decision::from_bits(plain_by_rules(ctx, policy.to_word(), cell.0, key.to_bits()));
+    }
+    Decision::from_bits(cell.0)
+}
+
+/// The same where rules constrain more than protocols and ports.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn plain_by_rules(ctx: *mut xdp_md, policy: u32, cell: u32, key: u32) -> u32 {
+    let policy = Policy::of_word(policy);
+    let frame = Frame::new(Packet(XdpContext::new(ctx)));
+    let src_port =
+        if maps::has(feature::EXTRAS) { parse::plain_src_port(&frame).unwrap_or(0) } else { 0 };
+    let key = PortKey::from_bits(key);
+    let facts = Facts::new(key.row(), u32::from(key.dst_port()), 0, src_port);
+    let best = tables::leaf(Node::from_bits(cell), facts);
+    let Some(plain) = frame.get::<PlainIpv4>(0) else { return BROKEN.to_bits() };
+    let best = if plain.kind[2] >> 4 == 4 {
+        let [a, b, c, d, e, f, g, h] = plain.addresses;
+        best_v4(policy, best, facts, [a, b, c, d], [e, f, g, h])
+    } else {
+        let Some(plain) = frame.get::<PlainIpv6>(0) else { return BROKEN.to_bits() };
+        let Some((src, dst)) = plain.addresses.split_first_chunk::<16>() else {
+            return BROKEN.to_bits();
+        };
+        let Some((dst, _)) = dst.split_first_chunk::<16>() else { return BROKEN.to_bits() };
+        best_v6(policy, best, facts, src, dst)
+    };
+    decision(policy, best).to_bits()
+}
+
+/// What is decided about any packet with these headers.
+#[inline(always)]
+pub fn classify_any(ctx: *mut xdp_md, policy: Policy, headers: &Headers) -> Decision {
+    let decision = if maps::has(feature::RULES) && policy.features() != 0 {
+        let (row, column) = headers.row_and_column();
+        let facts = Facts::new(row, column, headers.vlan, headers.src_port);
+        let l3_off = headers.place.l3_off() as u32;
+        Decision::from_bits(any_by_rules(ctx, policy.to_word(), facts.key, facts.extras, l3_off))
+    } else {
+        let cell = match headers.kind {
+            parse::Kind::Ports => policy.by_port(headers.key).unwrap_or(Cell(BROKEN.to_bits())),
+            _ => policy.by_protocol(headers.other_column()),
+        };
+        Decision::from_bits(cell.0)
+    };
+    unless_spared(decision, headers)
+}
+
+/// The same where rules constrain more than protocols and ports.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn any_by_rules(
+    ctx: *mut xdp_md,
+    policy: u32,
+    key: u32,
+    extras: u32,
+    l3_off: u32,
+) -> u32 {
+    let policy = Policy::of_word(policy);
+    let facts = Facts { key, extras };
+    let column = key & 0xffff;
+    let node = match key >> 16 {
+        row::OTHER => Node::from_bits(policy.by_protocol(column).0),
+        row::ICMP => policy.icmp(),
+        row::ICMPV6 => policy.icmpv6(),
+        row => match policy.by_port(PortKey::of_row(row, column as u16)) {
+            Some(cell) => Node::from_bits(cell.0),
+            None => return BROKEN.to_bits(),
+        },
+    };
+    let best = tables::leaf(node, facts);
+    let frame = Frame::new(Packet(XdpContext::new(ctx)));
+    let l3_off = l3_off as usize;
+    let version = frame.header::<u8>(l3_off).map_or(0, |byte| byte >> 4);
+    let best = if version == 4 {
+        let Ok(ip) = frame.header::<Ipv4Hdr>(l3_off) else { return BROKEN.to_bits() };
+        best_v4(policy, best, facts, ip.src_addr, ip.dst_addr)
+    } else {
+        let Ok(ip) = frame.header::<Ipv6Hdr>(l3_off) else { return BROKEN.to_bits() };
+        best_v6(policy, best, facts, &ip.src_addr, &ip.dst_addr)
+    };
+    decision(policy, best).to_bits()
+}
+
+/// The first rule of all partitions, where `best` is that of the rules that constrain no address.
+#[inline(always)]
+fn best_v4(policy: Policy, best: Node, facts: Facts, src: [u8; 4], dst: [u8; 4]) -> Node {
+    let roots = policy.roots();
+    best_of(
+        best,
+        facts,
+        || tables::by_v4(roots.src_v4, src),
+        || tables::by_v4(roots.dst_v4, dst),
+        |root| tables::by_v4(root, dst),
+    )
+}
+
+/// The same for IPv6.
+#[inline(always)]
+fn best_v6(policy: Policy, best: Node, facts: Facts, src: &[u8; 16], dst: &[u8; 16]) -> Node {
+    let roots = policy.roots();
+    best_of(
+        best,
+        facts,
+        || tables::by_v6(roots.src_v6, src),
+        || tables::by_v6(roots.dst_v6, dst),
+        |root| tables::by_v6(root, dst),
+    )
+}
+
+#[inline(always)]
+fn best_of(
+    best: Node,
+    facts: Facts,
+    by_src: impl FnOnce() -> Node,
+    by_dst: impl FnOnce() -> Node,
+    by_dst_from: impl FnOnce(Node) -> Node,
+) -> Node {
+    let mut best = best;
+    if maps::has(feature::SRC | feature::BOTH) {
+        let mut node = by_src();
+        if maps::has(feature::BOTH) && node.is(Kind::Fork) {
+            let (alone, root) = tables::fork(node);
+            best = best.min(tables::leaf(by_dst_from(root), facts));
+            node = alone;
         }
-        Kind::Icmpv6 => {
-            let spared = match headers.icmp_type {
-                icmp::V6_PACKET_TOO_BIG => Some(Reason::PathMtu),
-                icmp::V6_DISCOVERY_FIRST..=icmp::V6_DISCOVERY_LAST => {
-                    Some(Reason::NeighborDiscovery)
-                }
-                _ => None,
-            };
-            unless_spared(policy, headers.protocol, spared)
-        }
+        best = best.min(tables::leaf(node, facts));
+    }
+    if maps::has(feature::DST) {
+        best = best.min(tables::leaf(by_dst(), facts));
+    }
+    best
+}
+
+/// What a leaf stands for.
+#[inline(always)]
+fn decision(policy: Policy, leaf: Node) -> Decision {
+    if leaf == Node::NOTHING {
+        return policy.default();
+    }
+    if leaf.is_later() {
+        return policy.fragments();
+    }
+    match Segment::word_of_all(policy.decisions() + leaf.rule_number()) {
+        Some(bits) => Decision::from_bits(bits),
+        None => BROKEN,
     }
 }
 
-/// What is decided about a protocol, but a pass for the messages that `default = "drop"` spares.
+/// The decision, but a pass for the messages that `default = "drop"` spares.
 #[inline(always)]
-fn unless_spared(policy: Policy, protocol: u8, spared: Option<Reason>) -> Decision {
+fn unless_spared(decision: Decision, headers: &Headers) -> Decision {
     const DEFAULT_DROP: Decision = Decision::without_rule(Verdict::Drop, Reason::NoRule);
-    let decision = policy.by_protocol(protocol);
-    match spared {
+    match headers.spared() {
         Some(reason) if decision == DEFAULT_DROP => Decision::without_rule(Verdict::Pass, reason),
         _ => decision,
     }

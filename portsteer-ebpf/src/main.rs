@@ -12,6 +12,8 @@ mod program;
 #[cfg(target_arch = "bpf")]
 mod steer;
 #[cfg(target_arch = "bpf")]
+mod tables;
+#[cfg(target_arch = "bpf")]
 mod watch;
 
 /// For the host there is no program, only the library: see `cargo xtask ebpf`.

@@ -5,16 +5,18 @@
 use core::{cell::UnsafeCell, mem::MaybeUninit};
 
 use aya_ebpf::{
+    Global,
     bindings::xdp_action::XDP_REDIRECT,
-    btf_maps::{CpuMap, DevMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, CpuMap, DevMap, LruHashMap, PerCpuArray},
     cty::c_void,
     helpers::generated::bpf_redirect_map,
     macros::btf_map,
 };
 use portsteer_common::{
-    Counter, CounterPage, Decision, Image, PolicyBanks, PortKey, PortProtocol, Verdict,
+    Counter, CounterPage, Decision, Image, Node, PolicyBanks, PortKey, PortProtocol, Verdict,
     counters::MAX_PAGES,
-    image::ROWS,
+    image::{Cell, ROWS, Roots},
+    node::{self, LINE_WORDS, MAX_SEGMENTS, OTHER_COLUMNS, SEGMENT_LINES, SEGMENT_WORDS},
     steering::{self, Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS},
 };
 use portsteer_ebpf::bound;
@@ -39,6 +41,36 @@ unsafe impl<T> Sync for Shared<T> {}
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<CounterPage, MAX_PAGES> = PerCpuArray::new();
 
+/// What policies need that constrain more than protocols and destination ports, in segments. Shared by
+/// all programs of an instance. User space loads it with as many as it needs, and writes to it through
+/// a mapping.
+#[btf_map(name = "tables")]
+static TABLES: Array<node::Segment, MAX_SEGMENTS, MMAPABLE> = Array::new();
+
+/// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h).
+const MMAPABLE: usize = 1 << 10;
+
+/// Which features this program has, as bits of [`portsteer_common::image::feature`]: what user space does not ask for when it
+/// loads the program, the verifier removes.
+#[unsafe(no_mangle)]
+static FEATURES: Global<u32> = Global::new(0);
+
+/// The slot of this program's interface.
+#[unsafe(no_mangle)]
+static SLOT: Global<u32> = Global::new(0);
+
+/// Whether this program has a feature.
+#[inline(always)]
+pub fn has(feature: u32) -> bool {
+    FEATURES.load() & feature != 0
+}
+
+/// The slot of this program's interface.
+#[inline(always)]
+pub fn slot() -> u32 {
+    SLOT.load()
+}
+
 /// The interface of each target that has one.
 #[btf_map(name = "devices")]
 static DEVICES: DevMap<TARGET_SLOTS> = DevMap::new();
@@ -61,13 +93,41 @@ static LOSSES: PerCpuArray<Losses, TARGET_SLOTS> = PerCpuArray::new();
 #[derive(Clone, Copy)]
 pub struct Policy(*const Image);
 
+macro_rules! fields {
+    ($($(#[$doc:meta])+ $name:ident: $type:ty;)+) => {
+        $(
+            $(#[$doc])+
+            #[inline(always)]
+            pub fn $name(self) -> $type {
+                // SAFETY: `self.0` is an image.
+                unsafe { (&raw const (*self.0).$name).read() }
+            }
+        )+
+    };
+}
+
 impl Policy {
     #[inline(always)]
     pub fn current() -> Self {
         let policy = POLICY.0.get().cast_const().cast::<PolicyBanks>();
         // SAFETY: an aligned word of the value. User space changes it with one atomic store.
         let active = unsafe { (&raw const (*policy).active).read_volatile() };
-        // Nothing or all: the offset of the first bank or of the second.
+        Self::of_word(active)
+    }
+
+    /// The word that says which bank this is, for functions that take nothing but numbers.
+    #[inline(always)]
+    pub fn to_word(self) -> u32 {
+        let policy = POLICY.0.get().cast_const().cast::<PolicyBanks>();
+        // SAFETY: an address, not read from.
+        let first = unsafe { &raw const (*policy).banks };
+        (self.0 as usize - first as usize) as u32
+    }
+
+    /// The policy whose bank this word names: nothing or all of the offset of the second one.
+    #[inline(always)]
+    pub fn of_word(active: u32) -> Self {
+        let policy = POLICY.0.get().cast_const().cast::<PolicyBanks>();
         let offset = active as usize & size_of::<Image>();
         // SAFETY: one of the two banks of the value.
         Self(unsafe { (&raw const (*policy).banks).byte_add(offset).cast::<Image>() })
@@ -76,31 +136,49 @@ impl Policy {
     /// What is decided about packets with this protocol and destination port. `None` never happens,
     /// but the verifier cannot know.
     #[inline(always)]
-    pub fn by_port(self, key: PortKey) -> Option<Decision> {
+    pub fn by_port(self, key: PortKey) -> Option<Cell> {
         const CELLS: usize = ROWS << 16;
         let index = bound::port_index(key.index());
         if index >= CELLS {
             return None;
         }
         // SAFETY: `self.0` is an image, and the index is within its table.
-        Some(unsafe { (&raw const (*self.0).by_port).cast::<Decision>().add(index).read() })
+        Some(unsafe { (&raw const (*self.0).by_port).cast::<Cell>().add(index).read() })
     }
 
     /// The same for TCP and UDP, where a mask will do.
     #[inline(always)]
-    pub fn by_plain_port(self, key: PortKey) -> Decision {
+    pub fn by_plain_port(self, key: PortKey) -> Cell {
         const _: () = assert!(PortProtocol::Tcp as u8 == 0 && PortProtocol::Udp as u8 == 1);
         let index = key.index();
         // SAFETY: `self.0` is an image, and TCP and UDP have the first two rows of its table.
-        unsafe { (&raw const (*self.0).by_port).cast::<Decision>().add(index).read() }
+        unsafe { (&raw const (*self.0).by_port).cast::<Cell>().add(index).read() }
     }
 
-    /// What is decided about packets of `protocol` that have no ports.
+    /// What is decided about packets that have no ports, by their column in
+    /// [`row::OTHER`](node::row::OTHER).
     #[inline(always)]
-    pub fn by_protocol(self, protocol: u8) -> Decision {
-        let index = bound::protocol(usize::from(protocol));
-        // SAFETY: `self.0` is an image, and the index is below 256.
-        unsafe { (&raw const (*self.0).by_protocol).cast::<Decision>().add(index).read() }
+    pub fn by_protocol(self, column: u32) -> Cell {
+        let index = bound::other_column(column as usize);
+        // SAFETY: `self.0` is an image, and the index is below 512.
+        unsafe { (&raw const (*self.0).by_protocol).cast::<Cell>().add(index).read() }
+    }
+
+    fields! {
+        /// Bits of [`portsteer_common::image::feature`].
+        features: u32;
+        /// Rules for ICMP that constrain no address.
+        icmp: Node;
+        /// Rules for ICMPv6 that constrain no address.
+        icmpv6: Node;
+        /// Where lookups by addresses start.
+        roots: Roots;
+        /// What happens to packets that no rule matches.
+        default: Decision;
+        /// What happens to later fragments that no rule can judge.
+        fragments: Decision;
+        /// Where the rules' decisions begin, in words.
+        decisions: u32;
     }
 
     /// What happens to malformed packets.
@@ -117,6 +195,53 @@ impl Policy {
         Verdict::from_number(unsafe { (&raw const (*self.0).unsupported).read() })
     }
 }
+
+/// A segment of the tables.
+#[derive(Clone, Copy)]
+pub struct Segment(*const u8);
+
+impl Segment {
+    /// The segment that a line is in, and where, in bytes. `None` never happens, but the verifier cannot
+    /// know.
+    #[inline(always)]
+    pub fn of_line(line: u32) -> Option<(Self, u32)> {
+        let offset = line % SEGMENT_LINES as u32 * (LINE_WORDS * size_of::<u32>()) as u32;
+        Some((Self::get(line / SEGMENT_LINES as u32)?, offset))
+    }
+
+    /// A word of the tables, by its number.
+    #[inline(always)]
+    pub fn word_of_all(number: u32) -> Option<u32> {
+        let segment = Self::get(number / SEGMENT_WORDS as u32)?;
+        Some(segment.word(number % SEGMENT_WORDS as u32 * size_of::<u32>() as u32))
+    }
+
+    #[inline(always)]
+    fn get(number: u32) -> Option<Self> {
+        TABLES.get_ptr(number).map(|segment| Self(segment.cast()))
+    }
+
+    /// The half-word at an even offset in bytes.
+    #[inline(always)]
+    pub fn half_word(self, offset: u32) -> u32 {
+        let offset = bound::half_word(offset as usize);
+        // SAFETY: within the segment.
+        u32::from(unsafe { self.0.add(offset).cast::<u16>().read() })
+    }
+
+    /// The word at an offset in bytes that is a multiple of four.
+    #[inline(always)]
+    pub fn word(self, offset: u32) -> u32 {
+        let offset = bound::word(offset as usize);
+        // SAFETY: within the segment.
+        unsafe { self.0.add(offset).cast::<u32>().read() }
+    }
+}
+
+const _: () = assert!(
+    size_of::<node::Segment>() == 0x1_0000 && OTHER_COLUMNS == 512,
+    "the masks in bound.rs"
+);
 
 /// Counts a packet of `len` bytes that is not steered where the decision says.
 #[inline(always)]

@@ -13,8 +13,9 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use portsteer_common::{
     PortProtocol, Reason,
     image::PortKey,
+    node::row,
     wire::{
-        EthernetHeader, ExtensionHeader, MAX_EXTENSIONS, MAX_VLAN_TAGS, VlanTag, ether_type,
+        EthernetHeader, ExtensionHeader, MAX_EXTENSIONS, MAX_VLAN_TAGS, VlanTag, ether_type, icmp,
         protocol,
     },
 };
@@ -133,6 +134,48 @@ impl Headers {
             src_port: 0,
             vlan: 0,
             place: Place::PLAIN,
+        }
+    }
+}
+
+impl Headers {
+    /// What the rules tell the packet apart by besides its addresses: row and column, see
+    /// [`row`](portsteer_common::node::row).
+    #[inline(always)]
+    #[must_use]
+    pub const fn row_and_column(&self) -> (u32, u32) {
+        match self.kind {
+            Kind::Ports => (self.key.row(), self.key.dst_port() as u32),
+            Kind::Icmp => (row::ICMP, self.icmp_type_and_code()),
+            Kind::Icmpv6 => (row::ICMPV6, self.icmp_type_and_code()),
+            Kind::Portless | Kind::Later => (row::OTHER, self.other_column()),
+        }
+    }
+
+    /// The column in [`row::OTHER`] of the protocol.
+    #[inline(always)]
+    #[must_use]
+    pub const fn other_column(&self) -> u32 {
+        let later = if matches!(self.kind, Kind::Later) { row::LATER } else { 0 };
+        self.protocol as u32 | later
+    }
+
+    #[inline(always)]
+    const fn icmp_type_and_code(&self) -> u32 {
+        (self.icmp_type as u32) << 8 | self.icmp_code as u32
+    }
+
+    /// Why `default = "drop"` spares the packet, if it does.
+    #[inline(always)]
+    #[must_use]
+    pub const fn spared(&self) -> Option<Reason> {
+        match (self.kind, self.icmp_type, self.icmp_code) {
+            (Kind::Icmp, icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED)
+            | (Kind::Icmpv6, icmp::V6_PACKET_TOO_BIG, _) => Some(Reason::PathMtu),
+            (Kind::Icmpv6, icmp::V6_DISCOVERY_FIRST..=icmp::V6_DISCOVERY_LAST, _) => {
+                Some(Reason::NeighborDiscovery)
+            }
+            _ => None,
         }
     }
 }

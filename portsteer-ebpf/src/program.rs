@@ -15,7 +15,7 @@ use portsteer_ebpf::{
 };
 
 use crate::{
-    classify::{classify, without_headers},
+    classify::{classify_any, classify_plain, without_headers},
     maps::{self, Policy},
     packet::Packet,
     steer::{steer_any, steer_plain},
@@ -29,7 +29,7 @@ pub fn portsteer(ctx: XdpContext) -> u32 {
     // what lives across it is pushed onto the stack.
     match parse_plain(&frame) {
         Some(key) => {
-            let decision = Policy::current().by_plain_port(key);
+            let decision = classify_plain(ctx.ctx, Policy::current(), key);
             if decision.steers() {
                 core::hint::cold_path();
                 return steer_plain(ctx.ctx, decision.to_bits(), frame.len());
@@ -48,7 +48,7 @@ fn judge_any(ctx: *mut xdp_md) -> u32 {
     let parsed = parse_any(&mut frame, &mut headers);
     let policy = Policy::current();
     let decision = match parsed {
-        Ok(()) => classify(policy, &headers),
+        Ok(()) => classify_any(ctx, policy, &headers),
         Err(reason) => without_headers(policy, reason),
     };
     conclude_any(ctx, decision.to_bits(), frame.len(), headers.place.to_bits())

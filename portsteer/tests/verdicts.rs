@@ -15,6 +15,8 @@ mod flow;
 mod multi_buffer;
 #[path = "verdicts/options.rs"]
 mod options;
+#[path = "verdicts/random.rs"]
+mod random;
 #[path = "verdicts/sweep.rs"]
 mod sweep;
 #[path = "verdicts/table.rs"]

@@ -78,6 +78,10 @@ pub enum Error {
          action are not used for another"
     )]
     CountersFull { instance: String, rules: usize, available: usize },
+    #[error(
+        "the tables of instance `{instance}` have no room for this policy beside the one in force"
+    )]
+    TablesFull { instance: String },
     #[error(transparent)]
     Compile(#[from] CompileError),
     #[error("the kernel refused the program: {0}")]
@@ -106,6 +110,9 @@ impl Error {
                     .to_owned()
             }
             Self::NoBpffs(path) => format!("mount it: mount -t bpf bpf {}", path.display()),
+            Self::TablesFull { instance } => format!(
+                "take the policy in force off first: `portsteer detach --instance {instance}`"
+            ),
             Self::OldKernel { .. } => "boot a newer kernel".to_owned(),
             Self::InstanceBusy { instance, .. } => format!(
                 "end that agent, or send it SIGHUP to make it read its policy again; an agent \

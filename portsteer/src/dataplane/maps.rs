@@ -2,6 +2,8 @@
 //! map's shape.
 
 use std::{
+    fs, io,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
@@ -12,6 +14,7 @@ use portsteer_common::{
     Counter, CounterPage, Image, PolicyBanks,
     counters::{MAX_PAGES, PAGE_COUNTERS},
     image::{BANKS, FIRST_BANK, SECOND_BANK},
+    node::{MAX_SEGMENTS, Segment},
     steering::{Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS, Target},
 };
 
@@ -22,8 +25,12 @@ use super::{
     slots,
     sys::{self, MapShape, Mapping, map_type},
 };
+use crate::compile::Compiled;
 
 const POLICY: &str = "policy";
+const TABLES: &str = "tables";
+/// Where larger or smaller tables are pinned until programs use them.
+const NEW_TABLES: &str = "tables_new";
 const DEVICES: &str = "devices";
 const DEVICE_SLOTS: &str = "device_slots";
 const CPUS: &str = "cpus";
@@ -51,6 +58,14 @@ const fn array(value_size: usize, max_entries: u32) -> MapShape {
 const POLICY_SHAPE: MapShape =
     MapShape { flags: sys::MMAPABLE, ..array(size_of::<PolicyBanks>(), 1) };
 
+/// The map `tables`, which user space writes to through a mapping as well.
+const fn tables_shape(segments: u32) -> MapShape {
+    MapShape { flags: sys::MMAPABLE, ..array(size_of::<Segment>(), segments) }
+}
+
+/// Tables with this many segments are never given back.
+const MIN_SEGMENTS: usize = 64;
+
 /// The interface of each target slot.
 const DEVICES_SHAPE: MapShape =
     MapShape { map_type: map_type::DEVMAP, flags: sys::READ_ONLY, ..array(8, TARGET_SLOTS as u32) };
@@ -73,6 +88,17 @@ fn losses_shape() -> Result<MapShape, Error> {
 /// How many CPUs this machine may ever have.
 pub(super) fn possible_cpus() -> Result<usize, Error> {
     aya::util::nr_cpus().map_err(|(path, error)| Error::io(format!("reading {path}"))(error))
+}
+
+/// Where so many segments fit beside those that are in use.
+fn gap(used: &Range<usize>, count: usize, all: usize) -> Option<usize> {
+    if used.is_empty() {
+        (count <= all).then_some(0)
+    } else if count <= used.start {
+        Some(0)
+    } else {
+        (used.end + count <= all).then_some(used.end)
+    }
 }
 
 /// Opens a pinned map of this shape; any number of values up to `most` will do if that is given.
@@ -113,25 +139,16 @@ fn open(
     Ok((map, shape))
 }
 
-/// What the program calls the maps that all programs of an instance share, and where they are
-/// pinned. The first stands for a section.
-pub(super) fn shared_pins(instance: &Instance) -> [(&'static str, PathBuf); 5] {
-    let pin = |name| instance.pin(name);
-    [
-        (".bss", pin(POLICY)),
-        (DEVICES, pin(DEVICES)),
-        (DEVICE_SLOTS, pin(DEVICE_SLOTS)),
-        (CPUS, pin(CPUS)),
-        (LOSSES, pin(LOSSES)),
-    ]
-}
-
 /// The maps that all programs of an instance share.
 #[derive(Debug)]
 pub(super) struct Maps {
     instance: Instance,
     policy_map: OwnedFd,
     policy: Mapping<PolicyBanks>,
+    tables_map: OwnedFd,
+    tables: Mapping<Segment>,
+    /// Where the tables are pinned.
+    tables_pin: &'static str,
     pub(super) interfaces: OwnedFd,
     devices: OwnedFd,
     device_slots: OwnedFd,
@@ -152,6 +169,8 @@ impl Maps {
     pub(super) fn open(instance: &Instance) -> Result<Self, Error> {
         let (policy_map, _) = open(instance, POLICY, POLICY_SHAPE, None)?;
         let policy = Mapping::new(policy_map.as_fd()).map_err(Error::io("mapping the policy"))?;
+        let (tables_map, _) = open(instance, TABLES, tables_shape(1), Some(MAX_SEGMENTS as u32))?;
+        let tables = Mapping::new(tables_map.as_fd()).map_err(Error::io("mapping the tables"))?;
         let page = array(size_of::<CounterPage>(), 1);
         let (retired, shape) = open(instance, RETIRED, page, Some(MAX_PAGES as u32))?;
         let (interfaces, _) = open(instance, INTERFACES, slots::SHAPE, None)?;
@@ -164,6 +183,9 @@ impl Maps {
             instance: instance.clone(),
             policy_map,
             policy,
+            tables_map,
+            tables,
+            tables_pin: TABLES,
             interfaces,
             devices,
             device_slots,
@@ -180,6 +202,7 @@ impl Maps {
     pub(super) fn create(instance: &Instance, pages: u32) -> Result<(), Error> {
         let shapes = [
             (POLICY, POLICY_SHAPE),
+            (TABLES, tables_shape(1)),
             // The kernel adds the flag itself, and refuses to be told.
             (DEVICES, MapShape { flags: 0, ..DEVICES_SHAPE }),
             (DEVICE_SLOTS, DEVICE_SLOTS_SHAPE),
@@ -224,17 +247,116 @@ impl Maps {
         active.store(word, Ordering::Release);
     }
 
-    /// The bank that is not in force, to be filled. Only the holder of the instance's lock may ask
-    /// for it, and only after [`sys::wait_for_programs`]: programs that started before the last
-    /// change may still be reading it.
-    pub(super) fn idle_bank(&mut self) -> (usize, &mut Image) {
+    fn word_of_bank(&self, bank: usize, field: impl Fn(*mut Image) -> *mut u32) -> u32 {
+        let word = self.policy.word(|policy| {
+            // SAFETY: the address of a field of a bank of a value that is mapped.
+            field(unsafe { (&raw mut (*policy).banks).cast::<Image>().add(bank) })
+        });
+        word.load(Ordering::Acquire)
+    }
+
+    /// The features of the policy in force.
+    pub(super) fn active_features(&self) -> u32 {
+        // SAFETY: the address of a field of a bank.
+        self.word_of_bank(self.active_bank(), |image| unsafe { &raw mut (*image).features })
+    }
+
+    /// The segments of the tables that the policy in force uses.
+    fn active_segments(&self) -> Range<usize> {
+        let bank = self.active_bank();
+        // SAFETY: the address of a field of a bank.
+        let first = self.word_of_bank(bank, |image| unsafe { &raw mut (*image).first_segment });
+        // SAFETY: as above.
+        let count = self.word_of_bank(bank, |image| unsafe { &raw mut (*image).segments });
+        first as usize..(first + count) as usize
+    }
+
+    /// The id of the map of tables.
+    pub(super) fn tables_id(&self) -> Result<u32, Error> {
+        sys::map_id(self.tables_map.as_fd()).map_err(Error::io("asking for the tables' id"))
+    }
+
+    /// Writes a policy to the bank that is not in force and to segments that the policy in force does
+    /// not use. Where there are not enough of them, and where there are far too many, other tables are
+    /// made, with a copy of what the policy in force needs: programs have to be loaded anew for those,
+    /// and then [`Maps::settle_tables`] makes them the instance's.
+    ///
+    /// Only the holder of the instance's lock may do that, and only after [`sys::wait_for_programs`]:
+    /// programs that started before the last change may still be reading them. Returns the bank.
+    pub(super) fn fill(&mut self, compiled: &Compiled) -> Result<usize, Error> {
+        let active = self.active_segments();
+        let count = compiled.segments();
+        let half = active.len().max(count) + active.len().max(count) / 8 + 1;
+        let mut first = gap(&active, count, self.tables.count());
+        let is_too_large =
+            self.tables.count() > MIN_SEGMENTS.max(8 * half) && active.end <= 2 * half;
+        if first.is_none() || is_too_large {
+            let segments = (active.end + half).max(2 * half).min(MAX_SEGMENTS);
+            self.replace_tables(segments as u32, &active)?;
+            first = gap(&active, count, segments);
+        }
+        let first =
+            first.ok_or_else(|| Error::TablesFull { instance: self.instance.name().into() })?;
         let idle = (self.active_bank() + 1) % BANKS;
-        // SAFETY: the lock keeps other writers away, and programs read the active bank only; those
-        // that read this one have ended.
-        let image = unsafe {
-            self.policy.part_mut(|policy| (&raw mut (*policy).banks).cast::<Image>().add(idle))
+        // SAFETY: the lock keeps other writers away, and programs read the active bank only and the
+        // segments of its policy; those that read others have ended.
+        let (image, segments) = unsafe {
+            (
+                self.policy.part_mut(|policy| (&raw mut (*policy).banks).cast::<Image>().add(idle)),
+                self.tables.values_mut(first..first + count),
+            )
         };
-        (idle, image)
+        compiled.write(image, segments, first);
+        Ok(idle)
+    }
+
+    /// Makes other tables with a copy of what the policy in force needs.
+    fn replace_tables(&mut self, segments: u32, active: &Range<usize>) -> Result<(), Error> {
+        let making = || Error::io(format!("making tables of {} MiB", segments.div_ceil(16)));
+        let pin = self.instance.pin(NEW_TABLES);
+        match fs::remove_file(&pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(making()(error)),
+            _ => {}
+        }
+        let map = sys::map_create(TABLES, tables_shape(segments), None).map_err(making())?;
+        let mut tables = Mapping::<Segment>::new(map.as_fd()).map_err(making())?;
+        // SAFETY: no program knows of the new ones; the others only change under the lock.
+        let (new, old) =
+            unsafe { (tables.values_mut(active.clone()), self.tables.values_mut(active.clone())) };
+        new.copy_from_slice(old);
+        sys::pin(map.as_fd(), &pin).map_err(making())?;
+        (self.tables_map, self.tables, self.tables_pin) = (map, tables, NEW_TABLES);
+        Ok(())
+    }
+
+    /// Makes the tables that all programs use by now the instance's.
+    pub(super) fn settle_tables(&mut self) -> Result<(), Error> {
+        if self.tables_pin == NEW_TABLES {
+            fs::rename(self.instance.pin(NEW_TABLES), self.instance.pin(TABLES))
+                .map_err(Error::io("pinning the tables"))?;
+            self.tables_pin = TABLES;
+        }
+        Ok(())
+    }
+
+    /// Forgets tables that were made for a policy that is not put in force.
+    pub(super) fn forget_new_tables(instance: &Instance) {
+        // Whoever makes the next ones removes it first.
+        let _ = fs::remove_file(instance.pin(NEW_TABLES));
+    }
+
+    /// What the program calls the maps that all programs of an instance share, and where they are
+    /// pinned. The first stands for a section.
+    pub(super) fn shared_pins(&self) -> [(&'static str, PathBuf); 6] {
+        let pin = |name| self.instance.pin(name);
+        [
+            (".bss", pin(POLICY)),
+            (TABLES, pin(self.tables_pin)),
+            (DEVICES, pin(DEVICES)),
+            (DEVICE_SLOTS, pin(DEVICE_SLOTS)),
+            (CPUS, pin(CPUS)),
+            (LOSSES, pin(LOSSES)),
+        ]
     }
 
     fn target_word(&self, slot: u16, field: impl Fn(*mut Target) -> *mut u32) -> &AtomicU32 {

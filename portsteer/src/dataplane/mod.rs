@@ -224,17 +224,24 @@ impl Dataplane {
         let settings = repairs::wanted(policy, &expected, links);
         let mut notes = maps.repairs.make(&settings, links, &mut begun.switched)?;
         let capabilities = Capabilities::find(policy, links, &maps, &mut manifest.targets)?;
-        let (idle, image) = maps.idle_bank();
-        compile(policy, &manifest.decisions(policy), image)?;
+        let placed = place_interfaces(wanted, &pinned)?;
+        let names: Vec<(u32, &str)> =
+            placed.iter().zip(wanted).map(|(&slot, link)| (slot, link.name.as_str())).collect();
+        let compiled = compile(policy, &names, &manifest.decisions(policy))?;
+        // Programs judge by the policy before as well until the word is flipped.
+        let features = compiled.features();
+        let features_until_then = features | if running { maps.active_features() } else { 0 };
+        let idle = maps.fill(&compiled)?;
         manifest.write(&self.instance, idle)?;
         if !running {
             // Before the first interface is attached: no packet meets the empty bank, and an agent
             // that is killed between two interfaces leaves a policy that is whole.
+            maps.settle_tables()?;
             maps.set_active_bank(idle);
         }
 
-        let mut work = Attaching::new(self, &maps, &capabilities);
-        let result = work.attach_all(policy, wanted, &pinned).and_then(|attached| {
+        let mut work = Attaching::new(self, &maps, &capabilities, features_until_then);
+        let result = work.attach_all(policy, wanted, &placed, &pinned).and_then(|attached| {
             let modes: Vec<(&Link, AttachedMode)> =
                 wanted.iter().zip(&attached).map(|(link, done)| (link, done.mode)).collect();
             let settings = repairs::wanted(policy, &modes, links);
@@ -248,7 +255,17 @@ impl Dataplane {
                 return Err(error);
             }
         };
+        // Before the flip: from then on only these have the policy that is in force.
+        maps.settle_tables()?;
         maps.set_active_bank(idle);
+        for (link, &slot) in wanted.iter().zip(&placed) {
+            if let Err(error) = self.specialise(&maps, slot, features) {
+                notes.push(format!(
+                    "`{}` keeps a program that can do more than the policy needs: {error}",
+                    link.name
+                ));
+            }
+        }
 
         let unwanted: Vec<&Pinned> = pinned
             .iter()
@@ -295,8 +312,23 @@ impl Dataplane {
         Ok(Applied { attached, detached, removed, notes })
     }
 
+    /// Replaces a program that has more features than the policy in force needs.
+    fn specialise(&self, maps: &Maps, slot: u32, features: u32) -> Result<(), Error> {
+        let mut record = Slot::read(maps.interfaces.as_fd(), slot)?;
+        if record.features == features {
+            return Ok(());
+        }
+        let program = object::load(&self.instance, slot, maps, features)?;
+        let replacing = || Error::io(format!("replacing the program on `{}`", record.name()));
+        let link = sys::open_pin(&self.instance.link_pin(slot)).map_err(replacing())?;
+        sys::link_update(link.as_fd(), program.as_fd()).map_err(replacing())?;
+        record.features = features;
+        record.write(maps.interfaces.as_fd(), slot)
+    }
+
     /// Takes back what a policy that is not put in force has changed of what is.
     fn undo(&self, begun: Begun, links: &[Link]) -> Result<(), Error> {
+        Maps::forget_new_tables(&self.instance);
         if !begun.is_under_way || self.is_idle() {
             return Ok(());
         }
@@ -477,6 +509,17 @@ struct Begun {
     switched: Vec<Setting>,
 }
 
+/// The slots of interfaces: those that they have, or free ones.
+fn place_interfaces(wanted: &[Link], pinned: &[Pinned]) -> Result<Vec<u32>, Error> {
+    let is_used = |slot: &u32| pinned.iter().any(|pinned| pinned.slot == *slot);
+    let mut free = (0..INTERFACE_SLOTS).filter(|slot| !is_used(slot));
+    let place = |link: &Link| match pinned.iter().find(|pinned| pinned.ifindex == link.index) {
+        Some(pinned) => Ok(pinned.slot),
+        None => free.next().ok_or(Error::TooManyInterfaces { count: INTERFACE_SLOTS as usize + 1 }),
+    };
+    wanted.iter().map(place).collect()
+}
+
 /// The mode that an interface will have, as far as can be told before it is attached.
 fn expected_mode(policy: &Policy, link: &Link, pinned: &[Pinned]) -> AttachedMode {
     let known = pinned.iter().find(|pinned| pinned.ifindex == link.index);
@@ -607,29 +650,38 @@ struct Attaching<'a> {
     /// Links whose program was replaced, with their slot's record and program before.
     replaced: Vec<(OwnedFd, u32, Slot, OwnedFd)>,
     capabilities: &'a Capabilities,
+    /// What the programs have to be able to do.
+    features: u32,
 }
 
 impl<'a> Attaching<'a> {
-    fn new(dataplane: &'a Dataplane, maps: &'a Maps, capabilities: &'a Capabilities) -> Self {
-        Self { dataplane, maps, new_slots: Vec::new(), replaced: Vec::new(), capabilities }
+    fn new(
+        dataplane: &'a Dataplane,
+        maps: &'a Maps,
+        capabilities: &'a Capabilities,
+        features: u32,
+    ) -> Self {
+        let (new_slots, replaced) = (Vec::new(), Vec::new());
+        Self { dataplane, maps, new_slots, replaced, capabilities, features }
     }
 
     fn attach_all(
         &mut self,
         policy: &Policy,
         wanted: &[Link],
+        placed: &[u32],
         pinned: &[Pinned],
     ) -> Result<Vec<Attached>, Error> {
         let mut attached = Vec::new();
-        for link in wanted {
+        for (link, &slot) in wanted.iter().zip(placed) {
             let done = match pinned.iter().find(|pinned| pinned.ifindex == link.index) {
                 Some(pinned) => self.keep(policy.mode, link, pinned)?,
                 None => match (policy.mode, self.capabilities.native_obstacle(link)) {
                     (Mode::Auto, Some(why)) => Attached {
                         native_refused: Some(why.to_string()),
-                        ..self.attach(Mode::Generic, link, pinned)?
+                        ..self.attach(Mode::Generic, link, slot)?
                     },
-                    (mode, _) => self.attach(mode, link, pinned)?,
+                    (mode, _) => self.attach(mode, link, slot)?,
                 },
             };
             let obstacle = match done.mode {
@@ -659,46 +711,51 @@ impl<'a> Attaching<'a> {
                 wanted: mode.name(),
             });
         }
-        let digest = object::digest();
-        let upgrade = pinned.record.object != digest;
-        if upgrade {
+        let (digest, tables) = (object::digest(), self.maps.tables_id()?);
+        let mut record = Slot::new(link.index, &link.name, obtained);
+        let before = pinned.record;
+        (record.object, record.features, record.tables) =
+            (before.object, before.features, before.tables);
+        let upgrade = before.object != digest;
+        let lacks = self.features & !before.features != 0 || before.tables != tables;
+        if upgrade || lacks {
             let replacing = || Error::io(format!("replacing the program on `{}`", link.name));
-            let before = sys::program_by_id(pinned.program_id).map_err(replacing())?;
-            let program = object::load(&self.dataplane.instance, pinned.slot, self.maps)?;
+            let program_before = sys::program_by_id(pinned.program_id).map_err(replacing())?;
+            let program = self.load(pinned.slot)?;
             let handle = pinned.link.try_clone().map_err(replacing())?;
             sys::link_update(handle.as_fd(), program.as_fd()).map_err(replacing())?;
-            self.replaced.push((handle, pinned.slot, pinned.record, before));
+            self.replaced.push((handle, pinned.slot, before, program_before));
+            (record.object, record.features, record.tables) = (digest, self.features, tables);
         }
         // Written even if nothing but the interface's name has changed.
-        Slot::new(link.index, &link.name, obtained, digest)
-            .write(self.maps.interfaces.as_fd(), pinned.slot)?;
+        record.write(self.maps.interfaces.as_fd(), pinned.slot)?;
         let change = if upgrade { Change::Upgraded } else { Change::Kept };
         Ok(Attached { name: link.name.clone(), mode: obtained, change, native_refused: None })
     }
 
-    fn attach(&mut self, mode: Mode, link: &Link, pinned: &[Pinned]) -> Result<Attached, Error> {
+    fn load(&self, slot: u32) -> Result<OwnedFd, Error> {
+        object::load(&self.dataplane.instance, slot, self.maps, self.features)
+    }
+
+    fn attach(&mut self, mode: Mode, link: &Link, slot: u32) -> Result<Attached, Error> {
         if let Some(xdp) = link.xdp {
             let (name, program_id) = (link.name.clone(), xdp.program_id);
             let instance = program_id.and_then(instance_of);
             return Err(Error::InterfaceBusy { name, program_id, instance });
         }
-        let free = |slot: &u32| {
-            !self.new_slots.contains(slot) && !pinned.iter().any(|pinned| pinned.slot == *slot)
-        };
-        let slot = (0..INTERFACE_SLOTS)
-            .find(free)
-            .ok_or(Error::TooManyInterfaces { count: INTERFACE_SLOTS as usize + 1 })?;
         let instance = &self.dataplane.instance;
         // What an agent left that was killed before it came to the link.
         remove_pin(instance, &instance.counters_pin(slot))?;
-        let program = object::load(instance, slot, self.maps)?;
+        let program = self.load(slot)?;
         self.new_slots.push(slot);
         let (handle, obtained, native_refused) = interfaces::attach(&program, link, mode)?;
 
         // From here on the interface is attached until the handle is closed: pinning it is what
         // makes it stay.
-        Slot::new(link.index, &link.name, obtained, object::digest())
-            .write(self.maps.interfaces.as_fd(), slot)?;
+        let mut record = Slot::new(link.index, &link.name, obtained);
+        (record.object, record.features) = (object::digest(), self.features);
+        record.tables = self.maps.tables_id()?;
+        record.write(self.maps.interfaces.as_fd(), slot)?;
         sys::pin(handle.as_fd(), &instance.link_pin(slot))
             .map_err(Error::io(format!("pinning the link of `{}`", link.name)))?;
         let name = link.name.clone();

@@ -11,14 +11,7 @@ use aya::{
     programs::{ProgramError, RawTracePoint, Xdp},
 };
 
-use super::{
-    Error, btf,
-    instance::Instance,
-    kernel,
-    maps::{self, Maps},
-    repairs::this_network,
-    sys,
-};
+use super::{Error, btf, instance::Instance, kernel, maps::Maps, repairs::this_network, sys};
 use crate::policy::TargetKind;
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../portsteer-ebpf/portsteer.bpf.o");
@@ -55,10 +48,17 @@ pub(super) fn digest() -> [u8; 32] {
     digest
 }
 
-/// Loads the program for an interface slot. The slot's counters are created and pinned if they are
+/// Loads the program for an interface slot, with code for these [features] and for no others. The slot's counters are created and pinned if they are
 /// missing, with as many pages as the instance has. Only the holder of the instance's lock may call
 /// this.
-pub(super) fn load(instance: &Instance, slot: u32, maps: &Maps) -> Result<OwnedFd, Error> {
+///
+/// [features]: portsteer_common::image::feature
+pub(super) fn load(
+    instance: &Instance,
+    slot: u32,
+    maps: &Maps,
+    features: u32,
+) -> Result<OwnedFd, Error> {
     // aya writes to a map that stands for a section what the section holds, also if it is pinned
     // and in use. What the policy holds is what it shall hold: nobody writes to it meanwhile, and
     // running programs see no change.
@@ -67,12 +67,14 @@ pub(super) fn load(instance: &Instance, slot: u32, maps: &Maps) -> Result<OwnedF
     // The program needs nothing of the kernel's own types, so their BTF is not read.
     loader.btf(None);
     loader.map_max_entries("counters", maps.pages);
-    for (name, pin) in maps::shared_pins(instance) {
+    for (name, pin) in maps.shared_pins() {
         loader.map_pin_path(name, pin);
     }
     loader.override_global("POLICY", policy.as_slice(), true);
     let one_buffer = u32::from(kernel::redirects_one_buffer_only()?);
     loader.override_global("DEVICES_TAKE_ONE_BUFFER", &one_buffer, true);
+    loader.override_global("FEATURES", &features, true);
+    loader.override_global("SLOT", &slot, true);
     loader.map_pin_path("counters", instance.counters_pin(slot));
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
     let missing = || Error::Load("the object has no program `portsteer`".to_owned());
@@ -135,11 +137,7 @@ pub(super) const WATCHERS: [Watcher; 3] = [
 ];
 
 /// Attaches watchers of an instance. They stay as long as somebody holds or pins the links.
-pub(super) fn watch(
-    instance: &Instance,
-    maps: &Maps,
-    watchers: &[Watcher],
-) -> Result<Vec<(Watcher, OwnedFd)>, Error> {
+pub(super) fn watch(maps: &Maps, watchers: &[Watcher]) -> Result<Vec<(Watcher, OwnedFd)>, Error> {
     let policy = maps.policy_bytes()?;
     let [devices, cpus] = maps.redirect_map_ids()?;
     let kernel = std::fs::read(btf::PATH).map_err(Error::io(format!("reading {}", btf::PATH)))?;
@@ -156,7 +154,7 @@ pub(super) fn watch(
     loader.btf(None);
     // They have no interface of their own.
     loader.map_max_entries("counters", 1);
-    for (name, pin) in maps::shared_pins(instance) {
+    for (name, pin) in maps.shared_pins() {
         loader.map_pin_path(name, pin);
     }
     loader.override_global("POLICY", policy.as_slice(), true);

@@ -41,6 +41,10 @@ pub(super) struct Slot {
     name: [u8; 16],
     /// SHA-256 of the object that the attached program came from.
     pub(super) object: [u8; 32],
+    /// What that program was loaded with: bits of [`portsteer_common::image::feature`].
+    pub(super) features: u32,
+    /// The id of the map `tables` that it uses.
+    pub(super) tables: u32,
 }
 
 pub(super) const SHAPE: MapShape = MapShape {
@@ -52,12 +56,13 @@ pub(super) const SHAPE: MapShape = MapShape {
 };
 
 impl Slot {
-    pub(super) fn new(ifindex: u32, name: &str, mode: AttachedMode, object: [u8; 32]) -> Self {
+    /// What is said about an interface; of the program, nothing yet.
+    pub(super) fn new(ifindex: u32, name: &str, mode: AttachedMode) -> Self {
         let mode = match mode {
             AttachedMode::Native => 1,
             AttachedMode::Generic => 2,
         };
-        Self { ifindex, mode, name: padded(name), object }
+        Self { ifindex, mode, name: padded(name), object: [0; 32], features: 0, tables: 0 }
     }
 
     pub(super) fn mode(&self) -> AttachedMode {

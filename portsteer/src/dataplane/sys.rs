@@ -151,20 +151,23 @@ pub fn map_delete(fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
     }
 }
 
-/// The one value of an array map that was made with `BPF_F_MMAPABLE`, mapped into memory.
+/// The values of an array map that was made with `BPF_F_MMAPABLE`, mapped into memory.
 pub struct Mapping<T: AnyBitPattern> {
     value: NonNull<T>,
     len: usize,
 }
 
 impl<T: AnyBitPattern> Mapping<T> {
-    /// Maps the value of `map`, which is a `T`.
+    /// Maps the values of `map`, each of which is a `T`.
     pub fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
-        if map_shape(map)?.value_size as usize != size_of::<T>() {
+        let shape = map_shape(map)?;
+        // The kernel keeps values at multiples of eight bytes.
+        let fits = size_of::<T>().is_multiple_of(8) || shape.max_entries == 1;
+        if shape.value_size as usize != size_of::<T>() || !fits {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the value has another size"));
         }
-        // The kernel rounds the value up to whole pages, and so does mmap(2).
-        let len = size_of::<T>();
+        // The kernel rounds the values up to whole pages, and so does mmap(2).
+        let len = size_of::<T>() * shape.max_entries as usize;
         // SAFETY: a new mapping, at an address of the kernel's choice.
         let address = unsafe {
             libc::mmap(
@@ -182,7 +185,26 @@ impl<T: AnyBitPattern> Mapping<T> {
         }
     }
 
-    /// A word of the value, for access that others may make as well.
+    /// How many values there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.len / size_of::<T>()
+    }
+
+    /// Some of the values, to be written to.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else writes to them while the reference lives, and no program reads them.
+    #[must_use]
+    pub unsafe fn values_mut(&mut self, which: std::ops::Range<usize>) -> &mut [T] {
+        assert!(which.start <= which.end && which.end <= self.count());
+        // SAFETY: within the mapping and aligned, any bits are a value, and the caller vouches for
+        // there being no other reference.
+        unsafe { std::slice::from_raw_parts_mut(self.value.as_ptr().add(which.start), which.len()) }
+    }
+
+    /// A word of the first value, for access that others may make as well.
     #[must_use]
     pub fn word(&self, of: impl FnOnce(*mut T) -> *mut u32) -> &AtomicU32 {
         let word = of(self.value.as_ptr());
@@ -192,7 +214,7 @@ impl<T: AnyBitPattern> Mapping<T> {
         unsafe { AtomicU32::from_ptr(word) }
     }
 
-    /// A part of the value, to be written to.
+    /// A part of the first value, to be written to.
     ///
     /// # Safety
     ///

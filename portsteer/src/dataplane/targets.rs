@@ -639,7 +639,7 @@ pub(super) fn watch<'a>(
     let is_missing = |watcher: &Watcher| !current.contains(&watcher.pin_name());
     let missing: Vec<Watcher> = needed.iter().copied().filter(is_missing).collect();
     if !missing.is_empty() {
-        for (watcher, link) in object::watch(instance, maps, &missing)? {
+        for (watcher, link) in object::watch(maps, &missing)? {
             let pin = instance.pin(&watcher.pin_name());
             match sys::pin(link.as_fd(), &pin) {
                 // That one stays; this one ends here.

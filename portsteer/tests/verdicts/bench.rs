@@ -99,9 +99,20 @@ impl Bench {
 
     /// Puts another policy in force.
     pub fn swap(&mut self, text: &str) {
-        self.policy = parse_policy(text);
+        self.swap_to(parse_policy(text), text);
+    }
+
+    /// The same for one that was not read from its text. Rules without a name are named by their
+    /// place.
+    pub fn swap_to(&mut self, mut policy: Policy, text: &str) {
+        for (index, rule) in policy.rules.iter_mut().enumerate() {
+            rule.name.get_or_insert_with(|| format!("rule-{index}"));
+        }
+        self.policy = policy;
         let Self { dataplane, policy, .. } = self;
         self._namespace.run(|| dataplane.apply(policy, "verdicts.toml", text)).unwrap();
+        // A policy that asks for other features has another program.
+        self.program = program_in_slot(&self.instance, 0).unwrap();
     }
 
     /// How many instructions the verifier followed.

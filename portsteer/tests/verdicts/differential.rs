@@ -1,18 +1,20 @@
 //! Random policies and random frames: compiled tables, oracle and kernel agree.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
 
 use portsteer::{
-    compile::{compile, verdict},
+    compile::{compile, evaluate::Evaluator, verdict},
     explain::{Cause, captured, explain, misses},
     oracle::{self, Packet},
-    policy::{
-        Action, InterfacePattern, Mode, Options, Policy, PortRange, Rule, Target, TargetId, file,
-        services::Services,
-    },
+    policy::{Action, Policy},
 };
 use portsteer_common::{
-    Decision, Image, PortProtocol, Reason, counters::outcome_counter, image::column,
+    Decision, Image, Reason,
+    counters::outcome_counter,
+    node::{SEGMENT_WORDS, Segment},
 };
 use portsteer_testkit::packet::*;
 use proptest::{
@@ -21,113 +23,69 @@ use proptest::{
 };
 
 use crate::{
-    bench::{TARGET_NAMES, TARGETS, on_bench},
+    bench::on_bench,
+    random::{Boundaries, Numbers, as_text, frame as as_frame, in_words, number, policy},
     table::{CANARY, POLICY},
 };
 
-fn action() -> impl Strategy<Value = Action> {
-    prop_oneof![Just(Action::Pass), Just(Action::Drop)]
+/// How long to go on: for `cargo xtask test --soak MINUTES`, else not at all.
+fn soak() -> Duration {
+    let minutes = std::env::var("PORTSTEER_SOAK_MINUTES").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(60 * minutes.unwrap_or(0))
 }
 
-/// What a rule may do; the targets are those of [`TARGETS`].
-fn rule_action() -> impl Strategy<Value = Action> {
-    prop_oneof![
-        2 => action(),
-        1 => (0..TARGET_NAMES.len() as u16).prop_map(|index| Action::Steer(TargetId(index))),
-    ]
-}
-
-/// Ports that meet at their boundaries more often than chance would have it.
-fn port() -> impl Strategy<Value = u16> {
-    prop_oneof![
-        Just(0),
-        Just(1),
-        Just(u16::MAX),
-        Just(u16::MAX - 1),
-        20u16..30,
-        255u16..258,
-        any::<u16>()
-    ]
-}
-
-fn ranges() -> impl Strategy<Value = Vec<PortRange>> {
-    prop::collection::vec((port(), port()), 0..4).prop_map(|pairs| {
-        let mut ranges: Vec<PortRange> =
-            pairs.into_iter().map(|(a, b)| PortRange { first: a.min(b), last: a.max(b) }).collect();
-        ranges.sort();
-        let mut merged: Vec<PortRange> = Vec::new();
-        for range in ranges {
-            match merged.last_mut() {
-                Some(last) if u32::from(range.first) <= u32::from(last.last) + 1 => {
-                    last.last = last.last.max(range.last);
-                }
-                _ => merged.push(range),
-            }
+/// Runs a property so many times, and then for as long as the soak lasts.
+fn run<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>)
+where
+    S::Value: std::fmt::Debug,
+{
+    let end = Instant::now() + soak();
+    loop {
+        let config = Config {
+            cases,
+            failure_persistence: None,
+            max_shrink_iters: 4_000,
+            ..Config::default()
+        };
+        let result = TestRunner::new(config).run(&strategy, &test);
+        if let Err(proptest::test_runner::TestError::Fail(why, _)) = result {
+            // What failed says itself what it was, as a policy file and a packet.
+            panic!("{why}");
         }
-        merged
-    })
-}
-
-const WITH_PORTS: [u8; 5] = [6, 17, 33, 132, 136];
-
-fn rule() -> impl Strategy<Value = Rule> {
-    let any_protocol = prop_oneof![
-        prop::sample::select(&WITH_PORTS[..]),
-        prop::sample::select(&[0u8, 1, 47, 58, 255][..]),
-    ];
-    let protocols = prop::collection::vec(any_protocol, 0..4);
-    (protocols, ranges(), rule_action()).prop_map(|(mut protocols, dst_ports, action)| {
-        if !dst_ports.is_empty() {
-            protocols.retain(|protocol| WITH_PORTS.contains(protocol));
+        result.unwrap();
+        if Instant::now() >= end {
+            return;
         }
-        protocols.sort_unstable();
-        protocols.dedup();
-        Rule { protocols, dst_ports, ..Rule::any(action) }
-    })
+    }
 }
 
-/// [`TARGETS`], as a policy has them.
-fn targets() -> Vec<Target> {
-    let text = format!("version = 1\ninterfaces = [\"dut\"]\n{TARGETS}");
-    file::parse(&text, &Services::embedded()).expect("a policy").policy.targets
-}
-
-fn policy() -> impl Strategy<Value = Policy> {
-    let options = (action(), action(), action()).prop_map(|(fragments, malformed, unsupported)| {
-        Options { fragments, malformed, unsupported }
-    });
-    (prop::collection::vec(rule(), 0..12), action(), options).prop_map(
-        |(rules, default, options)| Policy {
-            interfaces: vec![InterfacePattern {
-                text: "dut".to_owned(),
-                is_glob: false,
-                span: 0..0,
-            }],
-            mode: Mode::Auto,
-            default,
-            options,
-            targets: targets(),
-            sets: Vec::new(),
-            rules,
-        },
-    )
+/// A policy and a packet about which there is no agreement, to be pasted into a test.
+fn disagreement(policy: &Policy, packet: &Packet<'_>, what: &str) -> TestCaseError {
+    TestCaseError::fail(format!(
+        "{what}\npacket: {}\npolicy:\n{}",
+        in_words(packet),
+        as_text(policy)
+    ))
 }
 
 /// The slot of the first target: its bits, and those of the second, stand on both sides of the
 /// counter.
 const FIRST_SLOT: u16 = 1_023;
 
-/// What the image says, as the oracle would put it. The rule with index `i` counts in counter
+/// What the tables say, as the oracle would put it. The rule with index `i` counts in counter
 /// `1000 + i`.
 fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
-    let decision = match cell.counter() {
-        counter if counter == outcome_counter(cell.verdict(), Reason::NoRule) => {
-            oracle::Decision::Default
-        }
-        counter if counter == outcome_counter(cell.verdict(), Reason::FragmentWithoutPorts) => {
-            oracle::Decision::Fragments
-        }
-        counter => oracle::Decision::Rule(counter as usize - 1_000),
+    let is = |reason| cell.counter() == outcome_counter(cell.verdict(), reason);
+    let decision = if is(Reason::NoRule) {
+        oracle::Decision::Default
+    } else if is(Reason::FragmentWithoutPorts) {
+        oracle::Decision::Fragments
+    } else if is(Reason::NeighborDiscovery) {
+        oracle::Decision::SparedDiscovery
+    } else if is(Reason::PathMtu) {
+        oracle::Decision::SparedPathMtu
+    } else {
+        oracle::Decision::Rule(cell.counter() as usize - 1_000)
     };
     if let Action::Steer(target) = oracle::action(policy, decision) {
         assert_eq!(cell.slot(), u32::from(FIRST_SLOT + target.0));
@@ -136,7 +94,11 @@ fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
     decision
 }
 
-fn compiled(policy: &Policy) -> Box<Image> {
+/// Where the tables begin: not at the start.
+const FIRST_SEGMENT: usize = 2;
+
+/// A policy, compiled for the interface `dut` in slot 3.
+fn compiled(policy: &Policy) -> (Box<Image>, Vec<Segment>) {
     let decisions: Vec<Decision> = (1_000..)
         .zip(&policy.rules)
         .map(|(counter, rule)| match rule.action {
@@ -147,45 +109,44 @@ fn compiled(policy: &Policy) -> Box<Image> {
     // Whatever stood there before is gone.
     let mut image: Box<Image> = bytemuck::zeroed_box();
     bytemuck::bytes_of_mut(&mut *image).fill(0xa5);
-    compile(policy, &decisions, &mut image).unwrap();
-    image
+    let compiled = compile(policy, &[(1, "else0"), (3, "dut")], &decisions).unwrap();
+    let mut segments = vec![[0xa5a5_a5a5; SEGMENT_WORDS]; FIRST_SEGMENT + compiled.segments()];
+    compiled.write(&mut image, &mut segments[FIRST_SEGMENT..], FIRST_SEGMENT);
+    (image, segments)
 }
 
-/// Every cell of the tables is what the oracle says, for all ports and all protocols.
+/// How many packets each random policy is asked about.
+const PACKETS: usize = 2_500;
+
+/// The compiled tables say what the oracle says: of a million packets at the boundaries of 400
+/// policies.
 #[test]
 fn the_compiled_tables_agree_with_the_oracle() {
-    let mut runner =
-        TestRunner::new(Config { cases: 48, failure_persistence: None, ..Config::default() });
-    runner
-        .run(&policy(), |policy| {
-            let image = compiled(&policy);
-            let bare = Packet::new(0);
-            for protocol in PortProtocol::ALL {
-                for port in 0..=u16::MAX {
-                    let packet =
-                        Packet { protocol: protocol.number(), dst_port: Some(port), ..bare };
-                    let cell =
-                        image.by_port[protocol as usize][usize::from(column(port.to_be_bytes()))];
-                    prop_assert_eq!(decision(&policy, cell), oracle::judge(&policy, &packet));
-                }
+    run(400, (policy(12), any::<u64>()), |(policy, seed)| {
+        let (image, segments) = compiled(&policy);
+        let evaluator = Evaluator { image: &image, segments: &segments };
+        let boundaries = Boundaries::of(&policy);
+        let mut numbers = Numbers(seed);
+        for _ in 0..PACKETS {
+            let packet = boundaries.packet(&mut numbers);
+            let (judged, found) =
+                (oracle::judge(&policy, &packet), decision(&policy, evaluator.decide(&packet, 3)));
+            if judged != found {
+                let what = format!("the tables say {found:?}, and the oracle {judged:?}");
+                return Err(disagreement(&policy, &packet, &what));
             }
-            for protocol in 0..=u8::MAX {
-                let later_fragment = WITH_PORTS.contains(&protocol);
-                let packet = Packet { protocol, later_fragment, ..bare };
-                let cell = image.by_protocol[usize::from(protocol)];
-                let judged = oracle::judge(&policy, &packet);
-                prop_assert_eq!(decision(&policy, cell), judged, "protocol {}", protocol);
-            }
-            // The same policy gives the same bytes.
-            prop_assert!(bytemuck::bytes_of(&*image) == bytemuck::bytes_of(&*compiled(&policy)));
-            Ok(())
-        })
-        .unwrap();
+        }
+        // The same policy gives the same bytes.
+        let again = compiled(&policy);
+        prop_assert!(bytemuck::bytes_of(&*image) == bytemuck::bytes_of(&*again.0));
+        prop_assert!(segments == again.1);
+        Ok(())
+    });
 }
 
 /// A frame that is right but for a few bytes.
 fn frame() -> impl Strategy<Value = Vec<u8>> {
-    let base = (0usize..12, port(), 0usize..40).prop_map(|(kind, port, len)| {
+    let base = (0usize..12, number(), 0usize..40).prop_map(|(kind, port, len)| {
         let fill = vec![CANARY; len];
         match kind {
             0 => ethernet(IPV4, ipv4(UDP, udp(7, port, fill))),
@@ -233,7 +194,7 @@ fn explanations_agree_with_the_oracle() {
         TestRunner::new(Config { cases: 400, failure_persistence: None, ..Config::default() });
     let frames = prop::collection::vec(frame(), 20);
     runner
-        .run(&(policy(), frames), |(policy, frames)| {
+        .run(&(policy(12), frames), |(policy, frames)| {
             for frame in frames {
                 let Ok(headers) = captured::read(&frame, frame.len()) else { continue };
                 let packet = captured::packet(&frame, headers);
@@ -250,7 +211,6 @@ fn explanations_agree_with_the_oracle() {
                     (Cause::Fragments(index), oracle::Decision::Fragments) => {
                         let missing = misses(&policy.rules[index], &packet);
                         prop_assert_eq!(missing.len(), 1);
-                        prop_assert_eq!(missing[0].0, "dst_port");
                         index
                     }
                     (Cause::Rule(_) | Cause::Fragments(_), _) => {
@@ -284,75 +244,29 @@ fn the_kernel_agrees_with_the_host_on_mutated_frames() {
     });
 }
 
-/// The kernel and the oracle agree on random policies, at the boundaries of their rules.
+/// The kernel and the oracle agree on random policies: on packets at the boundaries of their rules, at
+/// least 10,000 pairs.
 #[test]
 fn the_kernel_agrees_with_the_oracle_on_random_policies() {
+    const POLICIES: u32 = 60;
+    const PACKETS: usize = 170;
     on_bench(POLICY, |bench| {
         let bench = RefCell::new(bench);
-        let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
-        TestRunner::new(config)
-            .run(&policy(), |policy| {
-                let mut bench = bench.borrow_mut();
-                bench.swap(&as_text(&policy));
-                let mut ports = vec![0, u16::MAX];
-                for range in policy.rules.iter().flat_map(|rule| &rule.dst_ports) {
-                    ports.extend([
-                        range.first.saturating_sub(1),
-                        range.first,
-                        range.last,
-                        range.last.saturating_add(1),
-                    ]);
+        run(POLICIES, (policy(12), any::<u64>()), |(policy, seed)| {
+            let mut bench = bench.borrow_mut();
+            bench.swap_to(policy.clone(), &as_text(&policy));
+            let boundaries = Boundaries::of(&policy);
+            let mut numbers = Numbers(seed);
+            for _ in 0..PACKETS {
+                let packet = boundaries.packet(&mut numbers);
+                let frame = as_frame(&packet);
+                let (judged, expected) = (bench.judge(&frame), bench.expect(&frame));
+                if judged != expected {
+                    let what = format!("the kernel says {judged:?}, and the oracle {expected:?}");
+                    return Err(disagreement(&policy, &packet, &what));
                 }
-                ports.sort_unstable();
-                ports.dedup();
-                for port in ports {
-                    bench.agree(&ethernet(IPV4, ipv4(TCP, tcp(7, port, []))));
-                    bench.agree(&ethernet(IPV6, ipv6(UDP, udp(7, port, []))));
-                    bench.agree(&ethernet(IPV4, ipv4(SCTP, sctp(7, port, []))));
-                }
-                let later = Ipv4 { fragment_offset: 64, ..Ipv4::default() };
-                for protocol in WITH_PORTS.into_iter().chain([GRE, 255]) {
-                    bench.agree(&ethernet(IPV4, later.packet(protocol, [CANARY; 8])));
-                }
-                bench.agree(&ethernet(IPV6, ipv6(ICMPV6, icmp(136, 0, [0; 16]))));
-                bench.agree(&ethernet(IPV4, ipv4(ICMP, icmp(3, 4, [0; 16]))));
-                Ok(())
-            })
-            .unwrap();
+            }
+            Ok(())
+        });
     });
-}
-
-/// The policy file that means this policy. Rules are named by their place, so that each counts
-/// for itself.
-fn as_text(policy: &Policy) -> String {
-    use std::fmt::Write;
-    let options = policy.options;
-    let mut text = format!(
-        "version = 1\ninterfaces = [\"dut\"]\ndefault = \"{}\"\n[options]\nfragments = \"{}\"\n\
-         malformed = \"{}\"\nunsupported = \"{}\"\n",
-        policy.default.name(),
-        options.fragments.name(),
-        options.malformed.name(),
-        options.unsupported.name()
-    );
-    text.push_str(TARGETS);
-    for (index, rule) in policy.rules.iter().enumerate() {
-        let action = match rule.action {
-            Action::Steer(id) => format!("{{ steer = \"{}\" }}", TARGET_NAMES[usize::from(id.0)]),
-            plain => format!("\"{}\"", plain.name()),
-        };
-        write!(text, "[[rules]]\nname = \"rule-{index}\"\naction = {action}\n").unwrap();
-        if !rule.protocols.is_empty() {
-            writeln!(text, "protocol = {:?}", rule.protocols).unwrap();
-        }
-        if !rule.dst_ports.is_empty() {
-            let ranges: Vec<String> = rule
-                .dst_ports
-                .iter()
-                .map(|range| format!("\"{}-{}\"", range.first, range.last))
-                .collect();
-            writeln!(text, "dst_port = [{}]", ranges.join(", ")).unwrap();
-        }
-    }
-    text
 }
