@@ -18,7 +18,10 @@ use portsteer::{
 
 use crate::{
     Result,
+    family::Family,
+    probes::Probe,
     programs::{self, MacAddresses, XDP_DROP},
+    rotation::Rotation,
 };
 
 /// The XDP mode of a link: native.
@@ -44,6 +47,11 @@ pub trait Engine {
     fn sent(&self) -> Result<Option<u64>> {
         Ok(None)
     }
+
+    /// What it has to return for a packet. `None` if nobody knows.
+    fn judges(&self, _probe: &Probe) -> Option<u32> {
+        None
+    }
 }
 
 /// A program that is attached for as long as this lives.
@@ -65,6 +73,8 @@ pub struct Contestant {
     pub engine: Box<dyn Engine>,
     /// How many live frames it gets in a run.
     pub frames: u32,
+    /// What it gets where the packets rotate: those of its policy. None if it never does.
+    pub probes: Vec<Probe>,
 }
 
 impl Contestant {
@@ -134,6 +144,8 @@ pub struct Arena {
     /// A CPU where nothing of the benchmark runs, if there is one.
     pub other_cpu: Option<u32>,
     pub generator: Generator,
+    /// Where the packets rotate.
+    pub rotation: Option<Rotation>,
     /// One for all sinks: a program costs the others as much whether it is attached once or often.
     drop: OwnedFd,
     lanes: usize,
@@ -153,6 +165,7 @@ impl Arena {
         Ok(Self {
             other_cpu: online_cpus()?.into_iter().find(|&cpu| cpu != here),
             generator: Generator::new()?,
+            rotation: None,
             drop: programs::returning("sink", XDP_DROP)?,
             namespace,
             contestants: Vec::new(),
@@ -179,14 +192,33 @@ impl Arena {
         })
     }
 
+    /// Lets packets of this IP version rotate.
+    pub fn rotate(&mut self, family: Family) -> Result<()> {
+        let lane = self.lane()?;
+        self.rotation = Some(Rotation::new(family, lane)?);
+        Ok(())
+    }
+
     pub fn add(&mut self, name: &str, lane: Lane, engine: impl Engine + 'static) {
         self.add_slow(name, lane, engine, self.frames);
     }
 
+    /// Adds somebody who gets these packets where they rotate.
+    pub fn add_rotating(
+        &mut self,
+        name: &str,
+        lane: Lane,
+        engine: impl Engine + 'static,
+        probes: Vec<Probe>,
+    ) {
+        let (name, engine, frames) = (name.to_owned(), Box::new(engine), self.frames);
+        self.contestants.push(Contestant { name, lane, engine, frames, probes });
+    }
+
     /// Adds somebody who would take too long for as many `frames` as the others get.
     pub fn add_slow(&mut self, name: &str, lane: Lane, engine: impl Engine + 'static, frames: u32) {
-        let (name, engine) = (name.to_owned(), Box::new(engine));
-        self.contestants.push(Contestant { name, lane, engine, frames });
+        let (name, engine, probes) = (name.to_owned(), Box::new(engine), Vec::new());
+        self.contestants.push(Contestant { name, lane, engine, frames, probes });
     }
 
     /// A CPU where nothing of the benchmark runs.

@@ -1,13 +1,15 @@
 //! What one packet costs, by test runs: nanoseconds per run, contestant by contestant.
 
-use std::{fmt::Write as _, os::fd::BorrowedFd, time::Instant};
+use std::{fmt::Write as _, time::Instant};
 
 use portsteer::dataplane::sys::{self, TestRun};
 use serde_json::json;
 
 use crate::{
     Report, Result,
-    arena::Arena,
+    arena::{Arena, Contestant},
+    probes::PROBES,
+    programs::{XDP_DROP, XDP_PASS},
     statistics::{ByName, by_round, median, spread},
 };
 
@@ -18,12 +20,74 @@ use crate::{
 /// headers, however many there are.
 const REPEAT: u32 = 500_000;
 
+/// How many packets of a rotation are looked at one by one before anything is measured.
+const CHECKED: usize = 512;
+
+/// What is compared in a table where both are, and whether that is the net; else it is the gross.
+const COMPARISONS: [Comparison; 12] = [
+    gross("gross with 65,535 rules / with 1 rule", "portsteer, 65535 rules", "portsteer, 1 rules"),
+    gross("gross with 10,000 rules / with 10", "portsteer, 10000 rules", "portsteer, 10 rules"),
+    net("net with 10,000 rules / with 10", "portsteer, 10000 rules", "portsteer, 10 rules"),
+    gross("gross with 100,000 rules / with 10", "portsteer, 100000 rules", "portsteer, 10 rules"),
+    net("net with 100,000 rules / with 10", "portsteer, 100000 rules", "portsteer, 10 rules"),
+    net(
+        "net, portsteer / LPM trie, 10,000",
+        "portsteer, set of 10000",
+        "kernel LPM trie, set of 10000",
+    ),
+    net(
+        "net, portsteer / LPM trie, 100,000",
+        "portsteer, set of 100000",
+        "kernel LPM trie, set of 100000",
+    ),
+    net(
+        "net, portsteer / LPM trie, 1,000,000",
+        "portsteer, set of 1000000",
+        "kernel LPM trie, set of 1000000",
+    ),
+    gross(
+        "gross with 100,000 prefixes / with 10,000",
+        "portsteer, set of 100000",
+        "portsteer, set of 10000",
+    ),
+    net(
+        "net with 100,000 prefixes / with 10,000",
+        "portsteer, set of 100000",
+        "portsteer, set of 10000",
+    ),
+    gross(
+        "gross with 1,000,000 prefixes / with 10,000",
+        "portsteer, set of 1000000",
+        "portsteer, set of 10000",
+    ),
+    net(
+        "net with 1,000,000 prefixes / with 10,000",
+        "portsteer, set of 1000000",
+        "portsteer, set of 10000",
+    ),
+];
+
+struct Comparison {
+    label: &'static str,
+    value: fn(&Row) -> &[f64],
+    of: &'static str,
+    to: &'static str,
+}
+
+const fn gross(label: &'static str, of: &'static str, to: &'static str) -> Comparison {
+    Comparison { label, value: |row| &row.gross, of, to }
+}
+
+const fn net(label: &'static str, of: &'static str, to: &'static str) -> Comparison {
+    Comparison { label, value: |row| &row.net, of, to }
+}
+
 /// What one kind of packet costs everyone.
 pub struct Table {
-    packet: &'static str,
+    packet: String,
     frame: Vec<u8>,
-    /// What all programs return for it.
-    action: u32,
+    /// What all programs return for it. `None` where packets rotate: then each has its own verdict.
+    action: Option<u32>,
     /// Who runs before and after everyone else: the others' net is what they take beyond that.
     zero: &'static str,
     /// Who does the least that there is to do, where that is more than the zero does.
@@ -37,41 +101,61 @@ pub struct Table {
 struct Row {
     gross: Vec<f64>,
     net: Vec<f64>,
+    /// Where packets rotate, what part of the checked ones was dropped.
+    dropped: f64,
 }
 
 impl Table {
+    /// With one packet.
     pub fn new(
-        packet: &'static str,
+        packet: impl Into<String>,
         frame: Vec<u8>,
         action: u32,
         zero: &'static str,
         twin: Option<&'static str>,
     ) -> Self {
-        Self { packet, frame, action, zero, twin, zero_gross: Vec::new(), rows: ByName::default() }
+        Self {
+            packet: packet.into(),
+            frame,
+            action: Some(action),
+            zero,
+            twin,
+            zero_gross: Vec::new(),
+            rows: ByName::default(),
+        }
+    }
+
+    /// With those packets that each contestant has, in turn; the frame is that of any of them.
+    pub fn rotating(packets: impl Into<String>, frame: Vec<u8>, zero: &'static str) -> Self {
+        Self { action: None, ..Self::new(packets, frame, XDP_PASS, zero, None) }
     }
 
     /// Measures everyone in the arena. They are all started.
     pub fn measure(&mut self, arena: &Arena, rounds: usize) -> Result<()> {
-        let zero = arena.contestants[arena.find(self.zero)?].engine.program();
-        let zero = zero.ok_or("the zero is no program")?;
-        let contestants: Vec<(&str, BorrowedFd<'_>)> = arena
+        let zero = &arena.contestants[arena.find(self.zero)?];
+        let contestants: Vec<&Contestant> = arena
             .contestants
             .iter()
             .filter(|contestant| !contestant.is_empty() && contestant.name != self.zero)
-            .filter_map(|contestant| Some((contestant.name.as_str(), contestant.engine.program()?)))
+            .filter(|contestant| contestant.engine.program().is_some())
             .collect();
+        if self.action.is_none() {
+            for contestant in &contestants {
+                self.check(arena, contestant)?;
+            }
+        }
         // The zero runs right before and right after each, so that both see the same machine.
-        let mut before = self.time(self.zero, zero)?;
+        let mut before = self.time(arena, zero)?;
         for round in 0..rounds {
             // Everyone gets every place in the order.
             for place in 0..contestants.len() {
-                let (name, program) = contestants[(place + round) % contestants.len()];
-                let with = self.time(name, program)?;
-                let after = self.time(self.zero, zero)?;
+                let contestant = contestants[(place + round) % contestants.len()];
+                let with = self.time(arena, contestant)?;
+                let after = self.time(arena, zero)?;
                 let without = f64::midpoint(before, after);
                 before = after;
                 self.zero_gross.push(after);
-                let row = self.rows.entry(name);
+                let row = self.rows.entry(&contestant.name);
                 row.gross.push(with);
                 row.net.push(with - without);
             }
@@ -79,15 +163,55 @@ impl Table {
         Ok(())
     }
 
+    /// Makes sure, the first time, that a contestant judges the packets of the rotation as it has to.
+    fn check(&mut self, arena: &Arena, contestant: &Contestant) -> Result<()> {
+        let name = &contestant.name;
+        if self.rows.get(name).is_some() {
+            return Ok(());
+        }
+        let rotation = arena.rotation.as_ref().ok_or("nothing rotates")?;
+        rotation.fill(&contestant.probes)?;
+        rotation.lead_to(contestant.engine.program().ok_or("it is no program")?)?;
+        let verdicts = rotation.verdicts(&self.frame, CHECKED)?;
+        for (returned, probe) in verdicts.iter().zip(&contestant.probes) {
+            if let Some(wanted) = contestant.engine.judges(probe)
+                && *returned != wanted
+            {
+                return Err(format!("{name} returned {returned}, not {wanted}: {probe:?}").into());
+            }
+        }
+        let dropped = verdicts.iter().filter(|&&verdict| verdict == XDP_DROP).count();
+        self.rows.entry(name).dropped = dropped as f64 / CHECKED as f64;
+        Ok(())
+    }
+
     /// Nanoseconds per run.
-    fn time(&self, name: &str, program: BorrowedFd<'_>) -> Result<f64> {
-        let start = Instant::now();
+    fn time(&self, arena: &Arena, contestant: &Contestant) -> Result<f64> {
+        let name = &contestant.name;
+        let program = contestant.engine.program().ok_or_else(|| format!("{name} is no program"))?;
         let run = TestRun { frame: &self.frame, repeat: REPEAT, live: false, first_buffer: None };
-        let result = sys::test_run(program, run)?;
+        let Some(action) = self.action else {
+            let rotation = arena.rotation.as_ref().ok_or("nothing rotates")?;
+            if !contestant.is_empty() {
+                rotation.fill(&contestant.probes)?;
+            }
+            rotation.lead_to(program)?;
+            let program = rotation.rewound()?;
+            // Once through all packets, so that nobody is measured while the memory is cold.
+            sys::test_run(program, TestRun { repeat: PROBES as u32, ..run })?;
+            let start = Instant::now();
+            let returned = sys::test_run(program, run)?.action;
+            let elapsed = start.elapsed();
+            if ![XDP_DROP, XDP_PASS].contains(&returned) {
+                return Err(format!("{name} returned {returned}: {}", self.packet).into());
+            }
+            return Ok(elapsed.as_secs_f64() * 1e9 / f64::from(REPEAT));
+        };
+        let start = Instant::now();
+        let returned = sys::test_run(program, run)?.action;
         let elapsed = start.elapsed();
-        if result.action != self.action {
-            let (returned, wanted) = (result.action, self.action);
-            return Err(format!("{name} returned {returned}, not {wanted}: {}", self.packet).into());
+        if returned != action {
+            return Err(format!("{name} returned {returned}, not {action}: {}", self.packet).into());
         }
         Ok(elapsed.as_secs_f64() * 1e9 / f64::from(REPEAT))
     }
@@ -103,6 +227,9 @@ impl Table {
         write!(text, "  {:<36} {:>8} {:>8} {:>15}", "", "gross", "net", "net, spread")?;
         if twin.is_some() {
             write!(text, " {:>8} {:>15}", "beyond *", "spread")?;
+        }
+        if self.action.is_none() {
+            write!(text, " {:>8}", "dropped")?;
         }
         let zero_gross = median(&self.zero_gross);
         writeln!(text, "\n  {:<36} {zero_gross:>8.1}", self.zero)?;
@@ -124,6 +251,10 @@ impl Table {
                 program["beyond_twin_ns"] = json!(beyond.median);
                 program["beyond_twin_quartiles_ns"] = json!([beyond.low, beyond.high]);
             }
+            if self.action.is_none() {
+                write!(text, " {:>6.1} %", row.dropped * 100.0)?;
+                program["dropped"] = json!(row.dropped);
+            }
             text.push('\n');
             programs.push(program);
         }
@@ -131,14 +262,16 @@ impl Table {
             "packet": self.packet, "bytes": bytes, "zero": self.zero, "zero_ns": zero_gross,
             "twin": self.twin, "programs": programs,
         });
-        let row = |wanted: &str| self.rows.get(wanted);
-        if let (Some(one), Some(many)) = (row("portsteer, 1 rules"), row("portsteer, 65535 rules"))
-        {
-            let flat = median(&by_round(&many.gross, &one.gross, |many, one| many / one));
-            writeln!(text, "  gross with 65,535 rules / with 1 rule: {flat:.3}")?;
-            json["many_rules_to_one"] = json!(flat);
+        let mut comparisons = Vec::new();
+        for Comparison { label, value, of, to } in &COMPARISONS {
+            if let (Some(of), Some(to)) = (self.rows.get(of), self.rows.get(to)) {
+                let ratio = median(&by_round(value(of), value(to), |of, to| of / to));
+                writeln!(text, "  {label}: {ratio:.3}")?;
+                comparisons.push(json!({ "label": label, "ratio": ratio }));
+            }
         }
+        json["comparisons"] = comparisons.into();
         text.push('\n');
-        Ok(Some(Report { text, json }))
+        Ok(Some(Report { list: "test_runs", text, json }))
     }
 }
