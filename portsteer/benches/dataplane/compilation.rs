@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::{
     Measured, Report, Result, Rounds,
     family::Family,
-    policies::{Blocklist, Mixed, PolicyFile},
+    policies::{Blocklist, DROP, Mixed, PolicyFile, ports},
     statistics::{median, spread},
 };
 
@@ -74,6 +74,7 @@ impl Compilation {
             compile: Vec::new(),
         };
         let subjects = vec![
+            subject("65,535 rules by port", || ports(INTERFACE, 65_535, DROP, &[])),
             subject("10,000 mixed rules, IPv4", || Mixed::new(10_000, Family::V4)?.file(INTERFACE)),
             subject("10,000 mixed rules, IPv6", || Mixed::new(10_000, Family::V6)?.file(INTERFACE)),
             subject("100,000 mixed rules, IPv4", || {

@@ -1,6 +1,6 @@
 //! What one packet costs, by test runs: nanoseconds per run, contestant by contestant.
 
-use std::{fmt::Write as _, time::Instant};
+use std::{fmt::Write as _, os::fd::BorrowedFd, time::Instant};
 
 use portsteer::dataplane::sys::{self, TestRun};
 use serde_json::json;
@@ -20,10 +20,13 @@ use crate::{
 /// headers, however many there are.
 const REPEAT: u32 = 500_000;
 
+/// The same where packets rotate: each of them as often as any other.
+const ROTATED: u32 = 4 * PROBES as u32;
+
 /// How many packets of a rotation are looked at one by one before anything is measured.
 const CHECKED: usize = 512;
 
-/// What is compared in a table where both are, and whether that is the net; else it is the gross.
+/// Whose figures are compared, in every table that has both.
 const COMPARISONS: [Comparison; 12] = [
     gross("gross with 65,535 rules / with 1 rule", "portsteer, 65535 rules", "portsteer, 1 rules"),
     gross("gross with 10,000 rules / with 10", "portsteer, 10000 rules", "portsteer, 10 rules"),
@@ -189,31 +192,37 @@ impl Table {
     fn time(&self, arena: &Arena, contestant: &Contestant) -> Result<f64> {
         let name = &contestant.name;
         let program = contestant.engine.program().ok_or_else(|| format!("{name} is no program"))?;
-        let run = TestRun { frame: &self.frame, repeat: REPEAT, live: false, first_buffer: None };
-        let Some(action) = self.action else {
-            let rotation = arena.rotation.as_ref().ok_or("nothing rotates")?;
-            if !contestant.is_empty() {
-                rotation.fill(&contestant.probes)?;
+        let (nanoseconds, returned) = match self.action {
+            Some(_) => self.time_program(program, REPEAT)?,
+            None => {
+                let rotation = arena.rotation.as_ref().ok_or("nothing rotates")?;
+                if !contestant.is_empty() {
+                    rotation.fill(&contestant.probes)?;
+                }
+                rotation.lead_to(program)?;
+                let program = rotation.rewound()?;
+                // Once through all packets, so that nobody is measured while the memory is cold.
+                self.time_program(program, PROBES as u32)?;
+                self.time_program(program, ROTATED)?
             }
-            rotation.lead_to(program)?;
-            let program = rotation.rewound()?;
-            // Once through all packets, so that nobody is measured while the memory is cold.
-            sys::test_run(program, TestRun { repeat: PROBES as u32, ..run })?;
-            let start = Instant::now();
-            let returned = sys::test_run(program, run)?.action;
-            let elapsed = start.elapsed();
-            if ![XDP_DROP, XDP_PASS].contains(&returned) {
-                return Err(format!("{name} returned {returned}: {}", self.packet).into());
-            }
-            return Ok(elapsed.as_secs_f64() * 1e9 / f64::from(REPEAT));
         };
-        let start = Instant::now();
-        let returned = sys::test_run(program, run)?.action;
-        let elapsed = start.elapsed();
-        if returned != action {
-            return Err(format!("{name} returned {returned}, not {action}: {}", self.packet).into());
+        let is_right = match self.action {
+            Some(action) => returned == action,
+            None => [XDP_DROP, XDP_PASS].contains(&returned),
+        };
+        if !is_right {
+            return Err(format!("{name} returned {returned}: {}", self.packet).into());
         }
-        Ok(elapsed.as_secs_f64() * 1e9 / f64::from(REPEAT))
+        Ok(nanoseconds)
+    }
+
+    /// The same, and what was returned the last time.
+    fn time_program(&self, program: BorrowedFd<'_>, repeat: u32) -> Result<(f64, u32)> {
+        let run = TestRun { frame: &self.frame, repeat, live: false, first_buffer: None };
+        let start = Instant::now();
+        let result = sys::test_run(program, run)?;
+        let elapsed = start.elapsed();
+        Ok((elapsed.as_secs_f64() * 1e9 / f64::from(repeat), result.action))
     }
 
     /// What was measured, as text and as JSON; nothing if nobody was.

@@ -37,8 +37,9 @@ impl Portsteer {
     /// With rules that have a port each.
     fn by_ports(lane: &Lane, rules: usize, action: &str, targets: &[String]) -> Result<Self> {
         let interface = lane.receiver.name();
-        let policy = ports(interface, rules, action, targets)?;
-        let idle = if targets.is_empty() { None } else { Some(ports(interface, 1, DROP, &[])?) };
+        let policy = ports(interface, rules, action, targets)?.load()?;
+        let idle =
+            if targets.is_empty() { None } else { Some(ports(interface, 1, DROP, &[])?.load()?) };
         Self::new(lane, policy, idle)
     }
 

@@ -2,9 +2,7 @@
 
 use std::fmt::Write as _;
 
-use portsteer::policy::{Policy, file, services::Services};
-
-use super::errors;
+use super::PolicyFile;
 use crate::{PORT, Result};
 
 /// Actions, as the policy file has them.
@@ -18,7 +16,12 @@ pub const PASSED_PORT: u16 = u16::MAX;
 /// A policy of `rules` rules with one port each, of which the last but in no other way special one
 /// does `action` with [`PORT`]. Where there are `targets`, which are lines of the policy file, every
 /// third of the others steers to the first of them. The rest pass and drop, by odd and even.
-pub fn ports(interface: &str, rules: usize, action: &str, targets: &[String]) -> Result<Policy> {
+pub fn ports(
+    interface: &str,
+    rules: usize,
+    action: &str,
+    targets: &[String],
+) -> Result<PolicyFile> {
     let mut text = format!("version = 1\ninterfaces = [\"{interface}\"]\nmode = \"native\"\n");
     for (number, target) in targets.iter().enumerate() {
         let _ = write!(text, "[targets.target-{number}]\n{target}\n");
@@ -37,7 +40,5 @@ pub fn ports(interface: &str, rules: usize, action: &str, targets: &[String]) ->
              action = {action}\n"
         );
     }
-    let parsed =
-        file::parse(&text, &Services::embedded()).map_err(|diagnostics| errors(&diagnostics))?;
-    Ok(parsed.policy)
+    PolicyFile::new(&text)
 }
