@@ -27,6 +27,9 @@ use crate::{
 /// The XDP mode of a link: native.
 const NATIVE: u32 = 1 << 2;
 
+/// How many packets of a rotation are judged one by one before anything is measured.
+const CHECKED: usize = 512;
+
 /// What a contestant is made of.
 pub trait Engine {
     /// Its XDP program, if it is one. [`start`](Self::start) comes before.
@@ -75,6 +78,8 @@ pub struct Contestant {
     pub frames: u32,
     /// What it gets where the packets rotate: those of its policy. None if it never does.
     pub probes: Vec<Probe>,
+    /// What part of those it drops, as far as they were [checked](Arena::check).
+    pub dropped: f64,
 }
 
 impl Contestant {
@@ -212,13 +217,36 @@ impl Arena {
         probes: Vec<Probe>,
     ) {
         let (name, engine, frames) = (name.to_owned(), Box::new(engine), self.frames);
-        self.contestants.push(Contestant { name, lane, engine, frames, probes });
+        self.contestants.push(Contestant { name, lane, engine, frames, probes, dropped: 0.0 });
     }
 
     /// Adds somebody who would take too long for as many `frames` as the others get.
     pub fn add_slow(&mut self, name: &str, lane: Lane, engine: impl Engine + 'static, frames: u32) {
         let (name, engine, probes) = (name.to_owned(), Box::new(engine), Vec::new());
-        self.contestants.push(Contestant { name, lane, engine, frames, probes });
+        self.contestants.push(Contestant { name, lane, engine, frames, probes, dropped: 0.0 });
+    }
+
+    /// Has everyone judge some of the packets that it gets where they rotate, one by one. With `verify`,
+    /// makes sure that the verdicts are right.
+    pub fn check(&mut self, verify: bool) -> Result<()> {
+        let Some(rotation) = &self.rotation else { return Ok(()) };
+        for contestant in self.contestants.iter_mut().filter(|one| !one.probes.is_empty()) {
+            let Contestant { name, engine, probes, .. } = contestant;
+            rotation.fill(probes)?;
+            rotation.lead_to(engine.program().ok_or_else(|| format!("{name} is no program"))?)?;
+            let verdicts = rotation.verdicts(&probes[0].frame(), CHECKED)?;
+            for (&returned, probe) in verdicts.iter().zip(&*probes).filter(|_| verify) {
+                if let Some(wanted) = engine.judges(probe)
+                    && returned != wanted
+                {
+                    let error = format!("{name} returned {returned}, not {wanted}: {probe:?}");
+                    return Err(error.into());
+                }
+            }
+            let dropped = verdicts.iter().filter(|&&verdict| verdict == XDP_DROP).count();
+            contestant.dropped = dropped as f64 / CHECKED as f64;
+        }
+        Ok(())
     }
 
     /// A CPU where nothing of the benchmark runs.

@@ -227,6 +227,8 @@ fn mixed_rules(family: Family) -> Contest {
     Contest {
         turns: vec![
             Box::new(|arena| empty(arena, EMPTY_DROP)),
+            // Other packets are only judged to see that they are judged well.
+            Box::new(move |arena| arena.rotate(family)),
             Box::new(move |arena| mixed(arena, 10, family)),
             Box::new(move |arena| mixed(arena, 10_000, family)),
             Box::new(move |arena| mixed(arena, 100_000, family)),
@@ -366,6 +368,7 @@ impl Contest {
         for contestant in &mut arena.contestants {
             contestant.engine.start()?;
         }
+        arena.check(batch == 0)?;
         for table in &mut self.tables {
             table.measure(&arena, rounds.test_runs)?;
         }
