@@ -18,11 +18,17 @@ use portsteer::{
 
 use crate::{
     Result,
+    family::Family,
+    probes::Probe,
     programs::{self, MacAddresses, XDP_DROP},
+    rotation::Rotation,
 };
 
 /// The XDP mode of a link: native.
 const NATIVE: u32 = 1 << 2;
+
+/// How many packets of a rotation are judged one by one before anything is measured.
+const CHECKED: usize = 512;
 
 /// What a contestant is made of.
 pub trait Engine {
@@ -43,6 +49,11 @@ pub trait Engine {
     /// on the way. `None` if it does not say.
     fn sent(&self) -> Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// What it has to return for a packet. `None` if nobody knows.
+    fn judges(&self, _probe: &Probe) -> Option<u32> {
+        None
     }
 }
 
@@ -65,6 +76,10 @@ pub struct Contestant {
     pub engine: Box<dyn Engine>,
     /// How many live frames it gets in a run.
     pub frames: u32,
+    /// What it gets where the packets rotate: those of its policy. None if it never does.
+    pub probes: Vec<Probe>,
+    /// What part of those it drops, as far as they were [checked](Arena::check).
+    pub dropped: f64,
 }
 
 impl Contestant {
@@ -134,6 +149,8 @@ pub struct Arena {
     /// A CPU where nothing of the benchmark runs, if there is one.
     pub other_cpu: Option<u32>,
     pub generator: Generator,
+    /// Where the packets rotate.
+    pub rotation: Option<Rotation>,
     /// One for all sinks: a program costs the others as much whether it is attached once or often.
     drop: OwnedFd,
     lanes: usize,
@@ -153,6 +170,7 @@ impl Arena {
         Ok(Self {
             other_cpu: online_cpus()?.into_iter().find(|&cpu| cpu != here),
             generator: Generator::new()?,
+            rotation: None,
             drop: programs::returning("sink", XDP_DROP)?,
             namespace,
             contestants: Vec::new(),
@@ -179,14 +197,56 @@ impl Arena {
         })
     }
 
+    /// Lets packets of this IP version rotate.
+    pub fn rotate(&mut self, family: Family) -> Result<()> {
+        let lane = self.lane()?;
+        self.rotation = Some(Rotation::new(family, lane)?);
+        Ok(())
+    }
+
     pub fn add(&mut self, name: &str, lane: Lane, engine: impl Engine + 'static) {
         self.add_slow(name, lane, engine, self.frames);
     }
 
+    /// Adds somebody who gets these packets where they rotate.
+    pub fn add_rotating(
+        &mut self,
+        name: &str,
+        lane: Lane,
+        engine: impl Engine + 'static,
+        probes: Vec<Probe>,
+    ) {
+        let (name, engine, frames) = (name.to_owned(), Box::new(engine), self.frames);
+        self.contestants.push(Contestant { name, lane, engine, frames, probes, dropped: 0.0 });
+    }
+
     /// Adds somebody who would take too long for as many `frames` as the others get.
     pub fn add_slow(&mut self, name: &str, lane: Lane, engine: impl Engine + 'static, frames: u32) {
-        let (name, engine) = (name.to_owned(), Box::new(engine));
-        self.contestants.push(Contestant { name, lane, engine, frames });
+        let (name, engine, probes) = (name.to_owned(), Box::new(engine), Vec::new());
+        self.contestants.push(Contestant { name, lane, engine, frames, probes, dropped: 0.0 });
+    }
+
+    /// Has everyone judge some of the packets that it gets where they rotate, one by one. With `verify`,
+    /// makes sure that the verdicts are right.
+    pub fn check(&mut self, verify: bool) -> Result<()> {
+        let Some(rotation) = &self.rotation else { return Ok(()) };
+        for contestant in self.contestants.iter_mut().filter(|one| !one.probes.is_empty()) {
+            let Contestant { name, engine, probes, .. } = contestant;
+            rotation.fill(probes)?;
+            rotation.lead_to(engine.program().ok_or_else(|| format!("{name} is no program"))?)?;
+            let verdicts = rotation.verdicts(&probes[0].frame(), CHECKED)?;
+            for (&returned, probe) in verdicts.iter().zip(&*probes).filter(|_| verify) {
+                if let Some(wanted) = engine.judges(probe)
+                    && returned != wanted
+                {
+                    let error = format!("{name} returned {returned}, not {wanted}: {probe:?}");
+                    return Err(error.into());
+                }
+            }
+            let dropped = verdicts.iter().filter(|&&verdict| verdict == XDP_DROP).count();
+            contestant.dropped = dropped as f64 / CHECKED as f64;
+        }
+        Ok(())
     }
 
     /// A CPU where nothing of the benchmark runs.

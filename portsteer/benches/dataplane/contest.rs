@@ -5,17 +5,19 @@ use std::thread;
 use portsteer_testkit::packet::{IPV4, IPV6, TCP, UDP, ethernet, ipv4, ipv6, tcp, udp};
 
 use crate::{
-    PORT, Report, Result, Rounds,
+    Measured, PORT, Report, Result, Rounds,
     arena::Arena,
     contestants::{
         EMPTY_DROP, EMPTY_PASS, EMPTY_REDIRECT, Goal, MINIMAL, MINIMAL_MACS, MINIMAL_WATCHED,
-        WITH_TARGETS, WITHOUT_TARGETS, WITHOUT_TARGETS_WATCHED, XDP_FILTER, dropping,
-        dropping_beside, empty, minimal, minimal_watched, nftables, steering,
+        WITH_TARGETS, WITHOUT_TARGETS, WITHOUT_TARGETS_WATCHED, XDP_FILTER, blocking, dropping,
+        dropping_beside, empty, lpm_trie, minimal, minimal_watched, mixed, nftables, steering,
         without_targets_watched, xdp_bench, xdp_filter,
     },
+    family::Family,
     live::{Finish, Live},
     nanoseconds::Table,
-    policies::PASSED_PORT,
+    policies::{Blocklist, Mixed, PASSED_PORT},
+    probes,
     programs::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
 };
 
@@ -25,16 +27,16 @@ const FRAMES: u32 = 400_000;
 const STEERED_FRAMES: u32 = 200_000;
 
 /// Puts somebody into the arena.
-type Turn = fn(&mut Arena) -> Result<()>;
+type Turn = Box<dyn Fn(&mut Arena) -> Result<()> + Send + Sync>;
 
 /// Those who do the same thing.
 pub struct Contest {
-    pub name: &'static str,
+    name: &'static str,
     frames: u32,
     needs_another_cpu: bool,
     turns: Vec<Turn>,
     tables: Vec<Table>,
-    live: Live,
+    live: Option<Live>,
     absent: Vec<String>,
 }
 
@@ -51,9 +53,25 @@ fn tcp4(dst_port: u16) -> Vec<u8> {
     ethernet(IPV4, ipv4(TCP, tcp(40_000, dst_port, [0; 6])))
 }
 
-/// Everything that is measured.
-pub fn all() -> Vec<Contest> {
-    vec![verdicts(), presence(), to_interface(), to_cpu()]
+/// All of them. Some have several parts, with a name in common.
+pub fn all() -> Result<Vec<Contest>> {
+    Ok(vec![
+        verdicts(),
+        presence(),
+        to_interface(),
+        to_cpu(),
+        mixed_rules(Family::V4),
+        mixed_rules(Family::V6),
+        blocklist(Family::V4)?,
+        blocklist(Family::V6)?,
+        rotating_ports(),
+        rotating_mixed(Family::V4),
+        rotating_mixed(Family::V6),
+    ])
+}
+
+fn turns(turns: Vec<fn(&mut Arena) -> Result<()>>) -> Vec<Turn> {
+    turns.into_iter().map(|turn| Box::new(turn) as Turn).collect()
 }
 
 /// Packets that are dropped or passed.
@@ -64,7 +82,7 @@ fn verdicts() -> Contest {
         name: "verdicts",
         frames: FRAMES,
         needs_another_cpu: false,
-        turns: vec![
+        turns: turns(vec![
             |arena| empty(arena, EMPTY_DROP),
             |arena| empty(arena, EMPTY_PASS),
             |arena| dropping(arena, 1),
@@ -72,20 +90,20 @@ fn verdicts() -> Contest {
             |arena| dropping(arena, 65_535),
             xdp_filter,
             nftables,
-        ],
+        ]),
         tables: vec![
             drops("UDP over IPv4, dropped", udp4(PORT)),
             drops("TCP over IPv4, dropped", tcp4(PORT)),
             drops("UDP over IPv6, dropped", udp6(PORT)),
             passes("UDP over IPv4, passed", udp4(0)),
         ],
-        live: Live::new(
+        live: Some(Live::new(
             "into veth, dropped on port 9",
             udp4(PORT),
             Finish::Receiver,
             EMPTY_DROP,
             &[EMPTY_DROP, XDP_FILTER],
-        ),
+        )),
         absent: Vec::new(),
     }
 }
@@ -96,11 +114,11 @@ fn presence() -> Contest {
         name: "presence",
         frames: FRAMES,
         needs_another_cpu: false,
-        turns: vec![
+        turns: turns(vec![
             |arena| dropping_beside(arena, WITHOUT_TARGETS),
             |arena| dropping_beside(arena, WITH_TARGETS),
             without_targets_watched,
-        ],
+        ]),
         tables: vec![
             Table::new(
                 "UDP over IPv4, dropped beside rules that steer",
@@ -117,13 +135,13 @@ fn presence() -> Contest {
                 None,
             ),
         ],
-        live: Live::new(
+        live: Some(Live::new(
             "into veth, dropped beside rules that steer",
             udp4(PORT),
             Finish::Receiver,
             WITHOUT_TARGETS,
             &[WITHOUT_TARGETS, WITHOUT_TARGETS_WATCHED],
-        ),
+        )),
         absent: Vec::new(),
     }
 }
@@ -136,7 +154,7 @@ fn to_interface() -> Contest {
         name: "to-interface",
         frames: STEERED_FRAMES,
         needs_another_cpu: false,
-        turns: vec![
+        turns: turns(vec![
             |arena| empty(arena, EMPTY_REDIRECT),
             |arena| minimal(arena, MINIMAL, Goal::Sink),
             |arena| minimal(arena, MINIMAL_MACS, Goal::Sink),
@@ -144,12 +162,12 @@ fn to_interface() -> Contest {
             |arena| steering(arena, 1, Goal::Sink),
             |arena| steering(arena, 65_535, Goal::Sink),
             |arena| xdp_bench(arena, Goal::Sink),
-        ],
+        ]),
         tables: vec![
             steers("UDP over IPv4, steered to an interface", udp4(PORT)),
             steers("UDP over IPv6, steered to an interface", udp6(PORT)),
         ],
-        live: Live::new(
+        live: Some(Live::new(
             "into veth, steered to another veth",
             udp4(PORT),
             Finish::Sink,
@@ -161,7 +179,7 @@ fn to_interface() -> Contest {
                 "xdp-bench redirect",
                 "xdp-bench redirect-map",
             ],
-        ),
+        )),
         absent: Vec::new(),
     }
 }
@@ -174,19 +192,19 @@ fn to_cpu() -> Contest {
         name: "to-cpu",
         frames: STEERED_FRAMES,
         needs_another_cpu: true,
-        turns: vec![
+        turns: turns(vec![
             |arena| empty(arena, EMPTY_REDIRECT),
             |arena| minimal(arena, MINIMAL, Goal::OtherCpu),
             |arena| minimal_watched(arena, Goal::OtherCpu),
             |arena| steering(arena, 1, Goal::OtherCpu),
             |arena| steering(arena, 65_535, Goal::OtherCpu),
             |arena| xdp_bench(arena, Goal::OtherCpu),
-        ],
+        ]),
         tables: vec![
             steers("UDP over IPv4, steered to a CPU", udp4(PORT)),
             steers("UDP over IPv6, steered to a CPU", udp6(PORT)),
         ],
-        live: Live::new(
+        live: Some(Live::new(
             "into veth, steered to another CPU",
             udp4(PORT),
             Finish::Stack,
@@ -197,14 +215,126 @@ fn to_cpu() -> Contest {
                 "xdp-bench redirect-cpu -p no-touch",
                 "xdp-bench redirect-cpu -p l4-hash",
             ],
-        ),
+        )),
         absent: Vec::new(),
     }
 }
 
-impl Contest {
-    /// Sets everything up anew and measures some rounds.
-    pub fn batch(&mut self, number: usize, rounds: &Rounds) -> Result<()> {
+/// Policies of all kinds of rules, and always the same packet, which the last of them drops.
+fn mixed_rules(family: Family) -> Contest {
+    let title = format!("UDP over {}, dropped by the last of mixed rules", family.name());
+    let frame = Mixed::packet(family).frame();
+    Contest {
+        turns: vec![
+            Box::new(|arena| empty(arena, EMPTY_DROP)),
+            // Other packets are only judged to see that they are judged well.
+            Box::new(move |arena| arena.rotate(family)),
+            Box::new(move |arena| mixed(arena, 10, family)),
+            Box::new(move |arena| mixed(arena, 10_000, family)),
+            Box::new(move |arena| mixed(arena, 100_000, family)),
+        ],
+        tables: vec![Table::new(title, frame, XDP_DROP, EMPTY_DROP, None)],
+        ..judging("mixed")
+    }
+}
+
+/// Large sets of sources, and packets from sources in them and elsewhere.
+fn blocklist(family: Family) -> Result<Contest> {
+    let [hit, miss] = Blocklist::packets(family)?.map(|packet| packet.frame());
+    let name = match family {
+        Family::V4 => "blocklist",
+        Family::V6 => "blocklist6",
+    };
+    let ip = family.name();
+    let packets = match family {
+        Family::V4 => format!("UDP over {ip}, 65,536 random sources in turn"),
+        Family::V6 => format!("UDP over {ip}, 65,536 sources in turn, half of them in the set"),
+    };
+    let mut turns: Vec<Turn> = vec![
+        Box::new(|arena| empty(arena, EMPTY_DROP)),
+        Box::new(|arena| empty(arena, EMPTY_PASS)),
+        Box::new(move |arena| arena.rotate(family)),
+    ];
+    for count in [10_000, 100_000, 1_000_000] {
+        turns.push(Box::new(move |arena| blocking(arena, count, family)));
+        turns.push(Box::new(move |arena| lpm_trie(arena, count, family)));
+    }
+    Ok(Contest {
+        turns,
+        tables: vec![
+            Table::rotating(packets, miss.clone(), EMPTY_PASS),
+            Table::new(
+                format!("UDP over {ip}, the same source, in the set"),
+                hit,
+                XDP_DROP,
+                EMPTY_DROP,
+                None,
+            ),
+            Table::new(
+                format!("UDP over {ip}, the same source, not in the set"),
+                miss,
+                XDP_PASS,
+                EMPTY_PASS,
+                None,
+            ),
+        ],
+        ..judging(name)
+    })
+}
+
+/// Rules that have a port each, and packets to all ports.
+fn rotating_ports() -> Contest {
+    Contest {
+        turns: turns(vec![
+            |arena| empty(arena, EMPTY_PASS),
+            |arena| arena.rotate(Family::V4),
+            |arena| dropping(arena, 1),
+            |arena| dropping(arena, 65_535),
+        ]),
+        tables: vec![Table::rotating(
+            "UDP over IPv4, 65,536 packets to random ports in turn",
+            probes::random(Family::V4)[0].frame(),
+            EMPTY_PASS,
+        )],
+        ..judging("rotating")
+    }
+}
+
+/// Policies of all kinds of rules, and packets half of which were made for one of them.
+fn rotating_mixed(family: Family) -> Contest {
+    let title = format!("UDP over {}, 65,536 packets to mixed rules in turn", family.name());
+    let frame = Mixed::packet(family).frame();
+    Contest {
+        turns: vec![
+            Box::new(|arena| empty(arena, EMPTY_PASS)),
+            Box::new(move |arena| arena.rotate(family)),
+            Box::new(move |arena| mixed(arena, 10, family)),
+            Box::new(move |arena| mixed(arena, 10_000, family)),
+        ],
+        tables: vec![Table::rotating(title, frame, EMPTY_PASS)],
+        ..judging("rotating")
+    }
+}
+
+/// A contest with nobody in it yet, where no live frames are sent.
+fn judging(name: &'static str) -> Contest {
+    Contest {
+        name,
+        frames: FRAMES,
+        needs_another_cpu: false,
+        turns: Vec::new(),
+        tables: Vec::new(),
+        live: None,
+        absent: Vec::new(),
+    }
+}
+
+impl Measured for Contest {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn batch(&mut self, number: usize, rounds: &Rounds) -> Result<()> {
         // Mounts and namespaces belong to a thread, and end with it.
         thread::scope(|scope| {
             let measured = scope.spawn(|| self.measure(number, rounds)).join();
@@ -212,6 +342,18 @@ impl Contest {
         })
     }
 
+    fn reports(&self) -> Result<Vec<Report>> {
+        let tables = self.tables.iter().map(Table::report);
+        let reports = tables.chain(self.live.as_ref().map(Live::report));
+        reports.filter_map(Result::transpose).collect()
+    }
+
+    fn absent(&self) -> &[String] {
+        &self.absent
+    }
+}
+
+impl Contest {
     fn measure(&mut self, batch: usize, rounds: &Rounds) -> Result<()> {
         let mut arena = Arena::new(self.frames)?;
         if self.needs_another_cpu && arena.other_cpu.is_none() {
@@ -226,33 +368,21 @@ impl Contest {
         for contestant in &mut arena.contestants {
             contestant.engine.start()?;
         }
+        arena.check(batch == 0)?;
         for table in &mut self.tables {
             table.measure(&arena, rounds.test_runs)?;
         }
         for contestant in &mut arena.contestants {
             contestant.engine.stop()?;
         }
-        self.live.measure(&mut arena, rounds.live)?;
+        if let Some(live) = &mut self.live {
+            live.measure(&mut arena, rounds.live)?;
+        }
         for absent in arena.absent {
             if !self.absent.contains(&absent) {
                 self.absent.push(absent);
             }
         }
         Ok(())
-    }
-
-    /// Nanoseconds per packet.
-    pub fn tables(&self) -> Result<Vec<Report>> {
-        self.tables.iter().filter_map(|table| table.report().transpose()).collect()
-    }
-
-    /// Packets per second.
-    pub fn live(&self) -> Result<Option<Report>> {
-        self.live.report()
-    }
-
-    /// Who could not be had, and why.
-    pub fn absent(&self) -> &[String] {
-        &self.absent
     }
 }

@@ -246,7 +246,7 @@ impl Live {
             "title": self.title, "zero": self.zero, "zero_mpps": zero_rates, "programs": programs,
             "portsteer_to": ours,
         });
-        Ok(Some(Report { text, json }))
+        Ok(Some(Report { list: "live_frames", text, json }))
     }
 
     /// By stage, what part of this peer's rate portsteer has, with any number of rules; round by round.

@@ -8,23 +8,47 @@
 //! another day or machine tells nothing.
 //!
 //! [`contest`] says who is compared with whom, [`contestants`] how each is loaded, [`arena`] has the
-//! network that they meet on; [`nanoseconds`] and [`live`] measure and report.
+//! network that they meet on; [`nanoseconds`] and [`live`] measure and report. [`rotation`] has many
+//! packets instead of one, [`policies`] are what they are judged by, and [`compilation`] measures what
+//! a packet does not wait for: until a policy can be put in force.
 
 mod arena;
+mod compilation;
 mod contest;
 mod contestants;
+mod family;
+mod instructions;
 mod live;
 mod nanoseconds;
 mod policies;
+mod probes;
 mod programs;
+mod random;
+mod rotation;
 mod statistics;
 
 use std::{fmt::Write as _, fs, process::ExitCode};
 
 use serde_json::{Value, json};
 
+use compilation::Compilation;
+
 /// The destination port of the packets that every program under test drops or steers.
 const PORT: u16 = 9;
+
+/// One of those that can be named on the command line.
+trait Measured {
+    fn name(&self) -> &'static str;
+
+    /// Sets everything up anew and measures some rounds.
+    fn batch(&mut self, number: usize, rounds: &Rounds) -> Result<()>;
+
+    /// What was measured in all batches.
+    fn reports(&self) -> Result<Vec<Report>>;
+
+    /// Who could not be had, and why.
+    fn absent(&self) -> &[String];
+}
 
 /// How many times everything is set up, and the rounds that follow each time: of test runs and of
 /// live frames. At least 15 pairs make a figure.
@@ -38,6 +62,8 @@ const ROUNDS: Rounds = Rounds { batches: 20, test_runs: 3, live: 2 };
 const QUICK: Rounds = Rounds { batches: 5, test_runs: 3, live: 3 };
 
 struct Report {
+    /// The list that it belongs to in the JSON.
+    list: &'static str,
     text: String,
     json: Value,
 }
@@ -51,11 +77,11 @@ fn main() -> ExitCode {
     let asked = |wanted: &str| options.iter().any(|option| option == wanted);
     let rounds = if asked("--quick") { QUICK } else { ROUNDS };
     match run(&rounds, &names) {
-        Ok(report) => {
+        Ok((text, json)) => {
             if asked("--json") {
-                println!("{:#}", report.json);
+                println!("{json:#}");
             } else {
-                println!("{}", report.text);
+                println!("{text}");
             }
             ExitCode::SUCCESS
         }
@@ -67,33 +93,36 @@ fn main() -> ExitCode {
 }
 
 /// Everything, or the contests with these names.
-fn run(rounds: &Rounds, names: &[String]) -> Result<Report> {
-    let mut contests = contest::all();
-    if let Some(unknown) =
-        names.iter().find(|name| contests.iter().all(|contest| contest.name != **name))
-    {
-        let known: Vec<&str> = contests.iter().map(|contest| contest.name).collect();
+fn run(rounds: &Rounds, names: &[String]) -> Result<(String, Value)> {
+    let mut all: Vec<Box<dyn Measured>> = vec![Box::new(Compilation::new())];
+    all.splice(0..0, contest::all()?.into_iter().map(|contest| Box::new(contest) as _));
+    if let Some(unknown) = names.iter().find(|name| all.iter().all(|one| one.name() != **name)) {
+        let mut known: Vec<&str> = all.iter().map(|one| one.name()).collect();
+        known.dedup();
         return Err(format!("there is no {unknown}, only {}", known.join(", ")).into());
     }
-    contests.retain(|contest| names.is_empty() || names.iter().any(|name| name == contest.name));
+    all.retain(|one| names.is_empty() || names.iter().any(|name| name == one.name()));
     for batch in 0..rounds.batches {
-        for contest in &mut contests {
-            contest.batch(batch, rounds)?;
+        for one in &mut all {
+            one.batch(batch, rounds)?;
         }
     }
 
-    let (mut text, mut test_runs, mut live_frames) = (String::new(), Vec::new(), Vec::new());
+    let mut text = String::new();
+    let mut json = json!({
+        "kernel": fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
+        "batches": rounds.batches,
+        "rounds": rounds.batches * rounds.test_runs,
+        "live_rounds": rounds.batches * rounds.live,
+        "test_runs": [], "live_frames": [], "compilations": [],
+    });
     let mut absent = Vec::new();
-    for contest in &contests {
-        for report in contest.tables()? {
+    for one in &all {
+        for report in one.reports()? {
             text.push_str(&report.text);
-            test_runs.push(report.json);
+            json[report.list].as_array_mut().ok_or("no such list")?.push(report.json);
         }
-        if let Some(report) = contest.live()? {
-            text.push_str(&report.text);
-            live_frames.push(report.json);
-        }
-        for name in contest.absent() {
+        for name in one.absent() {
             if !absent.contains(&name) {
                 absent.push(name);
             }
@@ -102,14 +131,6 @@ fn run(rounds: &Rounds, names: &[String]) -> Result<Report> {
     for absent in &absent {
         writeln!(text, "not measured: {absent}")?;
     }
-    let json = json!({
-        "kernel": fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
-        "batches": rounds.batches,
-        "rounds": rounds.batches * rounds.test_runs,
-        "live_rounds": rounds.batches * rounds.live,
-        "test_runs": test_runs,
-        "live_frames": live_frames,
-        "not_measured": absent,
-    });
-    Ok(Report { text, json })
+    json["not_measured"] = json!(absent);
+    Ok((text, json))
 }

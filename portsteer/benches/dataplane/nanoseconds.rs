@@ -7,7 +7,9 @@ use serde_json::json;
 
 use crate::{
     Report, Result,
-    arena::Arena,
+    arena::{Arena, Contestant},
+    probes::PROBES,
+    programs::{XDP_DROP, XDP_PASS},
     statistics::{ByName, by_round, median, spread},
 };
 
@@ -18,12 +20,77 @@ use crate::{
 /// headers, however many there are.
 const REPEAT: u32 = 500_000;
 
+/// The same where packets rotate: each of them as often as any other.
+const ROTATED: u32 = 4 * PROBES as u32;
+
+/// Whose figures are compared, in every table that has both.
+const COMPARISONS: [Comparison; 12] = [
+    gross("gross with 65,535 rules / with 1 rule", "portsteer, 65535 rules", "portsteer, 1 rules"),
+    gross("gross with 10,000 rules / with 10", "portsteer, 10000 rules", "portsteer, 10 rules"),
+    net("net with 10,000 rules / with 10", "portsteer, 10000 rules", "portsteer, 10 rules"),
+    gross("gross with 100,000 rules / with 10", "portsteer, 100000 rules", "portsteer, 10 rules"),
+    net("net with 100,000 rules / with 10", "portsteer, 100000 rules", "portsteer, 10 rules"),
+    net(
+        "net, portsteer / LPM trie, 10,000",
+        "portsteer, set of 10000",
+        "kernel LPM trie, set of 10000",
+    ),
+    net(
+        "net, portsteer / LPM trie, 100,000",
+        "portsteer, set of 100000",
+        "kernel LPM trie, set of 100000",
+    ),
+    net(
+        "net, portsteer / LPM trie, 1,000,000",
+        "portsteer, set of 1000000",
+        "kernel LPM trie, set of 1000000",
+    ),
+    gross(
+        "gross with 100,000 prefixes / with 10,000",
+        "portsteer, set of 100000",
+        "portsteer, set of 10000",
+    ),
+    net(
+        "net with 100,000 prefixes / with 10,000",
+        "portsteer, set of 100000",
+        "portsteer, set of 10000",
+    ),
+    gross(
+        "gross with 1,000,000 prefixes / with 10,000",
+        "portsteer, set of 1000000",
+        "portsteer, set of 10000",
+    ),
+    net(
+        "net with 1,000,000 prefixes / with 10,000",
+        "portsteer, set of 1000000",
+        "portsteer, set of 10000",
+    ),
+];
+
+struct Comparison {
+    label: &'static str,
+    of: &'static str,
+    to: &'static str,
+    ratio: fn(&Row, &Row) -> f64,
+}
+
+const fn gross(label: &'static str, of: &'static str, to: &'static str) -> Comparison {
+    let ratio = |of: &Row, to: &Row| median(&by_round(&of.gross, &to.gross, |of, to| of / to));
+    Comparison { label, of, to, ratio }
+}
+
+/// The net of a single round may be next to nothing, so here only medians are compared.
+const fn net(label: &'static str, of: &'static str, to: &'static str) -> Comparison {
+    let ratio = |of: &Row, to: &Row| median(&of.net) / median(&to.net);
+    Comparison { label, of, to, ratio }
+}
+
 /// What one kind of packet costs everyone.
 pub struct Table {
-    packet: &'static str,
+    packet: String,
     frame: Vec<u8>,
-    /// What all programs return for it.
-    action: u32,
+    /// What all programs return for it. `None` where packets rotate: then each has its own verdict.
+    action: Option<u32>,
     /// Who runs before and after everyone else: the others' net is what they take beyond that.
     zero: &'static str,
     /// Who does the least that there is to do, where that is more than the zero does.
@@ -37,59 +104,99 @@ pub struct Table {
 struct Row {
     gross: Vec<f64>,
     net: Vec<f64>,
+    /// Where packets rotate, what part of them is dropped.
+    dropped: f64,
 }
 
 impl Table {
+    /// With one packet.
     pub fn new(
-        packet: &'static str,
+        packet: impl Into<String>,
         frame: Vec<u8>,
         action: u32,
         zero: &'static str,
         twin: Option<&'static str>,
     ) -> Self {
-        Self { packet, frame, action, zero, twin, zero_gross: Vec::new(), rows: ByName::default() }
+        Self {
+            packet: packet.into(),
+            frame,
+            action: Some(action),
+            zero,
+            twin,
+            zero_gross: Vec::new(),
+            rows: ByName::default(),
+        }
+    }
+
+    /// With those packets that each contestant has, in turn; the frame is that of any of them.
+    pub fn rotating(packets: impl Into<String>, frame: Vec<u8>, zero: &'static str) -> Self {
+        Self { action: None, ..Self::new(packets, frame, XDP_PASS, zero, None) }
     }
 
     /// Measures everyone in the arena. They are all started.
     pub fn measure(&mut self, arena: &Arena, rounds: usize) -> Result<()> {
-        let zero = arena.contestants[arena.find(self.zero)?].engine.program();
-        let zero = zero.ok_or("the zero is no program")?;
-        let contestants: Vec<(&str, BorrowedFd<'_>)> = arena
+        let zero = &arena.contestants[arena.find(self.zero)?];
+        let contestants: Vec<&Contestant> = arena
             .contestants
             .iter()
             .filter(|contestant| !contestant.is_empty() && contestant.name != self.zero)
-            .filter_map(|contestant| Some((contestant.name.as_str(), contestant.engine.program()?)))
+            .filter(|contestant| contestant.engine.program().is_some())
             .collect();
         // The zero runs right before and right after each, so that both see the same machine.
-        let mut before = self.time(self.zero, zero)?;
+        let mut before = self.time(arena, zero)?;
         for round in 0..rounds {
             // Everyone gets every place in the order.
             for place in 0..contestants.len() {
-                let (name, program) = contestants[(place + round) % contestants.len()];
-                let with = self.time(name, program)?;
-                let after = self.time(self.zero, zero)?;
+                let contestant = contestants[(place + round) % contestants.len()];
+                let with = self.time(arena, contestant)?;
+                let after = self.time(arena, zero)?;
                 let without = f64::midpoint(before, after);
                 before = after;
                 self.zero_gross.push(after);
-                let row = self.rows.entry(name);
+                let row = self.rows.entry(&contestant.name);
                 row.gross.push(with);
                 row.net.push(with - without);
+                row.dropped = contestant.dropped;
             }
         }
         Ok(())
     }
 
     /// Nanoseconds per run.
-    fn time(&self, name: &str, program: BorrowedFd<'_>) -> Result<f64> {
+    fn time(&self, arena: &Arena, contestant: &Contestant) -> Result<f64> {
+        let name = &contestant.name;
+        let program = contestant.engine.program().ok_or_else(|| format!("{name} is no program"))?;
+        let (nanoseconds, returned) = match self.action {
+            Some(_) => self.time_program(program, REPEAT)?,
+            None => {
+                let rotation = arena.rotation.as_ref().ok_or("nothing rotates")?;
+                if !contestant.is_empty() {
+                    rotation.fill(&contestant.probes)?;
+                }
+                rotation.lead_to(program)?;
+                let program = rotation.rewound()?;
+                // Once through all packets, so that nobody is measured while the memory is cold.
+                self.time_program(program, PROBES as u32)?;
+                self.time_program(program, ROTATED)?
+            }
+        };
+        let is_right = match self.action {
+            Some(action) => returned == action,
+            None => [XDP_DROP, XDP_PASS].contains(&returned),
+        };
+        if !is_right {
+            return Err(format!("{name} returned {returned}: {}", self.packet).into());
+        }
+        Ok(nanoseconds)
+    }
+
+    /// The same, and what was returned the last time.
+    fn time_program(&self, program: BorrowedFd<'_>, repeat: u32) -> Result<(f64, u32)> {
+        let run = TestRun { frame: &self.frame, repeat, live: false, first_buffer: None };
         let start = Instant::now();
-        let run = TestRun { frame: &self.frame, repeat: REPEAT, live: false, first_buffer: None };
         let result = sys::test_run(program, run)?;
         let elapsed = start.elapsed();
-        if result.action != self.action {
-            let (returned, wanted) = (result.action, self.action);
-            return Err(format!("{name} returned {returned}, not {wanted}: {}", self.packet).into());
-        }
-        Ok(elapsed.as_secs_f64() * 1e9 / f64::from(REPEAT))
+        Ok((elapsed.as_secs_f64() * 1e9 / f64::from(repeat), result.action))
     }
 
     /// What was measured, as text and as JSON; nothing if nobody was.
@@ -103,6 +210,9 @@ impl Table {
         write!(text, "  {:<36} {:>8} {:>8} {:>15}", "", "gross", "net", "net, spread")?;
         if twin.is_some() {
             write!(text, " {:>8} {:>15}", "beyond *", "spread")?;
+        }
+        if self.action.is_none() {
+            write!(text, " {:>8}", "dropped")?;
         }
         let zero_gross = median(&self.zero_gross);
         writeln!(text, "\n  {:<36} {zero_gross:>8.1}", self.zero)?;
@@ -124,6 +234,10 @@ impl Table {
                 program["beyond_twin_ns"] = json!(beyond.median);
                 program["beyond_twin_quartiles_ns"] = json!([beyond.low, beyond.high]);
             }
+            if self.action.is_none() {
+                write!(text, " {:>6.1} %", row.dropped * 100.0)?;
+                program["dropped"] = json!(row.dropped);
+            }
             text.push('\n');
             programs.push(program);
         }
@@ -131,14 +245,16 @@ impl Table {
             "packet": self.packet, "bytes": bytes, "zero": self.zero, "zero_ns": zero_gross,
             "twin": self.twin, "programs": programs,
         });
-        let row = |wanted: &str| self.rows.get(wanted);
-        if let (Some(one), Some(many)) = (row("portsteer, 1 rules"), row("portsteer, 65535 rules"))
-        {
-            let flat = median(&by_round(&many.gross, &one.gross, |many, one| many / one));
-            writeln!(text, "  gross with 65,535 rules / with 1 rule: {flat:.3}")?;
-            json["many_rules_to_one"] = json!(flat);
+        let mut comparisons = Vec::new();
+        for Comparison { label, of, to, ratio } in &COMPARISONS {
+            if let (Some(of), Some(to)) = (self.rows.get(of), self.rows.get(to)) {
+                let ratio = ratio(of, to);
+                writeln!(text, "  {label}: {ratio:.3}")?;
+                comparisons.push(json!({ "label": label, "ratio": ratio }));
+            }
         }
+        json["comparisons"] = comparisons.into();
         text.push('\n');
-        Ok(Some(Report { text, json }))
+        Ok(Some(Report { list: "test_runs", text, json }))
     }
 }

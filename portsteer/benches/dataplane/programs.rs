@@ -2,10 +2,15 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
-use portsteer::dataplane::sys::{self, Instruction, MapShape, map_type};
+use portsteer::dataplane::sys::{self, MapShape, map_type};
+
+use crate::instructions::{
+    STACK, add, call, copy, exit, load_double, load_word, set, set_to_map, skip_if_greater,
+    skip_if_zero, store_double_of, store_word, store_word_of,
+};
 
 /// The actions, as the kernel numbers them.
 pub const XDP_DROP: u32 = 1;
@@ -13,9 +18,10 @@ pub const XDP_PASS: u32 = 2;
 pub const XDP_REDIRECT: u32 = 4;
 
 /// What `struct xdp_md` has at the beginning.
-const DATA: i16 = 0;
-const DATA_END: i16 = 4;
+pub const DATA: i16 = 0;
+pub const DATA_END: i16 = 4;
 
+const BPF_MAP_LOOKUP_ELEM: i32 = 1;
 const BPF_REDIRECT_MAP: i32 = 51;
 
 /// The two addresses of an Ethernet header as they stand there: destination, source.
@@ -52,6 +58,36 @@ pub fn redirect_map(
     sys::load_xdp("redirect_map", &program)
 }
 
+/// Drops packets if an address is in a trie, and passes all others: `address_len` bytes, 4 or 16, at
+/// a fixed offset of the frame, whose headers are not looked at.
+pub fn drop_by_trie(trie: &OwnedFd, address_at: usize, address_len: usize) -> io::Result<OwnedFd> {
+    // The stack has the key: its length in bits as a word, and the address.
+    let key_at = -(4 + address_len as i16);
+    let mut look = Vec::new();
+    for word in (0..address_len as i16).step_by(8) {
+        let (from, to) = (address_at as i16 + word, key_at + 4 + word);
+        look.extend(if address_len == 4 {
+            [load_word(5, 2, from), store_word_of(STACK, to, 5)]
+        } else {
+            [load_double(5, 2, from), store_double_of(STACK, to, 5)]
+        });
+    }
+    look.push(store_word(STACK, key_at, 8 * address_len as i32));
+    look.extend(set_to_map(1, trie));
+    look.extend([copy(2, STACK), add(2, i32::from(key_at)), call(BPF_MAP_LOOKUP_ELEM)]);
+    look.extend([skip_if_zero(0, 2), set(0, XDP_DROP as i32), exit()]);
+    let mut program = vec![
+        load_word(2, 1, DATA),
+        load_word(3, 1, DATA_END),
+        copy(4, 2),
+        add(4, (address_at + address_len) as i32),
+        skip_if_greater(4, 3, look.len()),
+    ];
+    program.extend(look);
+    program.extend([set(0, XDP_PASS as i32), exit()]);
+    sys::load_xdp("drop_by_trie", &program)
+}
+
 /// A map for [`redirect_map`] with one interface at 0, by its index in this network namespace.
 pub fn map_of_device(ifindex: u32) -> io::Result<OwnedFd> {
     let map = map(map_type::DEVMAP, 1)?;
@@ -70,47 +106,4 @@ pub fn map_of_cpu(cpu: u32, queue: u32) -> io::Result<OwnedFd> {
 pub fn map(map_type: u32, max_entries: u32) -> io::Result<OwnedFd> {
     let shape = MapShape { map_type, key_size: 4, value_size: 4, max_entries, flags: 0 };
     sys::map_create("minimal", shape, None)
-}
-
-// The instructions that are needed, by RFC 9669. Registers are numbers.
-
-fn set(to: u8, value: i32) -> Instruction {
-    Instruction { code: 0xb7, registers: to, offset: 0, immediate: value }
-}
-
-fn copy(to: u8, from: u8) -> Instruction {
-    Instruction { code: 0xbf, registers: from << 4 | to, offset: 0, immediate: 0 }
-}
-
-fn add(to: u8, value: i32) -> Instruction {
-    Instruction { code: 0x07, registers: to, offset: 0, immediate: value }
-}
-
-fn load_word(to: u8, from: u8, offset: i16) -> Instruction {
-    Instruction { code: 0x61, registers: from << 4 | to, offset, immediate: 0 }
-}
-
-fn store_word(to: u8, offset: i16, value: i32) -> Instruction {
-    Instruction { code: 0x62, registers: to, offset, immediate: value }
-}
-
-fn skip_if_greater(left: u8, right: u8, instructions: i16) -> Instruction {
-    Instruction { code: 0x2d, registers: right << 4 | left, offset: instructions, immediate: 0 }
-}
-
-fn set_to_map(to: u8, map: &OwnedFd) -> [Instruction; 2] {
-    const IS_MAP_FD: u8 = 1 << 4;
-    let fd = map.as_raw_fd();
-    [
-        Instruction { code: 0x18, registers: IS_MAP_FD | to, offset: 0, immediate: fd },
-        Instruction { code: 0, registers: 0, offset: 0, immediate: 0 },
-    ]
-}
-
-fn call(helper: i32) -> Instruction {
-    Instruction { code: 0x85, registers: 0, offset: 0, immediate: helper }
-}
-
-fn exit() -> Instruction {
-    Instruction { code: 0x95, registers: 0, offset: 0, immediate: 0 }
 }

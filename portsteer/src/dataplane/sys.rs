@@ -76,7 +76,10 @@ pub const READ_ONLY: u32 = aya_obj::generated::BPF_F_RDONLY_PROG;
 /// The flag `BPF_F_MMAPABLE`: the map's memory can be mapped by user space.
 pub const MMAPABLE: u32 = aya_obj::generated::BPF_F_MMAPABLE;
 
-/// The map types that portsteer uses.
+/// The flag `BPF_F_NO_PREALLOC`: memory is taken entry by entry. Tries must have it.
+pub const NO_PREALLOC: u32 = aya_obj::generated::BPF_F_NO_PREALLOC;
+
+/// The map types that portsteer uses, and its benchmark.
 pub mod map_type {
     use super::bpf_map_type;
 
@@ -85,6 +88,8 @@ pub mod map_type {
     pub const LRU_HASH: u32 = bpf_map_type::BPF_MAP_TYPE_LRU_HASH as u32;
     pub const DEVMAP: u32 = bpf_map_type::BPF_MAP_TYPE_DEVMAP as u32;
     pub const CPUMAP: u32 = bpf_map_type::BPF_MAP_TYPE_CPUMAP as u32;
+    pub const PROG_ARRAY: u32 = bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY as u32;
+    pub const LPM_TRIE: u32 = bpf_map_type::BPF_MAP_TYPE_LPM_TRIE as u32;
     pub const ARRAY_OF_MAPS: u32 = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
 }
 
@@ -118,11 +123,16 @@ fn copy_name(field: &mut [libc::c_char; 16], name: &str) {
 ///
 /// `value` has the map's value size; for a per-CPU map that times the number of possible CPUs.
 pub fn map_update(fd: BorrowedFd<'_>, key: u32, value: &[u8]) -> io::Result<()> {
+    map_insert(fd, &key.to_ne_bytes(), value)
+}
+
+/// The same for a key that is no number: as long as the map's key size says.
+pub fn map_insert(fd: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     let mut attributes = attributes();
     // SAFETY: the structure that BPF_MAP_UPDATE_ELEM reads.
     let element = unsafe { &mut attributes.__bindgen_anon_2 };
     element.map_fd = raw(fd);
-    element.key = &raw const key as u64;
+    element.key = key.as_ptr() as u64;
     element.__bindgen_anon_1.value = value.as_ptr() as u64;
     bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
 }

@@ -1,14 +1,18 @@
 //! Who takes part, and how each is loaded.
 
+mod lpm_trie;
 mod minimal;
 mod peers;
 mod portsteer;
 mod watched;
 mod xdp_bench;
 
+pub use lpm_trie::lpm_trie;
 pub use minimal::{EMPTY_DROP, EMPTY_PASS, EMPTY_REDIRECT, MINIMAL, MINIMAL_MACS, empty, minimal};
 pub use peers::{XDP_FILTER, nftables, xdp_filter};
-pub use portsteer::{WITH_TARGETS, WITHOUT_TARGETS, dropping, dropping_beside, steering};
+pub use portsteer::{
+    WITH_TARGETS, WITHOUT_TARGETS, blocking, dropping, dropping_beside, mixed, steering,
+};
 pub use watched::{
     MINIMAL_WATCHED, WITHOUT_TARGETS_WATCHED, minimal_watched, without_targets_watched,
 };

@@ -12,7 +12,9 @@ use super::{Goal, QUEUE};
 use crate::{
     Result,
     arena::{Arena, Engine, Lane},
-    policies::{DROP, STEER, policy},
+    family::Family,
+    policies::{Blocklist, DROP, Mixed, STEER, ports},
+    probes::{self, Probe},
 };
 
 pub const WITHOUT_TARGETS: &str = "portsteer, policy without targets";
@@ -32,14 +34,19 @@ pub struct Portsteer {
 }
 
 impl Portsteer {
-    fn new(lane: &Lane, rules: usize, action: &str, targets: &[String]) -> Result<Self> {
+    /// With rules that have a port each.
+    fn by_ports(lane: &Lane, rules: usize, action: &str, targets: &[String]) -> Result<Self> {
         let interface = lane.receiver.name();
-        let namespace = lane.receiver.namespace().clone();
-        let instance = Instance::new(&format!("bench-{interface}"))?;
-        let dataplane = Dataplane::lock(instance.clone())?;
-        let policy = policy(interface, rules, action, targets)?;
+        let policy = ports(interface, rules, action, targets)?.load()?;
         let idle =
-            if targets.is_empty() { None } else { Some(self::policy(interface, 1, DROP, &[])?) };
+            if targets.is_empty() { None } else { Some(ports(interface, 1, DROP, &[])?.load()?) };
+        Self::new(lane, policy, idle)
+    }
+
+    fn new(lane: &Lane, policy: Policy, idle: Option<Policy>) -> Result<Self> {
+        let namespace = lane.receiver.namespace().clone();
+        let instance = Instance::new(&format!("bench-{}", lane.receiver.name()))?;
+        let dataplane = Dataplane::lock(instance.clone())?;
         // The first policy makes room for the counters of all that follow.
         namespace.run(|| dataplane.apply(&policy, "bench", ""))?;
         let program = program_in_slot(&instance, 0)?;
@@ -50,7 +57,7 @@ impl Portsteer {
 
     /// With a policy that steers to this goal.
     pub fn steering(arena: &Arena, lane: &Lane, rules: usize, goal: Goal) -> Result<Self> {
-        Self::new(lane, rules, STEER, &[target(arena, lane, goal)?])
+        Self::by_ports(lane, rules, STEER, &[target(arena, lane, goal)?])
     }
 
     fn apply(&self, policy: &Policy) -> Result<()> {
@@ -72,6 +79,10 @@ impl Portsteer {
 impl Engine for Portsteer {
     fn program(&self) -> Option<BorrowedFd<'_>> {
         Some(self.program.as_fd())
+    }
+
+    fn judges(&self, probe: &Probe) -> Option<u32> {
+        Some(probe.judged_by(&self.policy))
     }
 
     fn start(&mut self) -> Result<()> {
@@ -105,8 +116,43 @@ fn target(arena: &Arena, lane: &Lane, goal: Goal) -> Result<String> {
 /// With a policy of so many rules, none of which steers.
 pub fn dropping(arena: &mut Arena, rules: usize) -> Result<()> {
     let lane = arena.lane()?;
-    let engine = Portsteer::new(&lane, rules, DROP, &[])?;
-    arena.add(&format!("portsteer, {rules} rules"), lane, engine);
+    let engine = Portsteer::by_ports(&lane, rules, DROP, &[])?;
+    let name = format!("portsteer, {rules} rules");
+    arena.add_rotating(&name, lane, engine, probes::random(Family::V4));
+    Ok(())
+}
+
+/// With a policy of so many rules of all kinds.
+pub fn mixed(arena: &mut Arena, rules: usize, family: Family) -> Result<()> {
+    let mixed = Mixed::new(rules, family)?;
+    let lane = arena.lane()?;
+    let policy = mixed.file(lane.receiver.name())?.load();
+    add(arena, &format!("portsteer, {rules} rules"), lane, policy, mixed.probes())
+}
+
+/// With a policy that drops so many sources.
+pub fn blocking(arena: &mut Arena, count: usize, family: Family) -> Result<()> {
+    let blocklist = Blocklist::new(count, family)?;
+    let lane = arena.lane()?;
+    let policy = blocklist.file(lane.receiver.name())?.load();
+    add(arena, &format!("portsteer, set of {count}"), lane, policy, blocklist.probes())
+}
+
+/// Adds portsteer with a policy, unless that is refused: then that is noted.
+fn add(
+    arena: &mut Arena,
+    name: &str,
+    lane: Lane,
+    policy: Result<Policy>,
+    probes: Vec<Probe>,
+) -> Result<()> {
+    match policy.and_then(|policy| Portsteer::new(&lane, policy, None)) {
+        Ok(engine) => arena.add_rotating(name, lane, engine, probes),
+        Err(error) => {
+            let ip = probes[0].family().name();
+            arena.absent.push(format!("{name}, {ip}: {error}"));
+        }
+    }
     Ok(())
 }
 
@@ -135,5 +181,5 @@ pub fn dropping_beside(arena: &mut Arena, name: &str) -> Result<()> {
 
 /// With a policy of 1,000 rules and these targets, to which the last rule does not steer: it drops.
 pub fn dropping_beside_targets(lane: &Lane, targets: &[String]) -> Result<Portsteer> {
-    Portsteer::new(lane, 1_000, DROP, targets)
+    Portsteer::by_ports(lane, 1_000, DROP, targets)
 }

@@ -1,9 +1,8 @@
-//! The policies that portsteer is measured with.
+//! Policies whose rules have a port each, and nothing else.
 
 use std::fmt::Write as _;
 
-use portsteer::policy::{Policy, file, services::Services};
-
+use super::PolicyFile;
 use crate::{PORT, Result};
 
 /// Actions, as the policy file has them.
@@ -11,13 +10,18 @@ pub const DROP: &str = "\"drop\"";
 pub const STEER: &str = "{ steer = \"target-0\" }";
 const PASS: &str = "\"pass\"";
 
-/// A port that [`policy`] lets pass, with or without targets, if it has two rules or more.
+/// A port that [`ports`] lets pass, with or without targets, if it has two rules or more.
 pub const PASSED_PORT: u16 = u16::MAX;
 
 /// A policy of `rules` rules with one port each, of which the last but in no other way special one
 /// does `action` with [`PORT`]. Where there are `targets`, which are lines of the policy file, every
 /// third of the others steers to the first of them. The rest pass and drop, by odd and even.
-pub fn policy(interface: &str, rules: usize, action: &str, targets: &[String]) -> Result<Policy> {
+pub fn ports(
+    interface: &str,
+    rules: usize,
+    action: &str,
+    targets: &[String],
+) -> Result<PolicyFile> {
     let mut text = format!("version = 1\ninterfaces = [\"{interface}\"]\nmode = \"native\"\n");
     for (number, target) in targets.iter().enumerate() {
         let _ = write!(text, "[targets.target-{number}]\n{target}\n");
@@ -36,7 +40,5 @@ pub fn policy(interface: &str, rules: usize, action: &str, targets: &[String]) -
              action = {action}\n"
         );
     }
-    let parsed = file::parse(&text, &Services::embedded())
-        .map_err(|errors| format!("{} errors in the policy", errors.len()))?;
-    Ok(parsed.policy)
+    PolicyFile::new(&text)
 }
