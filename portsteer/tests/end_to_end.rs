@@ -24,6 +24,8 @@ mod sctp;
 mod steered_frames;
 #[path = "end_to_end/steering.rs"]
 mod steering;
+#[path = "end_to_end/storm.rs"]
+mod storm;
 #[path = "end_to_end/swaps.rs"]
 mod swaps;
 #[path = "end_to_end/tags.rs"]
