@@ -10,7 +10,7 @@ use portsteer::{
     compile::{compile, verdict},
     policy::Policy,
 };
-use portsteer_common::{Decision, Image};
+use portsteer_common::Decision;
 use serde_json::json;
 
 use crate::{
@@ -55,10 +55,9 @@ fn compiled(policy: &Policy) -> Result<(usize, Duration)> {
         .zip(counters)
         .map(|(rule, counter)| Decision::new(verdict(rule.action), counter))
         .collect();
-    let mut image: Box<Image> = bytemuck::allocation::zeroed_box();
     let start = Instant::now();
-    compile(policy, &decisions, &mut image)?;
-    Ok((size_of::<Image>(), start.elapsed()))
+    let compiled = compile(policy, &[], &decisions)?;
+    Ok((compiled.memory(), start.elapsed()))
 }
 
 impl Compilation {
