@@ -170,6 +170,16 @@ pub fn complain(text: &str, fault: PrefixFault, sign: &str, place: Place) -> Com
     }
 }
 
+/// The IPv4 prefix in a prefix of IPv4-mapped addresses (`::ffff:192.0.2.0/120`), which packets
+/// of IPv4 do not have.
+#[must_use]
+pub fn mapped(prefix: IpNet) -> Option<IpNet> {
+    let IpNet::V6(prefix) = prefix else { return None };
+    let address = prefix.addr().to_ipv4_mapped()?;
+    let len = prefix.prefix_len().checked_sub(96).filter(|&len| len > 0)?;
+    Ipv4Net::new(address, len).ok().map(IpNet::from)
+}
+
 /// How to write what looks like addresses in another notation.
 fn form(text: &str, sign: &str, place: Place) -> Option<String> {
     if text.len() > 4 * MAX_LEN {
@@ -354,7 +364,7 @@ fn short_form(text: &str) -> Option<IpNet> {
     let parts: Vec<&str> = address.trim_end_matches('.').split('.').collect();
     let is_star = |part: &&str| matches!(*part, "*" | "x" | "X");
     let known = parts.iter().take_while(|part| !is_star(part)).count();
-    if known == 0 || parts.len() > 4 || !parts[known..].iter().all(|part| is_star(&part)) {
+    if known == 0 || parts.len() > 4 || !parts[known..].iter().all(is_star) {
         return None;
     }
     let mut bytes = [0; 4];
@@ -373,7 +383,8 @@ fn short_form(text: &str) -> Option<IpNet> {
 }
 
 /// A prefix as it is best written: an address where it is one.
-fn bare(prefix: IpNet) -> String {
+#[must_use]
+pub fn bare(prefix: IpNet) -> String {
     if prefix.prefix_len() == prefix.max_prefix_len() {
         prefix.addr().to_string()
     } else {

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, ops::Range};
 
+use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::{
@@ -65,7 +66,10 @@ impl Reader<'_> {
             return Some((is_negated, AddressItem::Set(id)));
         }
         let fault = match prefixes::parse(rest) {
-            Ok(prefix) => return Some((is_negated, AddressItem::Prefix(prefix))),
+            Ok(prefix) => {
+                self.warn_of_mapped(prefix, sign, value);
+                return Some((is_negated, AddressItem::Prefix(prefix)));
+            }
             Err(fault) => fault,
         };
         let complaint = prefixes::complain(rest, fault, sign, Place::Rule);
@@ -78,6 +82,17 @@ impl Reader<'_> {
         };
         self.errors.push(error.at(value.span()));
         None
+    }
+
+    /// Warns of an IPv4 address in the form of an IPv6 one.
+    pub(super) fn warn_of_mapped(&mut self, prefix: IpNet, sign: &str, value: &Value<'_>) {
+        let Some(v4) = prefixes::mapped(prefix) else { return };
+        self.warnings.push(
+            Diagnostic::warning("this is no address of IPv4 packets")
+                .at(value.span())
+                .label("an IPv6 address, which hardly any packet has")
+                .help(did_you_mean(&format!("\"{sign}{}\"", prefixes::bare(v4)))),
+        );
     }
 
     /// The set that a rule names.

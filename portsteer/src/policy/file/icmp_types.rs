@@ -18,7 +18,7 @@ type Meaning = (u8, Option<u8>);
 
 /// ICMP's types by their names (RFC 792 and its successors, as nftables and iptables have them),
 /// and the codes that have names there.
-const ICMP_NAMES: [(&str, Meaning); 39] = [
+const ICMP_NAMES: [(&str, Meaning); 40] = [
     ("echo-reply", (0, None)),
     ("destination-unreachable", (3, None)),
     ("source-quench", (4, None)),
@@ -58,6 +58,7 @@ const ICMP_NAMES: [(&str, Meaning); 39] = [
     ("ip-header-bad", (12, Some(0))),
     ("required-option-missing", (12, Some(1))),
     ("extended-echo-request", (42, None)),
+    ("extended-echo-reply", (43, None)),
 ];
 
 /// ICMPv6's types by their names (RFC 4443 and others, as nftables and ip6tables have them), and

@@ -235,6 +235,7 @@ impl Reader<'_> {
             };
             match prefixes::parse(text) {
                 Ok(prefix) => {
+                    self.warn_of_mapped(prefix, "", item);
                     if !repeats.is_repeat((false, AddressItem::Prefix(prefix)), item.span()) {
                         prefixes.push(prefix);
                     }
