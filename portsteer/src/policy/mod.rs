@@ -1,8 +1,8 @@
 //! What the operator wrote: the policy as it was meant, free of the file's syntax.
 //!
 //! [`file`] reads a policy file into a [`Policy`], [`services`] knows the names of ports,
-//! [`lint`] looks for what is legal but hardly meant, and [`diagnostic`] is how all of them say
-//! what they found. Nothing in here does any I/O.
+//! [`lint`] looks for what is legal but hardly meant, [`ranges`] is how addresses are compared, and
+//! [`diagnostic`] is how all of them say what they found. Nothing in here does any I/O.
 
 use std::{fmt, net::IpAddr, ops::Range};
 
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub mod diagnostic;
 pub mod file;
 pub mod lint;
+pub mod ranges;
 pub mod services;
 
 /// A whole policy.
