@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub mod diagnostic;
 pub mod file;
 pub mod lint;
+#[cfg(test)]
+pub(crate) mod random;
 pub mod ranges;
 pub mod services;
 

@@ -157,36 +157,37 @@ impl<'a> Lists<'a> {
                 });
             }
         }
-        if let ([AddressItem::Set(id)], []) = (&asked.positive[..], &asked.negative[..]) {
-            return self.sets[id.0 as usize].clone();
-        }
-        let mut part = |items: &[AddressItem]| {
-            let (mut sets, mut prefixes) = (Vec::new(), Vec::new());
-            for item in items {
-                match item {
-                    AddressItem::Set(id) => sets.extend(self.sets[id.0 as usize].as_deref()),
-                    AddressItem::Prefix(prefix) => prefixes.push(prefix),
-                }
-            }
-            let count: usize = sets.iter().map(|set| set.count()).sum();
-            steps.spend(count + prefixes.len())?;
-            let own = AddressRanges::of_prefixes(prefixes);
-            Some(if sets.is_empty() {
-                own
-            } else {
-                AddressRanges::union(sets.into_iter().chain([&own]))
-            })
-        };
         let positive = match &asked.positive[..] {
-            [] => AddressRanges::all(),
-            items => part(items)?,
+            [] => Rc::new(AddressRanges::all()),
+            items => self.union(items, steps)?,
         };
-        let all = if asked.negative.is_empty() {
-            positive
+        if asked.negative.is_empty() {
+            return Some(positive);
+        }
+        let negative = self.union(&asked.negative, steps)?;
+        steps.spend(positive.count() + negative.count())?;
+        Some(Rc::new(positive.without(&negative)))
+    }
+
+    /// What all of the items come to, whose sets are resolved.
+    fn union(&self, items: &[AddressItem], steps: &mut Steps) -> Option<Rc<AddressRanges>> {
+        let (mut sets, mut prefixes) = (Vec::new(), Vec::new());
+        for item in items {
+            match item {
+                AddressItem::Set(id) => sets.extend(&self.sets[id.0 as usize]),
+                AddressItem::Prefix(prefix) => prefixes.push(prefix),
+            }
+        }
+        if let ([set], []) = (&sets[..], &prefixes[..]) {
+            return Some(Rc::clone(set));
+        }
+        steps.spend(prefixes.len() + sets.iter().map(|set| set.count()).sum::<usize>())?;
+        let own = AddressRanges::of_prefixes(prefixes);
+        Some(Rc::new(if sets.is_empty() {
+            own
         } else {
-            positive.without(&part(&asked.negative)?)
-        };
-        Some(Rc::new(all))
+            AddressRanges::union(sets.into_iter().map(Rc::as_ref).chain([&own]))
+        }))
     }
 
     fn index(&mut self) {

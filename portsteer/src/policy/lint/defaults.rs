@@ -181,4 +181,62 @@ mod tests {
             assert_eq!(found, expected, "{rules}");
         }
     }
+
+    #[test]
+    fn discovery_is_dropped_by_all_fields() {
+        for (rules, expected) in [
+            (
+                "a icmpv6 - drop icmp_type=133-136",
+                Some("`a` (line 3) drops neighbour discovery: IPv6 stops"),
+            ),
+            ("a icmpv6 - drop icmp_type=128", None),
+            ("a icmpv6 - drop src=2001:db8::/32", None),
+            (
+                "a icmpv6 - drop src=fe80::/10",
+                Some("`a` (line 3) drops neighbour discovery: IPv6 stops"),
+            ),
+            ("a - - drop src=0.0.0.0/0", None),
+            (
+                "a - - drop src=!192.0.2.0/24",
+                Some("`a` (line 3) drops neighbour discovery: IPv6 stops"),
+            ),
+            ("a - - drop dst=192.0.2.1", None),
+            ("a icmpv6 - pass icmp_type=135-136\nb - - drop", None),
+            ("a icmpv6 - pass icmp_type=135\nb icmpv6 - pass icmp_type=136\nc - - drop", None),
+            (
+                "a icmpv6 - pass icmp_type=135\nb icmpv6 - drop",
+                Some("`b` (line 7) drops all of ICMPv6, neighbour discovery included: IPv6 stops"),
+            ),
+            ("a icmpv6 - pass src=fe80::1\nb - - drop", None),
+            ("a - - pass vlan=7\nb icmpv6 - drop", None),
+            (
+                "a tcp - pass src=fe80::/10\nb icmpv6 - drop vlan=7",
+                Some(
+                    "`b` (line 7) drops all of ICMPv6, neighbour discovery included: IPv6 stops there",
+                ),
+            ),
+        ] {
+            let messages = messages(&policy(rules), &UNKNOWN_HOST);
+            let found = messages.iter().find(|message| message.contains("neighbour discovery"));
+            assert_eq!(found.map(String::as_str), expected, "{rules}");
+        }
+    }
+
+    #[test]
+    fn a_default_has_something_to_decide_where_a_rule_asks_for_more() {
+        for (rules, expected) in [
+            ("a - - drop src=10.0.0.0/8", false),
+            ("a - - drop src=0.0.0.0/0", false),
+            ("a - - drop src=0.0.0.0/0,::/0", true),
+            ("a - - drop vlan=7", false),
+            ("a - - drop src_port=0-65535", false),
+            ("a - - drop interface=eth1", false),
+            ("a - - drop interface=eth0", true),
+            ("interfaces eth0,eth1\na - - drop interface=eth0", false),
+        ] {
+            let messages = messages(&policy(rules), &UNKNOWN_HOST);
+            let found = messages.iter().any(|message| message.contains("never decides"));
+            assert_eq!(found, expected, "{rules}");
+        }
+    }
 }

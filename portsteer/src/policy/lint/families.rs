@@ -131,4 +131,42 @@ mod tests {
             ["`a` (line 3) matches protocols 0, 60 in IPv4 only"]
         );
     }
+
+    #[test]
+    fn icmp_of_the_other_version() {
+        for (rules, expected) in [
+            (
+                "a icmp - drop dst=fd00::/8",
+                Some("`a` (line 3) asks for icmp in IPv6 alone, which has icmpv6 in its place"),
+            ),
+            (
+                "a icmpv6 - drop src=10.0.0.0/8",
+                Some("`a` (line 3) asks for icmpv6 in IPv4 alone, which has icmp in its place"),
+            ),
+            ("a icmp - drop dst=10.0.0.0/8", None),
+            ("a icmp,icmpv6 - drop dst=10.0.0.0/8", None),
+            ("a icmp - drop src=!10.0.0.0/8", None),
+        ] {
+            let messages = messages(&policy(rules), &UNKNOWN_HOST);
+            let found = messages.iter().find(|message| message.contains(" alone"));
+            assert_eq!(found.map(String::as_str), expected, "{rules}");
+        }
+    }
+
+    #[test]
+    fn all_of_ipv4_is_not_everything() {
+        for (rules, expected) in [
+            ("a tcp 80 drop src=0.0.0.0/0", Some("`a` (line 3) matches no IPv6")),
+            ("a tcp 80 drop dst=0.0.0.0/0", Some("`a` (line 3) matches no IPv6")),
+            ("a tcp 80 drop dst=0.0.0.0/0,::/0", None),
+            ("a tcp 80 drop dst=0.0.0.0/0\nb tcp 80 drop dst=::/0", None),
+            ("a tcp 80 drop src=0.0.0.0/0 dst=10.0.0.1", None),
+            ("a tcp 80 drop src=!::/0", None),
+            ("a icmp - drop src=0.0.0.0/0", None),
+        ] {
+            let messages = messages(&policy(rules), &UNKNOWN_HOST);
+            let found = messages.iter().find(|message| message.contains("no IPv6"));
+            assert_eq!(found.map(String::as_str), expected, "{rules}");
+        }
+    }
 }

@@ -71,4 +71,22 @@ mod tests {
         policy.options.fragments = Action::Drop;
         assert!(help(&policy).ends_with("`options.fragments` drops them"));
     }
+
+    #[test]
+    fn what_else_later_fragments_lack() {
+        for (rules, expected) in [
+            ("a udp - steer:web src_port=53", Some("later fragments carry no port")),
+            ("a icmp - steer:web icmp_type=8", Some("later fragments carry no type")),
+            ("a icmp - steer:web", None),
+            ("a udp - steer:web src=10.0.0.1 vlan=7", None),
+            ("a udp 53 steer:web src=10.0.0.1 dst=fd00::1", None),
+        ] {
+            let warnings = lint(&policy(rules), &UNKNOWN_HOST);
+            let found =
+                warnings.iter().filter_map(|warning| warning.help.as_deref()).find_map(|help| {
+                    help.starts_with("later").then(|| help.split(':').next()).flatten()
+                });
+            assert_eq!(found, expected, "{rules}");
+        }
+    }
 }

@@ -163,4 +163,34 @@ mod tests {
             assert_eq!(found.count(), expected, "{rules}");
         }
     }
+
+    #[test]
+    fn whoever_asks_for_few_addresses_means_it() {
+        let host = HostFacts {
+            ephemeral_ports: Some(PortRange { first: 32_768, last: 60_999 }),
+            forwards: Some(true),
+        };
+        // Whether it is said of replies, and of what passes through.
+        for (rules, expected) in [
+            ("a - - drop", (true, true)),
+            ("a tcp - drop src=192.0.2.0/24", (false, true)),
+            ("a tcp - drop dst=192.0.2.1", (false, false)),
+            ("a tcp - drop dst=0.0.0.0/0", (true, true)),
+            ("a tcp - drop src=2000::/3 dst=2000::/3", (true, true)),
+            ("a tcp - drop src=!192.0.2.0/24 dst=!192.0.2.1", (true, true)),
+            ("a tcp - drop src=0.0.0.0/0 dst=fd00::/8", (false, false)),
+            ("a tcp - drop src=2000::/3 dst=!192.0.2.1", (true, true)),
+            ("a tcp - drop src=192.0.2.0/24 dst=::/0,192.0.2.1", (false, false)),
+            ("a udp - drop src_port=53", (false, true)),
+            ("a tcp - drop interface=eth0 vlan=7", (true, true)),
+            ("a tcp - pass src=0.0.0.0/0\nb tcp - drop src=0.0.0.0/0", (false, false)),
+            ("a tcp - pass src=::/0\nb tcp - drop", (true, true)),
+            ("a tcp 40000 pass\nb tcp 40000 drop vlan=7", (false, false)),
+            ("a tcp 40000 pass vlan=7\nb tcp 40000 drop vlan=7-8", (true, true)),
+        ] {
+            let messages = messages(&policy(rules), &host);
+            let said = |what| messages.iter().any(|message| message.contains(what));
+            assert_eq!((said("own connections start"), said("forwards")), expected, "{rules}");
+        }
+    }
 }

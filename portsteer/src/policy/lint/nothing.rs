@@ -67,3 +67,27 @@ const fn help(why: Nothing) -> &'static str {
         Nothing::Protocols => "remove it",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::short::{UNKNOWN_HOST, messages, policy};
+
+    #[test]
+    fn why_a_rule_matches_nothing_is_said() {
+        for (rules, expected) in [
+            ("a - - drop src=10.0.0.1 dst=fd00::1", "`src` and `dst` have no IP version in common"),
+            ("a - - drop src=10.0.0.1,!10.0.0.0/8", "its `src` excludes all that it asks for"),
+            ("a - - drop dst=!0.0.0.0/0,!::/0", "its `dst` excludes every address"),
+            ("set s\na - - drop src=@s", "the set `s` is empty"),
+            ("set s\nset t\na - - drop src=@s,@t", "the sets `s`, `t` are empty"),
+            (
+                "a icmp - drop icmp_type=8 src=fd00::1",
+                "it asks for types of icmp, and its addresses are all of the other IP version",
+            ),
+            ("a - - drop interface=eth1", "the policy has none of its interfaces"),
+        ] {
+            let expected = format!("`a` (line 3) can match nothing: {expected}");
+            assert_eq!(messages(&policy(rules), &UNKNOWN_HOST), [expected], "{rules}");
+        }
+    }
+}

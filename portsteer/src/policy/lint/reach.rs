@@ -30,7 +30,7 @@ const MAX_NAMING: usize = 4_000_000;
 
 /// How many ranges of addresses are made of the rules' lists, over the whole policy. Beyond this, what
 /// a list comes to is not known.
-const MAX_RANGES: usize = 16_000_000;
+const MAX_RANGES: usize = 8_000_000;
 
 /// The highest VLAN id that a tag can have.
 const MAX_VLAN: u16 = 4095;
@@ -57,7 +57,7 @@ impl Key {
 #[derive(Debug)]
 pub(super) struct Shadowed {
     pub rule: usize,
-    /// The rules that match first.
+    /// Rules before it that match all that it matches, between them.
     pub by: BTreeSet<usize>,
     /// Whether these are all that do.
     pub is_complete: bool,
@@ -317,4 +317,281 @@ impl Groups {
 /// Whether a rule matches whatever there is.
 pub(super) fn matches_all(key: Key, rule: &Rule) -> bool {
     key == Key::ANY && rule.dst_ports.is_empty() && Protocols::of(rule).is_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use globset::Glob;
+    use proptest::prelude::*;
+
+    use super::{
+        super::short::{policy, reach, shadows},
+        *,
+    };
+    use crate::{
+        oracle::{Decision, Packet, judge},
+        policy::{Action, AddressItem, Addresses, InterfacePattern, Set, SetId, random},
+    };
+
+    #[test]
+    fn rules_that_ask_for_more_shadow_less() {
+        for (rules, expected) in [
+            // Whoever asks for nothing else shadows whatever asks for more.
+            ("a tcp 80 pass\nb tcp 80 drop src=10.0.0.0/8 vlan=12", "b<a"),
+            ("a tcp 80 pass src=10.0.0.0/8\nb tcp 80 drop", ""),
+            ("a tcp 80 pass src=10.0.0.0/8\nb tcp 80 drop dst=10.0.0.0/8", ""),
+            ("a tcp - pass\nb tcp 80 drop src_port=7 interface=eth0", "b<a"),
+            ("a tcp 80 pass\nb tcp 81 pass\nc tcp 80-81 drop dst=::/0", "c<a,b"),
+            // By address.
+            ("a - - pass src=10.0.0.0/8\nb tcp 80 drop src=10.1.0.0/16", "b<a"),
+            ("a - - pass src=10.1.0.0/16\nb tcp 80 drop src=10.0.0.0/8", ""),
+            ("a - - pass src=10.0.0.0/9,10.128.0.0/9\nb - - drop src=10.0.0.0/8", "b<a"),
+            ("a - - pass dst=10.0.0.0/8\nb - - drop src=10.1.0.0/16", ""),
+            ("a - - pass src=10.0.0.0/8\nb - - drop src=10.1.1.1 dst=10.2.2.2", "b<a"),
+            ("a - - pass src=0.0.0.0/0\nb - - drop src=10.1.1.1", "b<a"),
+            ("a - - pass src=0.0.0.0/0\nb - - drop src=fd00::1", ""),
+            ("a - - pass src=0.0.0.0/0\nb - - drop dst=10.1.1.1", "b<a"),
+            ("a - - pass src=0.0.0.0/0\nb - - pass src=::/0\nc tcp 80 drop", "c<a,b"),
+            ("a - - pass src=0.0.0.0/0,::/0\nb tcp 80 drop", "b<a"),
+            ("a - - pass src=!10.0.0.0/8\nb tcp 80 drop src=11.0.0.1,fd00::1", "b<a"),
+            ("a - - pass src=!10.0.0.0/8\nb tcp 80 drop src=10.0.0.1", ""),
+            ("a - - pass src=10.0.0.0/8,!10.0.0.1\nb - - drop src=10.0.0.1", ""),
+            ("a - - pass src=10.0.0.0/8,!10.0.0.1\nb - - drop src=10.0.0.2", "b<a"),
+            // By set.
+            ("set s 10.0.0.0/8,fd00::/8\na - - pass src=@s\nb - - drop src=10.0.0.1", "b<a"),
+            ("set s 10.0.0.0/8,fd00::/8\na - - pass src=@s\nb - - drop src=@s,!fd00::1", "b<a"),
+            ("set s 10.0.0.0/8,fd00::/8\na - - pass src=@s,!fd00::1\nb - - drop src=@s", ""),
+            ("set s\na - - pass src=!@s\nb - - drop", "b<a"),
+            // Those that ask for the same elsewhere, between them.
+            (
+                "a tcp 1-5 pass src=10.0.0.1\nb tcp 6-9 pass src=10.0.0.0/8\nc tcp 2-8 drop src=10.0.0.1",
+                "c<a,b",
+            ),
+            // The other fields.
+            ("a udp - pass src_port=1-9\nb udp 53 drop src_port=2-3,5", "b<a"),
+            ("a udp - pass src_port=1-9\nb udp 53 drop src_port=2-3,10", ""),
+            ("a udp - pass src_port=0-65535\nb udp - drop", "b<a"),
+            ("a - - pass src_port=0-65535\nb udp - drop\nc - - drop", "b<a"),
+            (
+                "a - - pass vlan=0-5\nb - - drop vlan=0\nc - - drop vlan=0-5\nd - - drop vlan=6",
+                "b<a c<a",
+            ),
+            ("a - - pass vlan=0-4095\nb - - drop", "b<a"),
+            ("a icmp - pass icmp_type=3-8\nb icmp - drop icmp_type=8", "b<a"),
+            ("a icmp - pass icmp_type=3-8\nb icmpv6 - drop icmp_type=8", ""),
+            ("a icmp - pass icmp_type=0-255\nb icmp - drop", ""),
+            ("a icmp - pass\nb icmp - drop icmp_type=8", "b<a"),
+            // Interfaces: `eth0` is all that the policy has.
+            ("a - - pass interface=eth0\nb - - drop", "b<a"),
+            ("interfaces eth0,eth1\na - - pass interface=eth0\nb - - drop", ""),
+            ("interfaces eth0,eth1\na - - pass interface=eth0\nb - - drop interface=*0", "b<a"),
+            ("interfaces eth0,eth1\na - - pass interface=eth?\nb - - drop", "b<a"),
+            ("interfaces e*\na - - pass interface=eth*\nb - - drop interface=eth1*", "b<a"),
+            ("interfaces e*\na - - pass interface=eth?\nb - - drop interface=eth1*", ""),
+            ("interfaces e*\na - - pass interface=eth?\nb - - drop interface=eth1", "b<a"),
+            ("interfaces e*\na - - pass interface=*\nb - - drop", "b<a"),
+        ] {
+            assert_eq!(shadows(rules), expected, "{rules}");
+        }
+    }
+
+    #[test]
+    fn rules_that_match_nothing() {
+        use Nothing::{Dst, IcmpTypes, Interfaces, Src, Versions};
+        for (rules, expected) in [
+            ("a - - drop src=10.0.0.1 dst=fd00::1", Some(Versions)),
+            ("a - - drop src=10.0.0.1,fd00::1 dst=fd00::1", None),
+            ("a - - drop src=10.0.0.1 dst=!10.0.0.1", None),
+            ("a - - drop src=10.0.0.1 dst=!0.0.0.0/0", Some(Versions)),
+            ("a - - drop src=10.0.0.1,!10.0.0.0/8", Some(Src)),
+            ("a - - drop dst=!0.0.0.0/0,!::/0", Some(Dst)),
+            ("set s\na - - drop src=@s", Some(Src)),
+            ("set s\na - - drop src=!@s", None),
+            ("set s\na - - drop src=@s,10.0.0.1", None),
+            ("a icmp - drop icmp_type=8 src=fd00::1", Some(IcmpTypes)),
+            ("a icmpv6 - drop icmp_type=128 dst=10.0.0.1", Some(IcmpTypes)),
+            ("a icmp - drop icmp_type=8 dst=10.0.0.1", None),
+            ("a icmp - drop src=fd00::1", None),
+            ("a - - drop interface=eth1", Some(Interfaces)),
+            ("a - - drop interface=eth1,eth*", None),
+            ("interfaces eth0,veth-*\na - - drop interface=wlan*", Some(Interfaces)),
+            ("interfaces eth0,veth-*\na - - drop interface=*-1", None),
+            ("interfaces eth0,veth-*\na - - drop interface=veth-1", None),
+        ] {
+            let policy = policy(rules);
+            let why = reach(&policy).nothing.first().map(|(_, why)| *why);
+            assert_eq!(why, expected, "{rules}");
+        }
+    }
+
+    /// Rule `index` names one prefix, one port, and a VLAN.
+    fn many(count: u32) -> Policy {
+        let rules = (0..count).map(|index| {
+            let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + index * 16);
+            let prefix = ipnet::Ipv4Net::new(address, 28).unwrap().into();
+            Rule {
+                src: Addresses { positive: vec![AddressItem::Prefix(prefix)], negative: vec![] },
+                dst_ports: vec![NumberRange::single(80)],
+                vlans: vec![NumberRange::single((index % 4094) as u16)],
+                ..Rule::any(Action::Drop)
+            }
+        });
+        Policy { rules: rules.collect(), ..policy("") }
+    }
+
+    // Seconds at most even unoptimised, here and below; what is quadratic takes minutes.
+    #[test]
+    fn many_rules_with_a_prefix_each() {
+        let start = Instant::now();
+        let mut policy = many(20_000);
+        // Shadowed by one of them.
+        policy.rules.push(policy.rules[10_000].clone());
+        let reach = reach(&policy);
+        let [shadowed] = &reach.shadowed[..] else { panic!("{:?}", reach.shadowed) };
+        assert_eq!((shadowed.rule, shadowed.by.first()), (20_000, Some(&10_000)));
+        assert!(start.elapsed().as_secs() < 30);
+    }
+
+    /// What no index helps with: every rule has to be compared with every other.
+    #[test]
+    fn what_takes_too_long_is_not_looked_for() {
+        let start = Instant::now();
+        let mut policy = many(10_000);
+        for (rule, index) in policy.rules.iter_mut().zip(0_u32..) {
+            let everywhere = |text: &str| AddressItem::Prefix(text.parse().unwrap());
+            rule.src.positive.push(everywhere("192.0.2.0/24"));
+            rule.dst.negative.push(everywhere("192.0.2.0/24"));
+            let address = std::net::Ipv4Addr::from_bits(0x0b00_0000 + index);
+            rule.dst.negative.push(AddressItem::Prefix(std::net::IpAddr::from(address).into()));
+            rule.src_ports = vec![NumberRange { first: (index % 9_000) as u16, last: 60_000 }];
+        }
+        assert!(reach(&policy).shadowed.is_empty());
+        assert!(start.elapsed().as_secs() < 30);
+    }
+
+    #[test]
+    fn large_sets_with_exceptions() {
+        let start = Instant::now();
+        let mut policy = many(200);
+        // All different, and in no order.
+        let prefix = |index: u32| {
+            let address = std::net::Ipv4Addr::from_bits(index.wrapping_mul(2_654_435_761));
+            std::net::IpAddr::from(address).into()
+        };
+        let prefixes = (0..200_000).map(prefix).collect();
+        policy.sets.push(Set { name: "big".into(), prefixes, file: None, span: 0..0, line: 0 });
+        for (index, rule) in policy.rules.iter_mut().enumerate() {
+            rule.src = Addresses { positive: vec![AddressItem::Set(SetId(0))], negative: vec![] };
+            if index % 2 == 0 {
+                // Each of these comes to ranges of its own.
+                rule.src.negative.push(prefix_of(index as u32));
+            }
+        }
+        let reach = reach(&policy);
+        assert!(reach.shadowed.is_empty());
+        assert!(start.elapsed().as_secs() < 30);
+    }
+
+    fn prefix_of(index: u32) -> AddressItem {
+        AddressItem::Prefix(std::net::IpAddr::from(std::net::Ipv4Addr::from_bits(index)).into())
+    }
+
+    /// Each rule by itself: what does not meet it is left to the default.
+    fn alone(policy: &Policy) -> Vec<Policy> {
+        let alone = |rule: &Rule| Policy {
+            rules: vec![rule.clone()],
+            default: Action::Pass,
+            ..policy.clone()
+        };
+        policy.rules.iter().map(alone).collect()
+    }
+
+    fn is_met(alone: &Policy, packet: &Packet<'_>) -> bool {
+        judge(alone, packet) != Decision::Default
+    }
+
+    fn is_attached(interfaces: &[InterfacePattern], name: &str) -> bool {
+        interfaces.iter().any(|pattern| match pattern.is_glob {
+            true => Glob::new(&pattern.text).unwrap().compile_matcher().is_match(name),
+            false => pattern.text == name,
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// No rule that decides something is said not to.
+        #[test]
+        fn idle_rules_decide_nothing(
+            policy in random::policy(8),
+            packets in prop::collection::vec(random::packet(), 60),
+        ) {
+            let (reach, alone) = (reach(&policy), alone(&policy));
+            for packet in packets {
+                if !packet.interface.is_some_and(|name| is_attached(&policy.interfaces, name)) {
+                    continue;
+                }
+                if let Some(index) = alone.iter().position(|alone| is_met(alone, &packet)) {
+                    // That of matching nothing is said of whole packets.
+                    let types = reach.nothing.contains(&(index, Nothing::IcmpTypes));
+                    let is_excused = types && packet.later_fragment;
+                    prop_assert!(!reach.is_idle[index] || is_excused, "{} {:?}", index, packet);
+                }
+                for shadowed in reach.shadowed.iter().filter(|shadowed| shadowed.is_complete) {
+                    let is_met = |&index: &usize| is_met(&alone[index], &packet);
+                    let is_excused = shadowed.by.iter().any(is_met);
+                    prop_assert!(is_excused || !is_met(&shadowed.rule), "{shadowed:?} {packet:?}");
+                }
+            }
+        }
+
+        /// Whatever a rule asks for, one before it that asks for less, or the same, shadows it.
+        #[test]
+        fn a_wider_rule_shadows(policy in random::policy(6), rule in random::rule(), freed in 0_u8..8) {
+            let mut policy = policy;
+            let mut wider = rule.clone();
+            match freed {
+                0 => wider.protocols.clear(),
+                1 => wider.src = Addresses::default(),
+                2 => wider.dst = Addresses::default(),
+                3 => wider.src_ports.clear(),
+                4 => wider.dst_ports.clear(),
+                5 => wider.icmp_types.clear(),
+                6 => wider.vlans.clear(),
+                _ => wider.interfaces.clear(),
+            }
+            policy.rules.insert(0, wider);
+            policy.rules.push(rule);
+            let reach = reach(&policy);
+            prop_assert_eq!(reach.is_idle.last(), Some(&true));
+        }
+
+        /// Among rules that ask for protocols and destination ports alone, none is missed.
+        #[test]
+        fn plain_rules_are_judged_exactly(policy in random::policy(8)) {
+            let mut policy = policy;
+            for rule in &mut policy.rules {
+                let Rule { protocols, dst_ports, .. } = rule.clone();
+                *rule = Rule { protocols, dst_ports, ..Rule::any(Action::Drop) };
+            }
+            let (reach, alone) = (reach(&policy), alone(&policy));
+            let mut is_idle = vec![true; policy.rules.len()];
+            let ports = || (0..8).chain(65_530..=65_535);
+            for number in 0..=u8::MAX {
+                let has_ports = [6, 17, 33, 132, 136].contains(&number);
+                let bare = Packet::new(number);
+                let mut packets = vec![Packet { later_fragment: has_ports, ..bare }];
+                if has_ports {
+                    packets.extend(ports().map(|port| Packet { dst_port: Some(port), ..bare }));
+                }
+                for packet in packets {
+                    let reached = alone.iter().position(|alone| is_met(alone, &packet));
+                    reached.map(|index| is_idle[index] = false);
+                }
+            }
+            prop_assert_eq!(reach.is_idle, is_idle);
+        }
+    }
 }

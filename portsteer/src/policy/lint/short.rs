@@ -83,7 +83,7 @@ fn set(name: &str, prefixes: &str) -> Set {
     let prefixes = prefixes.split(',').filter(|prefix| !prefix.is_empty());
     Set {
         name: name.to_owned(),
-        prefixes: prefixes.map(|prefix| prefix.parse().unwrap()).collect(),
+        prefixes: prefixes.map(prefix).collect(),
         file: None,
         span: 0..0,
         line: 0,
@@ -123,6 +123,11 @@ fn ask(rule: &mut Rule, key: &str, list: &str, sets: &[Set]) {
     }
 }
 
+/// A prefix, or an address.
+fn prefix(text: &str) -> ipnet::IpNet {
+    text.parse().unwrap_or_else(|_| text.parse::<std::net::IpAddr>().unwrap().into())
+}
+
 fn addresses(list: &str, sets: &[Set]) -> Addresses {
     let mut addresses = Addresses::default();
     for item in list.split(',') {
@@ -135,9 +140,7 @@ fn addresses(list: &str, sets: &[Set]) -> Addresses {
                 let index = sets.iter().position(|set| set.name == name).unwrap();
                 AddressItem::Set(SetId(index as u32))
             }
-            None => AddressItem::Prefix(
-                item.parse().unwrap_or_else(|_| item.parse::<std::net::IpAddr>().unwrap().into()),
-            ),
+            None => AddressItem::Prefix(prefix(item)),
         });
     }
     addresses

@@ -42,3 +42,20 @@ pub(super) fn targets(policy: &Policy) -> impl Iterator<Item = Diagnostic> {
         },
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::short::{UNKNOWN_HOST, messages, policy};
+
+    #[test]
+    fn sets_that_no_rule_names() {
+        let policy = policy(
+            "set a 10.0.0.1\nset b 10.0.0.2\nset c 10.0.0.3\nset d\n\
+             x - - pass src=@a\ny - - pass dst=!@c",
+        );
+        assert_eq!(
+            messages(&policy, &UNKNOWN_HOST),
+            ["no rule names the set `b`", "no rule names the set `d`"]
+        );
+    }
+}
