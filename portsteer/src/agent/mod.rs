@@ -25,6 +25,10 @@ use crate::{
     policy::{self, Policy, diagnostic::Diagnostic, services::Services},
 };
 
+mod set_files;
+
+pub use set_files::{MAX_SET_FILES_LEN, PolicyFiles};
+
 /// What the agent is to do.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -77,11 +81,11 @@ pub fn services() -> Services {
 /// The longest policy file that is read, in bytes.
 const MAX_POLICY_LEN: u64 = 64 << 20;
 
-/// Reads a policy file.
+/// Reads a policy file, and the files that its sets name.
 ///
 /// # Errors
 ///
-/// It cannot be read, or it has errors.
+/// It cannot be read, or it has errors, which those of the sets' files are among.
 pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
     let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
     let mut bytes = Vec::new();
@@ -98,7 +102,7 @@ pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
             format!("it is not UTF-8 from byte {at} on"),
         ))
     })?;
-    match policy::file::parse(&text, &services()) {
+    match policy::file::parse_with(&text, &services(), &mut PolicyFiles::beside(path)) {
         Ok(parsed) => {
             let mut warnings = parsed.warnings;
             warnings.extend(policy::lint::lint(&parsed.policy, &host_facts()));

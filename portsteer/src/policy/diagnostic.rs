@@ -39,6 +39,8 @@ pub struct Diagnostic {
     pub span: Option<Range<usize>>,
     /// A few words that stand beside the underlined text.
     pub label: Option<String>,
+    /// More about it, a line each, without full stops.
+    pub notes: Vec<String>,
     /// What to do about it.
     pub help: Option<String>,
     /// Other places that matter here, in bytes of the file, and why they do.
@@ -77,7 +79,15 @@ impl Diagnostic {
     }
 
     fn new(severity: Severity, message: String) -> Self {
-        Self { severity, message, span: None, label: None, help: None, related: Vec::new() }
+        Self {
+            severity,
+            message,
+            span: None,
+            label: None,
+            notes: Vec::new(),
+            help: None,
+            related: Vec::new(),
+        }
     }
 
     /// Points it at these bytes of the file.
@@ -91,6 +101,13 @@ impl Diagnostic {
     #[must_use]
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into());
+        self
+    }
+
+    /// Says more about it.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
         self
     }
 
@@ -220,6 +237,9 @@ fn group<'a>(name: &'a str, text: &'a str, diagnostic: &'a Diagnostic) -> Group<
         Some(span) => snippets(name, text, diagnostic, span),
         None => vec![Origin::path(name).into()],
     });
+    let notes = diagnostic.notes.iter();
+    let group =
+        group.elements(notes.map(|note| Level::NOTE.message(normalize_untrusted_str(note))));
     group.elements(
         diagnostic.help.as_deref().map(|help| Level::HELP.message(normalize_untrusted_str(help))),
     )

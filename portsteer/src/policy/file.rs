@@ -5,32 +5,44 @@
 //! version of the format brings is refused by name, so that no policy ever means less than it
 //! says.
 
-use std::{
-    collections::{HashMap, HashSet},
-    ops::Range,
-};
+use std::ops::Range;
 
-use globset::GlobBuilder;
-use portsteer_common::{PortProtocol, image::MAX_RULES};
 use toml::{
     Spanned,
     de::{DeInteger, DeTable, DeValue},
 };
 
-use self::targets::{TARGET_KEYS, Targets};
+pub use self::sets::{MAX_PREFIXES_IN_ALL, SetFiles};
+use self::{
+    interfaces::Attached,
+    rules::{Named, RULE_KEY_SYNONYMS, RULE_KEYS},
+    sets::{SET_KEYS, Sets},
+    syntax::{dismantle, remove_consequences, syntax_diagnostics},
+    targets::{TARGET_KEYS, Targets},
+};
 use super::{
-    Action, Addresses, InterfacePattern, Mode, Options, PROTOCOL_NAMES, Policy, PortRange,
-    RANGE_NAMES, Rule, Target, TargetKind,
+    Action, Mode, Options, Policy,
     diagnostic::{Diagnostic, suggest},
     services::Services,
 };
 
+mod actions;
+mod addresses;
+mod icmp_types;
+mod interfaces;
+mod ports;
+mod protocols;
+mod ranges;
+mod rules;
+mod sets;
+mod syntax;
 mod targets;
+mod vlans;
 
 /// The version of the format that is understood.
 pub const VERSION: u8 = 1;
 
-/// The longest name of a rule or a target, in characters.
+/// The longest name of a rule, a set or a target, in characters.
 pub const MAX_NAME_CHARS: usize = 64;
 
 /// The longest name of an interface in bytes: Linux's `IFNAMSIZ` less the NUL.
@@ -44,17 +56,39 @@ pub struct Parsed {
     pub warnings: Vec<Diagnostic>,
 }
 
-/// Reads a policy file.
+/// Reads a policy file whose sets all stand in it: one that names a file is refused.
 ///
 /// # Errors
 ///
 /// Everything that is wrong with the file, in its order; at least one. Errors about the file as a
 /// whole come first.
 pub fn parse(text: &str, services: &Services) -> Result<Parsed, Vec<Diagnostic>> {
+    parse_policy(text, services, None)
+}
+
+/// Reads a policy file, and the files that its sets name through `files`.
+///
+/// # Errors
+///
+/// As [`parse`] has them; what is wrong with a set's file is said where the policy names it.
+pub fn parse_with(
+    text: &str,
+    services: &Services,
+    files: &mut dyn SetFiles,
+) -> Result<Parsed, Vec<Diagnostic>> {
+    parse_policy(text, services, Some(files))
+}
+
+fn parse_policy<'a>(
+    text: &str,
+    services: &'a Services,
+    files: Option<&'a mut (dyn SetFiles + 'a)>,
+) -> Result<Parsed, Vec<Diagnostic>> {
     let (root, syntax_errors) = DeTable::parse_recoverable(text);
     let root = root.into_inner();
     let mut reader = Reader {
         services,
+        files,
         line_starts: line_starts(text),
         is_whole: syntax_errors.is_empty(),
         suggestions: MAX_SUGGESTIONS,
@@ -63,15 +97,19 @@ pub fn parse(text: &str, services: &Services) -> Result<Parsed, Vec<Diagnostic>>
     };
     let policy = reader.read_policy(&root);
 
-    let Reader { mut errors, warnings, .. } = reader;
+    let Reader { mut errors, mut warnings, .. } = reader;
     let syntax_errors = syntax_diagnostics(text, &root, &syntax_errors);
     dismantle(root);
     remove_consequences(&mut errors, &syntax_errors);
     errors.extend(syntax_errors);
+    let by_place = |found: &Diagnostic| found.span.as_ref().map(|span| (span.start, span.end));
     match policy {
-        Some(policy) if errors.is_empty() => Ok(Parsed { policy, warnings }),
+        Some(policy) if errors.is_empty() => {
+            warnings.sort_by_key(by_place);
+            Ok(Parsed { policy, warnings })
+        }
         _ => {
-            errors.sort_by_key(|error| error.span.as_ref().map(|span| (span.start, span.end)));
+            errors.sort_by_key(by_place);
             Err(errors)
         }
     }
@@ -85,51 +123,12 @@ type Entry<'t, 'i> = (&'t Key<'i>, &'t Value<'i>);
 /// than that for a file that is wrong all over.
 const MAX_SUGGESTIONS: usize = 256;
 
-/// The word for what is not known yet is always the same.
-const NOT_THERE_YET: &str = "is not there yet";
-const RULES_TODAY: &str = "in this release a rule matches `protocol` and `dst_port`, and its action is \"pass\", \"drop\" or { steer = \"NAME\" }";
+/// How many names one message lists.
+const MAX_LISTED: usize = 8;
 
-const ROOT_KEYS: [&str; 7] =
-    ["version", "interfaces", "mode", "default", "options", "targets", "rules"];
+const ROOT_KEYS: [&str; 8] =
+    ["version", "interfaces", "mode", "default", "options", "sets", "targets", "rules"];
 const OPTION_KEYS: [&str; 3] = ["fragments", "malformed", "unsupported"];
-const RULE_KEYS: [&str; 4] = ["name", "protocol", "dst_port", "action"];
-
-/// Keys that later releases bring, with what this one cannot do.
-const LATER_ROOT_KEYS: [(&str, &str); 1] = [("sets", "this release has no address sets")];
-const LATER_RULE_KEYS: [(&str, &str); 6] = [
-    ("src", "this release cannot match source addresses"),
-    ("dst", "this release cannot match destination addresses"),
-    ("src_port", "this release cannot match source ports"),
-    ("vlan", "this release cannot match VLANs"),
-    ("interface", "this release applies every rule to all interfaces"),
-    ("icmp_type", "this release cannot match ICMP types"),
-];
-const LATER_ACTION: &str = "reject";
-const STEER: &str = "steer";
-
-/// Words that other tools use, with the key that means the same here.
-const RULE_KEY_SYNONYMS: [(&str, &str); 20] = [
-    ("port", "dst_port"),
-    ("ports", "dst_port"),
-    ("dport", "dst_port"),
-    ("dports", "dst_port"),
-    ("dst_ports", "dst_port"),
-    ("dstport", "dst_port"),
-    ("destination_port", "dst_port"),
-    ("to_port", "dst_port"),
-    ("service", "dst_port"),
-    ("services", "dst_port"),
-    ("proto", "protocol"),
-    ("protocols", "protocol"),
-    ("ip_protocol", "protocol"),
-    ("target", "action"),
-    ("verdict", "action"),
-    ("policy", "action"),
-    ("then", "action"),
-    ("id", "name"),
-    ("label", "name"),
-    ("title", "name"),
-];
 const ROOT_KEY_SYNONYMS: [(&str, &str); 9] = [
     ("interface", "interfaces"),
     ("iface", "interfaces"),
@@ -141,18 +140,8 @@ const ROOT_KEY_SYNONYMS: [(&str, &str); 9] = [
     ("xdp_mode", "mode"),
     ("option", "options"),
 ];
-const ACTION_SYNONYMS: [(&str, Action); 8] = [
-    ("allow", Action::Pass),
-    ("accept", Action::Pass),
-    ("permit", Action::Pass),
-    ("ok", Action::Pass),
-    ("deny", Action::Drop),
-    ("block", Action::Drop),
-    ("discard", Action::Drop),
-    ("blackhole", Action::Drop),
-];
-/// What other tools call steering.
-const STEER_SYNONYMS: [&str; 5] = ["redirect", "forward", "divert", "target", "to"];
+const STEER: &str = "steer";
+
 const MODE_SYNONYMS: [(&str, Mode); 6] = [
     ("skb", Mode::Generic),
     ("xdpgeneric", Mode::Generic),
@@ -161,36 +150,14 @@ const MODE_SYNONYMS: [(&str, Mode); 6] = [
     ("xdpdrv", Mode::Native),
     ("xdp", Mode::Auto),
 ];
-const PROTOCOL_SYNONYMS: [(&str, &str); 5] = [
-    ("udp-lite", "udplite"),
-    ("icmp4", "icmp"),
-    ("icmp6", "icmpv6"),
-    ("ipv6-icmp", "icmpv6"),
-    ("icmp-v6", "icmpv6"),
-];
-/// Protocols that people know by name, and the file by number alone.
-const NUMBERED_PROTOCOLS: [(&str, u8); 14] = [
-    ("igmp", 2),
-    ("ipip", 4),
-    ("ipv4", 4),
-    ("egp", 8),
-    ("ipv6", 41),
-    ("gre", 47),
-    ("esp", 50),
-    ("ah", 51),
-    ("eigrp", 88),
-    ("ospf", 89),
-    ("pim", 103),
-    ("vrrp", 112),
-    ("l2tp", 115),
-    ("mpls", 137),
-];
 /// What people write to match everything.
 const ANY_WORDS: [&str; 4] = ["any", "all", "*", "ip"];
 
 /// What is known while a file is read.
 struct Reader<'a> {
     services: &'a Services,
+    /// What reads the sets' files, if anything does.
+    files: Option<&'a mut dyn SetFiles>,
     /// Where the lines start, in bytes.
     line_starts: Vec<usize>,
     /// Whether there were no errors of syntax. Where there are, what is missing proves nothing.
@@ -201,34 +168,37 @@ struct Reader<'a> {
     warnings: Vec<Diagnostic>,
 }
 
-/// A protocol in a rule, with its place.
-struct ProtocolItem {
-    number: u8,
-    span: Range<usize>,
-}
-
 impl Reader<'_> {
     /// The policy, as far as it can be told: usable only if no errors were found.
     fn read_policy(&mut self, root: &DeTable<'_>) -> Option<Policy> {
         if !self.version_is_known(root) {
             return None; // the rest is in a language that we do not know
         }
-        let mut interfaces = Vec::new();
         let mut mode = Mode::default();
         let mut default = Action::Pass;
         let mut options = Options::default();
         let mut rules = Vec::new();
         // First, because rules name them.
-        let targets = root.get_key_value("targets").filter(is_complete);
-        let targets = targets.map_or_else(Targets::none, |(_, value)| self.read_targets(value));
+        let value_of = |key| root.get_key_value(key).filter(is_complete).map(|(_, value)| value);
+        let errors_before = self.errors.len();
+        let interfaces = value_of("interfaces").map(|value| self.read_interfaces(value));
+        let is_known = interfaces.is_some() && self.errors.len() == errors_before;
+        let interfaces = interfaces.unwrap_or_default();
+        let sets = value_of("sets").map_or_else(Sets::none, |value| self.read_sets(value));
+        let targets =
+            value_of("targets").map_or_else(Targets::none, |value| self.read_targets(value));
+        let named = Named {
+            attached: Attached::new(&interfaces, is_known),
+            sets: &sets,
+            targets: &targets,
+        };
         for (key, value) in root.iter().filter(is_complete) {
             match key.get_ref().as_ref() {
-                "version" | "targets" => {}
-                "interfaces" => interfaces = self.read_interfaces(value),
+                "version" | "interfaces" | "sets" | "targets" => {}
                 "mode" => mode = self.read_mode(value).unwrap_or(mode),
                 "default" => default = self.read_action((key, value)).unwrap_or(default),
                 "options" => options = self.read_options(value),
-                "rules" => rules = self.read_rules(key, value, &targets),
+                "rules" => rules = self.read_rules(key, value, &named),
                 _ => self.refuse_root_key(key),
             }
         }
@@ -239,29 +209,8 @@ impl Reader<'_> {
             );
         }
         self.refuse_circles(&interfaces, &targets.list);
-        let sets = Vec::new();
-        Some(Policy { interfaces, mode, default, options, targets: targets.list, sets, rules })
-    }
-
-    /// Reports targets out of the interfaces that packets come from. (A glob leaves targets out.)
-    fn refuse_circles(&mut self, interfaces: &[InterfacePattern], targets: &[Target]) {
-        for target in targets {
-            let TargetKind::Interface { interface, .. } = &target.kind else { continue };
-            let attached =
-                |pattern: &InterfacePattern| !pattern.is_glob && pattern.text == *interface;
-            if interfaces.iter().any(attached) {
-                self.errors.push(
-                    Diagnostic::error(format!("{} steers in a circle", quote(&target.name)))
-                        .at(target.span.clone())
-                        .label(format!("sends out of {}", quote(interface)))
-                        .help(format!(
-                            "{} stands in `interfaces`: packets cannot be steered out of an \
-                             interface that the policy is attached to",
-                            quote(interface)
-                        )),
-                );
-            }
-        }
+        let (targets, sets) = (targets.list, sets.list);
+        Some(Policy { interfaces, mode, default, options, targets, sets, rules })
     }
 
     /// Reports a missing or unknown version. Returns whether it makes sense to go on.
@@ -294,49 +243,6 @@ impl Reader<'_> {
         }
     }
 
-    fn read_interfaces(&mut self, value: &Value<'_>) -> Vec<InterfacePattern> {
-        let DeValue::Array(items) = value.get_ref() else {
-            let help = value
-                .get_ref()
-                .as_str()
-                .map(|name| format!("write a list: `interfaces = [{}]`", toml_string(name)));
-            self.wrong_type(value, "a list of strings", help);
-            return Vec::new();
-        };
-        if items.is_empty() {
-            self.errors.push(
-                Diagnostic::error("`interfaces` is empty")
-                    .at(value.span())
-                    .label("at least one name or glob"),
-            );
-        }
-        let mut first_spans: HashMap<&str, Range<usize>> = HashMap::new();
-        let mut patterns = Vec::new();
-        for item in items {
-            let Some(text) = item.get_ref().as_str() else {
-                self.wrong_type(item, "an interface's name or a glob, as a string", None);
-                continue;
-            };
-            let is_glob = text.contains(['*', '?', '[', '{']);
-            if let Some(error) = wrong_interface(text, is_glob) {
-                self.errors.push(error.at(item.span()));
-                continue;
-            }
-            if let Some(first) = first_spans.get(text) {
-                self.errors.push(
-                    Diagnostic::error(format!("{} is listed twice", quote(text)))
-                        .at(item.span())
-                        .label("again here")
-                        .related(first.clone(), "first here"),
-                );
-                continue;
-            }
-            first_spans.insert(text, item.span());
-            patterns.push(InterfacePattern { text: text.to_owned(), is_glob, span: item.span() });
-        }
-        patterns
-    }
-
     fn read_mode(&mut self, value: &Value<'_>) -> Option<Mode> {
         const MODES: [Mode; 3] = [Mode::Auto, Mode::Native, Mode::Generic];
         const EXPECTED: &str = "expected \"auto\", \"native\" or \"generic\"";
@@ -352,68 +258,6 @@ impl Reader<'_> {
             self.unknown_word(format!("there is no mode {}", quote(word)), value, EXPECTED, near);
         }
         mode
-    }
-
-    /// Reads `"pass"` or `"drop"`, for keys that know nothing else.
-    fn read_action(&mut self, (key, value): Entry<'_, '_>) -> Option<Action> {
-        const EXPECTED: &str = "expected \"pass\" or \"drop\"";
-        if let DeValue::Table(table) = value.get_ref() {
-            if table.get(LATER_ACTION).is_some() {
-                self.later_action(value);
-                return None;
-            }
-            if table.get(STEER).is_some() {
-                self.steers_nothing(key, value);
-                return None;
-            }
-        }
-        let Some(word) = value.get_ref().as_str() else {
-            self.wrong_type(value, "\"pass\" or \"drop\"", yes_or_no(value));
-            return None;
-        };
-        let action = [Action::Pass, Action::Drop].into_iter().find(|action| action.name() == word);
-        if action.is_none() {
-            if word == LATER_ACTION {
-                self.later_action(value);
-                return None;
-            }
-            if word == STEER {
-                self.steers_nothing(key, value);
-                return None;
-            }
-            let near = known(&ACTION_SYNONYMS, &word.to_lowercase())
-                .map(Action::name)
-                .or_else(|| self.suggest(word, ["pass", "drop"]));
-            let message = format!("`{}` cannot be {}", key.get_ref(), quote(word));
-            self.unknown_word(message, value, EXPECTED, near);
-        }
-        action
-    }
-
-    fn later_action(&mut self, value: &Value<'_>) {
-        self.errors.push(
-            Diagnostic::error(format!("the action `{LATER_ACTION}` {NOT_THERE_YET}"))
-                .at(value.span())
-                .label("this release can pass, drop and steer")
-                .help(RULES_TODAY),
-        );
-    }
-
-    /// Refuses steering where the key is no rule's.
-    fn steers_nothing(&mut self, key: &Key<'_>, value: &Value<'_>) {
-        let key = key.get_ref().as_ref();
-        let help = if key == "default" {
-            "to steer what no other rule matches, end with a rule that has nothing but \
-             `action = { steer = \"NAME\" }`"
-        } else {
-            "write \"pass\" or \"drop\""
-        };
-        self.errors.push(
-            Diagnostic::error(format!("`{key}` cannot steer"))
-                .at(value.span())
-                .label("only rules steer")
-                .help(help),
-        );
     }
 
     fn read_options(&mut self, value: &Value<'_>) -> Options {
@@ -447,396 +291,14 @@ impl Reader<'_> {
         options
     }
 
-    fn read_rules(&mut self, key: &Key<'_>, value: &Value<'_>, targets: &Targets<'_>) -> Vec<Rule> {
-        let items = match value.get_ref() {
-            DeValue::Array(items) => items,
-            DeValue::Table(_) => {
-                self.errors.push(
-                    Diagnostic::error("`rules` is one table, but a list of tables is expected")
-                        .at(key.span())
-                        .label("one pair of brackets is missing")
-                        .help("begin every rule with a line `[[rules]]`"),
-                );
-                return Vec::new();
-            }
-            _ => {
-                let help = "begin every rule with a line `[[rules]]`";
-                self.wrong_type(value, "a list of tables", Some(help.to_owned()));
-                return Vec::new();
-            }
-        };
-        if let Some(first_too_many) = items.get(MAX_RULES) {
-            self.errors.push(
-                Diagnostic::error(format!(
-                    "the policy has {} rules, but there is room for {MAX_RULES}",
-                    items.len()
-                ))
-                .at(first_too_many.span())
-                .label("the first rule that is too many"),
-            );
-        }
-        let mut first_spans = HashMap::new();
-        let mut rules = Vec::with_capacity(items.len().min(MAX_RULES));
-        for item in items.iter().take(MAX_RULES) {
-            match item.get_ref() {
-                DeValue::Table(table) => {
-                    rules.extend(self.read_rule(table, item.span(), targets, &mut first_spans));
-                }
-                _ => self.wrong_type(item, "a table", None),
-            }
-        }
-        rules
-    }
-
-    fn read_rule<'t>(
-        &mut self,
-        table: &'t DeTable<'_>,
-        span: Range<usize>,
-        targets: &Targets<'_>,
-        first_spans: &mut HashMap<&'t str, Range<usize>>,
-    ) -> Option<Rule> {
-        let mut name = None;
-        let mut protocols = Vec::new();
-        let mut dst_ports = Vec::new();
-        let mut dst_port_key = None;
-        let mut action = None;
-        for entry in table.iter().filter(is_complete) {
-            let (key, value) = entry;
-            match key.get_ref().as_ref() {
-                "name" => name = self.read_name(value, first_spans),
-                "protocol" => protocols = self.read_protocols(value),
-                "dst_port" => {
-                    dst_port_key = Some(key.span());
-                    dst_ports = self.read_ports(value);
-                }
-                "action" => action = self.read_rule_action(value, targets),
-                _ => self.refuse_rule_key(key),
-            }
-        }
-        if let Some(key) = dst_port_key {
-            self.refuse_protocols_without_ports(&protocols, &key);
-        }
-        if self.is_whole && table.get("action").is_none() {
-            self.errors.push(
-                Diagnostic::error("the rule has no `action`")
-                    .at(span.clone())
-                    .label("what happens to a packet that matches?")
-                    .help(
-                        "add `action = \"pass\"`, `action = \"drop\"` or \
-                         `action = { steer = \"NAME\" }`",
-                    ),
-            );
-        }
-        let mut protocols: Vec<u8> = protocols.into_iter().map(|item| item.number).collect();
-        protocols.sort_unstable();
-        protocols.dedup();
-        let line = self.line_starts.partition_point(|&start| start <= span.start);
-        Some(Rule {
-            name,
-            protocols,
-            src: Addresses::default(),
-            dst: Addresses::default(),
-            src_ports: Vec::new(),
-            dst_ports: merge(dst_ports),
-            icmp_types: Vec::new(),
-            vlans: Vec::new(),
-            interfaces: Vec::new(),
-            action: action?,
-            span,
-            line,
-        })
-    }
-
-    /// Reads `"pass"`, `"drop"` or `{ steer = "NAME" }`.
-    fn read_rule_action(&mut self, value: &Value<'_>, targets: &Targets<'_>) -> Option<Action> {
-        const EXPECTED: &str = "\"pass\", \"drop\" or { steer = \"NAME\" }";
-        let word = match value.get_ref() {
-            DeValue::Table(table) if table.is_empty() => {
-                self.wrong_type(value, EXPECTED, None);
-                return None;
-            }
-            DeValue::Table(table) => return self.read_steer(table, value, targets),
-            DeValue::String(word) => word.as_ref(),
-            _ => {
-                self.wrong_type(value, EXPECTED, yes_or_no(value));
-                return None;
-            }
-        };
-        let action = [Action::Pass, Action::Drop].into_iter().find(|action| action.name() == word);
-        if action.is_some() {
-            return action;
-        }
-        if word == LATER_ACTION {
-            self.later_action(value);
-            return None;
-        }
-        let name = targets.names.first().map_or("NAME", |name| name);
-        if word == STEER {
-            self.errors.push(
-                Diagnostic::error("the rule does not say where it steers to")
-                    .at(value.span())
-                    .label("a target is missing")
-                    .help(format!("write `action = {}`", steer_to(name))),
-            );
-            return None;
-        }
-        let lower = word.to_lowercase();
-        let near = if let Some(action) = known(&ACTION_SYNONYMS, &lower) {
-            Some(format!("\"{}\"", action.name()))
-        } else if targets.ids.contains_key(word) {
-            Some(steer_to(word))
-        } else if STEER_SYNONYMS.contains(&lower.as_str()) {
-            Some(steer_to(name))
-        } else {
-            self.suggest(word, ["pass", "drop", STEER]).map(|near| match near {
-                STEER => steer_to(name),
-                _ => format!("\"{near}\""),
-            })
-        };
-        let mut error = Diagnostic::error(format!("`action` cannot be {}", quote(word)))
-            .at(value.span())
-            .label(format!("expected {EXPECTED}"));
-        error.help = near.map(|near| did_you_mean(&near));
-        self.errors.push(error);
-        None
-    }
-
-    /// Reads an action that is a table.
-    fn read_steer(
-        &mut self,
-        table: &DeTable<'_>,
-        value: &Value<'_>,
-        targets: &Targets<'_>,
-    ) -> Option<Action> {
-        if table.get(LATER_ACTION).is_some() {
-            self.later_action(value);
-            return None;
-        }
-        let mut action = None;
-        for (key, value) in table.iter().filter(is_complete) {
-            let word = key.get_ref().as_ref();
-            if word == STEER {
-                action = self.read_steer_target(value, targets).map(Action::Steer);
-                continue;
-            }
-            let lower = word.to_lowercase();
-            let help = if table.get(STEER).is_some() {
-                Some("what steers takes the name of a target and nothing else".to_owned())
-            } else if let "pass" | "drop" = word {
-                Some(format!("write `action = \"{word}\"`"))
-            } else if STEER_SYNONYMS.contains(&lower.as_str()) {
-                Some(did_you_mean(&format!("`{STEER}`")))
-            } else {
-                match self.suggest(word, [STEER]) {
-                    Some(near) => Some(did_you_mean(&format!("`{near}`"))),
-                    None => Some(format!("write {}", steer_to("NAME"))),
-                }
-            };
-            self.unknown_key(key, "an action", help, &[STEER]);
-        }
-        action
-    }
-
-    fn read_name<'t>(
-        &mut self,
-        value: &'t Value<'_>,
-        first_spans: &mut HashMap<&'t str, Range<usize>>,
-    ) -> Option<String> {
-        let Some(name) = value.get_ref().as_str() else {
-            self.wrong_type(value, "a string", None);
-            return None;
-        };
-        if let Some(fault) = name_fault(name) {
-            self.errors.push(
-                Diagnostic::error("this is no name for a rule").at(value.span()).label(fault),
-            );
-            return None;
-        }
-        if let Some(first) = first_spans.get(name) {
-            self.errors.push(
-                Diagnostic::error(format!("two rules are named {}", quote(name)))
-                    .at(value.span())
-                    .label("again here")
-                    .related(first.clone(), "first here")
-                    .help("a rule's counter belongs to its name, so names are unique"),
-            );
-            return None;
-        }
-        first_spans.insert(name, value.span());
-        Some(name.to_owned())
-    }
-
-    fn read_protocols(&mut self, value: &Value<'_>) -> Vec<ProtocolItem> {
-        let DeValue::Array(items) = value.get_ref() else {
-            return self.read_protocol(value).into_iter().collect();
-        };
-        if items.is_empty() {
-            self.errors.push(
-                Diagnostic::error("`protocol` is empty, so the rule matches nothing")
-                    .at(value.span())
-                    .help("leave `protocol` out to match any"),
-            );
-        }
-        let mut protocols: Vec<ProtocolItem> = Vec::new();
-        let mut seen: [Option<Range<usize>>; 256] = [const { None }; 256];
-        for item in items {
-            let Some(protocol) = self.read_protocol(item) else { continue };
-            if let Some(first) = &seen[usize::from(protocol.number)] {
-                self.warnings.push(
-                    Diagnostic::warning("the protocol is listed twice")
-                        .at(protocol.span.clone())
-                        .label("again here")
-                        .related(first.clone(), "first here"),
-                );
-            } else {
-                seen[usize::from(protocol.number)] = Some(protocol.span.clone());
-                protocols.push(protocol);
-            }
-        }
-        protocols
-    }
-
-    fn read_protocol(&mut self, value: &Value<'_>) -> Option<ProtocolItem> {
-        let number = match value.get_ref() {
-            DeValue::Integer(number) => {
-                let number = number_of(number).and_then(|number| u8::try_from(number).ok());
-                if number.is_none() {
-                    self.errors.push(
-                        Diagnostic::error("this is no IP protocol number")
-                            .at(value.span())
-                            .label("protocol numbers are 0 to 255"),
-                    );
-                }
-                number
-            }
-            DeValue::String(word) => {
-                let number = known(&PROTOCOL_NAMES, word);
-                if number.is_none() {
-                    self.unknown_protocol(word, value);
-                }
-                number
-            }
-            _ => {
-                self.wrong_type(value, "a protocol's name or number, or a list of them", None);
-                None
-            }
-        };
-        number.map(|number| ProtocolItem { number, span: value.span() })
-    }
-
-    fn unknown_protocol(&mut self, word: &str, value: &Value<'_>) {
-        let lower = word.to_lowercase();
-        let help = if ANY_WORDS.contains(&lower.as_str()) {
-            Some("leave `protocol` out to match any".to_owned())
-        } else if let Some(name) = known(&PROTOCOL_SYNONYMS, &lower) {
-            Some(did_you_mean(&format!("\"{name}\"")))
-        } else if let Some(number) = known(&NUMBERED_PROTOCOLS, &lower) {
-            Some(format!("write its number: {number}"))
-        } else if let Ok(number) = word.parse::<u8>() {
-            Some(format!("write the number without quotes: {number}"))
-        } else {
-            self.suggest(word, PROTOCOL_NAMES.into_iter().map(|(name, _)| name))
-                .map(|name| did_you_mean(&format!("\"{name}\"")))
-        };
-        let names = PROTOCOL_NAMES.map(|(name, _)| name).join(", ");
-        let mut error = Diagnostic::error(format!("unknown protocol {}", quote(word)))
-            .at(value.span())
-            .label("not a protocol");
-        error.help =
-            help.or_else(|| Some(format!("protocols are {names}, or a number from 0 to 255")));
-        self.errors.push(error);
-    }
-
-    fn refuse_protocols_without_ports(
-        &mut self,
-        protocols: &[ProtocolItem],
-        dst_port_key: &Range<usize>,
-    ) {
-        let has_ports = |item: &ProtocolItem| PortProtocol::from_number(item.number).is_some();
-        let help = if protocols.iter().any(has_ports) {
-            "give it a rule of its own, without `dst_port`"
-        } else {
-            "remove `dst_port`"
-        };
-        for item in protocols.iter().filter(|item| !has_ports(item)) {
-            let name = super::protocol_name(item.number);
-            self.errors.push(
-                Diagnostic::error(format!("protocol `{name}` has no ports"))
-                    .at(item.span.clone())
-                    .label("cannot stand beside `dst_port`")
-                    .related(dst_port_key.clone(), "ports are asked for here")
-                    .help(help),
-            );
-        }
-    }
-
-    fn read_ports(&mut self, value: &Value<'_>) -> Vec<PortRange> {
-        let DeValue::Array(items) = value.get_ref() else {
-            return self.read_port(value).into_iter().collect();
-        };
-        if items.is_empty() {
-            self.errors.push(
-                Diagnostic::error("`dst_port` is empty, so the rule matches nothing")
-                    .at(value.span())
-                    .help("leave `dst_port` out to match any"),
-            );
-        }
-        items.iter().filter_map(|item| self.read_port(item)).collect()
-    }
-
-    fn read_port(&mut self, value: &Value<'_>) -> Option<PortRange> {
-        let fault = match value.get_ref() {
-            DeValue::Integer(number) => {
-                let number = number_of(number).and_then(|number| u16::try_from(number).ok());
-                number.map(PortRange::single).ok_or(RangeFault::OutOfRange)
-            }
-            DeValue::String(word) => parse_ports(word, self.services),
-            _ => {
-                let expected = "a port, a range such as \"9000-9099\", a service's name, \
-                                or a list of them";
-                self.wrong_type(value, expected, None);
-                return None;
-            }
-        };
-        fault.map_err(|fault| self.wrong_port(&fault, value)).ok()
-    }
-
-    fn wrong_port(&mut self, fault: &RangeFault, value: &Value<'_>) {
-        let word = value.get_ref().as_str().unwrap_or_default();
-        let error = match fault {
-            RangeFault::OutOfRange => {
-                Diagnostic::error("this is no port").label("ports are 0 to 65535")
-            }
-            RangeFault::Backwards(first, last) => {
-                Diagnostic::error(format!("the range {} runs backwards", quote(word)))
-                    .label("it ends before it begins")
-                    .help(did_you_mean(&format!("\"{last}-{first}\"")))
-            }
-            RangeFault::Unknown => {
-                let mut error = Diagnostic::error(format!("{} names no port", quote(word)))
-                    .label("neither a port, nor a range, nor a service's name");
-                error.help = port_form(word).or_else(|| {
-                    let names = RANGE_NAMES.iter().map(|&(name, _)| name);
-                    let services = self.services;
-                    self.suggest(word, names.chain(services.names()))
-                        .map(|name| did_you_mean(&format!("\"{name}\"")))
-                });
-                error
-            }
-        };
-        self.errors.push(error.at(value.span()));
-    }
-
     fn refuse_root_key(&mut self, key: &Key<'_>) {
         let word = key.get_ref().as_ref();
-        if let Some(reason) = known(&LATER_ROOT_KEYS, word) {
-            self.later_key(key, reason);
-            return;
-        }
         let help = if word == "rule" {
             Some("begin every rule with a line `[[rules]]`".to_owned())
         } else if word == "target" {
             Some("begin every target with a line `[targets.NAME]`".to_owned())
+        } else if let "set" | "ipset" | "ipsets" = word {
+            Some("begin every set with a line `[sets.NAME]`".to_owned())
         } else if let Some(near) = known(&ROOT_KEY_SYNONYMS, word) {
             Some(match near {
                 "interfaces" => "did you mean the list `interfaces`?".to_owned(),
@@ -851,31 +313,6 @@ impl Reader<'_> {
         self.unknown_key(key, "the policy", help, &ROOT_KEYS);
     }
 
-    fn refuse_rule_key(&mut self, key: &Key<'_>) {
-        let word = key.get_ref().as_ref();
-        if let Some(reason) = known(&LATER_RULE_KEYS, word) {
-            self.later_key(key, reason);
-            return;
-        }
-        let help = if word == STEER {
-            Some(format!("write `action = {}`", steer_to("NAME")))
-        } else if let Some(near) = known(&RULE_KEY_SYNONYMS, word) {
-            Some(did_you_mean(&format!("`{near}`")))
-        } else {
-            self.elsewhere(word, "rules").or_else(|| {
-                self.suggest(word, RULE_KEYS.into_iter().chain(LATER_RULE_KEYS.map(|(key, _)| key)))
-                    .map(|near| match known(&LATER_RULE_KEYS, near) {
-                        Some(reason) => {
-                            format!("did you mean `{near}`? It {NOT_THERE_YET}: {reason}")
-                        }
-                        None => did_you_mean(&format!("`{near}`")),
-                    })
-            })
-        };
-        self.unknown_key(key, "a rule", help, &RULE_KEYS);
-    }
-
-    /// Where a key belongs that stands in the wrong table, which is `here`.
     fn elsewhere(&self, word: &str, here: &str) -> Option<String> {
         if !here.is_empty() && ROOT_KEYS.contains(&word) {
             Some(format!("`{word}` belongs at the top of the file, before the first `[`"))
@@ -885,9 +322,46 @@ impl Reader<'_> {
             Some(format!("`{word}` belongs in a rule, after a line `[[rules]]`"))
         } else if here != "targets" && TARGET_KEYS.contains(&word) {
             Some(format!("`{word}` belongs in a target, after a line `[targets.NAME]`"))
+        } else if here != "sets" && SET_KEYS.contains(&word) {
+            Some(format!("`{word}` belongs in a set, after a line `[sets.NAME]`"))
         } else {
             None
         }
+    }
+
+    /// The items of a rule's `key`, which is a list or stands for a list of one; reports a list of
+    /// none.
+    fn items<'t, 'i>(&mut self, key: &str, value: &'t Value<'i>) -> &'t [Value<'i>] {
+        let DeValue::Array(items) = value.get_ref() else {
+            return std::slice::from_ref(value);
+        };
+        if items.is_empty() {
+            self.errors.push(
+                Diagnostic::error(format!("`{key}` is empty, so the rule matches nothing"))
+                    .at(value.span())
+                    .help(format!("leave `{key}` out to match any")),
+            );
+        }
+        items
+    }
+
+    /// What to say where a name is unknown: the one that is near, else the first ones. `None` if
+    /// there are no names. `sign` is what stands before a name.
+    fn near_name(&mut self, name: &str, names: &[&str], sign: &str, noun: &str) -> Option<String> {
+        if let Some(near) = self.suggest(name, names.iter().copied()) {
+            return Some(did_you_mean(&toml_string(&format!("{sign}{near}"))));
+        }
+        let mut listed: Vec<String> =
+            names.iter().take(MAX_LISTED).map(|name| quote(name)).collect();
+        if names.len() > MAX_LISTED {
+            listed.push(format!("{} more", names.len() - MAX_LISTED));
+        }
+        let verb = match listed.len() {
+            0 => return None,
+            1 => format!("the only {noun} is"),
+            _ => format!("the {noun}s are"),
+        };
+        Some(format!("{verb} {}", listed.join(", ")))
     }
 
     fn unknown_key(&mut self, key: &Key<'_>, place: &str, help: Option<String>, keys: &[&str]) {
@@ -898,16 +372,6 @@ impl Reader<'_> {
         error.help = help.or_else(|| Some(format!("the keys here are {}", keys.join(", "))));
         self.errors.push(error);
     }
-
-    fn later_key(&mut self, key: &Key<'_>, reason: &str) {
-        self.errors.push(
-            Diagnostic::error(format!("`{}` {NOT_THERE_YET}", key.get_ref()))
-                .at(key.span())
-                .label(reason)
-                .help(RULES_TODAY),
-        );
-    }
-
     fn unknown_word(
         &mut self,
         message: String,
@@ -957,7 +421,7 @@ const fn is_invisible(character: char) -> bool {
     )
 }
 
-/// Why a text is no name for a rule or a target.
+/// Why a text is no name for a rule, a set or a target.
 fn name_fault(name: &str) -> Option<String> {
     if name.is_empty() {
         Some("a name has at least one character".to_owned())
@@ -974,142 +438,6 @@ fn name_fault(name: &str) -> Option<String> {
     }
 }
 
-/// The action that a boolean was probably meant to be.
-fn yes_or_no(value: &Value<'_>) -> Option<String> {
-    let yes = value.get_ref().as_bool()?;
-    Some(did_you_mean(if yes { "\"pass\"" } else { "\"drop\"" }))
-}
-
-/// How a rule's action names a target.
-fn steer_to(name: &str) -> String {
-    format!("{{ {STEER} = {} }}", toml_string(name))
-}
-
-/// Why something is no number, nor a range of them.
-#[derive(Debug, PartialEq, Eq)]
-enum RangeFault {
-    /// A number beyond 65535 or below 0.
-    OutOfRange,
-    /// Its two numbers as written.
-    Backwards(u16, u16),
-    /// Neither number nor range, nor any name that is known.
-    Unknown,
-}
-
-/// What a string means that is a number or a range of them; `None` if it is neither.
-fn parse_range(word: &str) -> Option<Result<(u16, u16), RangeFault>> {
-    // A sign is not part of a number, which may be of any length.
-    let number = |digits: &str| digits.parse::<u16>().map_err(|_| RangeFault::OutOfRange);
-    if is_number(word) {
-        return Some(number(word).map(|number| (number, number)));
-    }
-    let (first, last) = word.split_once('-')?;
-    if !is_number(first) || !is_number(last) {
-        return None;
-    }
-    Some(number(first).and_then(|first| match number(last)? {
-        last if first <= last => Ok((first, last)),
-        last => Err(RangeFault::Backwards(first, last)),
-    }))
-}
-
-/// What a string means as ports.
-fn parse_ports(word: &str, services: &Services) -> Result<PortRange, RangeFault> {
-    if let Some(range) = parse_range(word) {
-        return range.map(|(first, last)| PortRange { first, last });
-    }
-    known(&RANGE_NAMES, word)
-        .or_else(|| services.port(word).map(PortRange::single))
-        .ok_or(RangeFault::Unknown)
-}
-
-/// How to write what looks like ports in another notation.
-fn port_form(word: &str) -> Option<String> {
-    let trimmed = word.trim();
-    if trimmed.is_empty() {
-        return None;
-    }
-    if ANY_WORDS.contains(&trimmed.to_lowercase().as_str()) {
-        return Some("leave `dst_port` out to match any".to_owned());
-    }
-    if is_number(trimmed) {
-        return Some(did_you_mean(trimmed));
-    }
-    if trimmed.contains(',') {
-        return Some("write several ports as a list: `[80, \"9000-9099\"]`".to_owned());
-    }
-    range_form(trimmed, "65535")
-}
-
-/// How to write what looks like a range in another notation.
-fn range_form(trimmed: &str, greatest: &str) -> Option<String> {
-    let separators = ["..=", "..", ":", "-", "\u{2013}", " "];
-    let (first, last) = separators.iter().find_map(|separator| trimmed.split_once(separator))?;
-    let (first, last) = (first.trim(), last.trim());
-    match (is_number(first), is_number(last)) {
-        (true, true) => Some(did_you_mean(&format!("\"{first}-{last}\""))),
-        (true, false) if last.is_empty() => {
-            Some(format!("write both ends: \"{first}-{greatest}\""))
-        }
-        (false, true) if first.is_empty() => Some(format!("write both ends: \"0-{last}\"")),
-        _ => None,
-    }
-}
-
-/// What to say about a text that cannot name interfaces.
-fn wrong_interface(text: &str, is_glob: bool) -> Option<Diagnostic> {
-    let (reason, help) = check_interface(text, is_glob).err()?;
-    let kind = if is_glob { "glob" } else { "name" };
-    let message = format!("{} is no interface {kind}", quote(text));
-    let mut error = Diagnostic::error(message).label(reason);
-    error.help = help;
-    Some(error)
-}
-
-/// Why a text cannot name interfaces, and what might help.
-fn check_interface(text: &str, is_glob: bool) -> Result<(), (String, Option<String>)> {
-    if text.is_empty() {
-        return Err(("it is empty".to_owned(), None));
-    }
-    // What Linux's `dev_valid_name` refuses.
-    if let Some(bad) = text.chars().find(|&c| c == '/' || c == ':' || c.is_whitespace()) {
-        let help =
-            (bad == ',' || bad == ' ').then(|| "write several names as several strings".to_owned());
-        return Err((format!("no interface's name has {bad:?} in it"), help));
-    }
-    if text.chars().any(char::is_control) {
-        return Err(("a name has no control characters".to_owned(), None));
-    }
-    if text == "." || text == ".." {
-        return Err(("Linux keeps this name for directories".to_owned(), None));
-    }
-    if is_glob {
-        return match GlobBuilder::new(text).build() {
-            Ok(_) => Ok(()),
-            Err(error) => Err((error.kind().to_string(), None)),
-        };
-    }
-    if text.len() > MAX_INTERFACE_LEN {
-        return Err((format!("a name has at most {MAX_INTERFACE_LEN} bytes"), None));
-    }
-    Ok(())
-}
-
-/// Ports in ascending order, neither overlapping nor adjacent.
-fn merge(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
-    ranges.sort_unstable();
-    let mut merged: Vec<PortRange> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.first <= last.last.saturating_add(1) => {
-                last.last = last.last.max(range.last);
-            }
-            _ => merged.push(range),
-        }
-    }
-    merged
-}
-
 /// Whether the value is really there: where it is missing, the parser puts one without a place.
 fn is_complete(entry: &Entry<'_, '_>) -> bool {
     !entry.1.span().is_empty()
@@ -1123,16 +451,16 @@ fn number_of(integer: &DeInteger<'_>) -> Option<i64> {
     i64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
-fn is_number(word: &str) -> bool {
+pub(super) fn is_number(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-fn did_you_mean(what: &str) -> String {
+pub(super) fn did_you_mean(what: &str) -> String {
     format!("did you mean {what}?")
 }
 
 /// The text as it can stand in a message: short, on one line.
-fn quote(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     const LONGEST: usize = 48;
     if text.is_empty() {
         return "`\"\"`".to_owned();
@@ -1149,76 +477,23 @@ fn toml_string(text: &str) -> String {
     quote(text).replace('`', "\"")
 }
 
+/// Two places in the file's order.
+fn in_order(a: &Range<usize>, b: &Range<usize>) -> (Range<usize>, Range<usize>) {
+    if a.start <= b.start { (a.clone(), b.clone()) } else { (b.clone(), a.clone()) }
+}
+
+/// The text as a key of TOML, for a help line.
+fn toml_key(text: &str) -> String {
+    if is_bare(text) && !text.is_empty() && !text.contains(['.', '*']) {
+        text.to_owned()
+    } else {
+        toml_string(text)
+    }
+}
+
 fn line_starts(text: &str) -> Vec<usize> {
     let after_newlines = text.match_indices('\n').map(|(index, _)| index + 1);
     std::iter::once(0).chain(after_newlines).collect()
-}
-
-/// The parser's errors in our words, each once.
-fn syntax_diagnostics(
-    text: &str,
-    root: &DeTable<'_>,
-    errors: &[toml::de::Error],
-) -> Vec<Diagnostic> {
-    let duplicates = Duplicates::new(root);
-    let mut seen = HashSet::new();
-    errors
-        .iter()
-        .filter(|error| seen.insert((error.span().map(|span| span.start), error.message())))
-        .map(|error| syntax_diagnostic(text, error, &duplicates))
-        .collect()
-}
-
-fn syntax_diagnostic(
-    text: &str,
-    error: &toml::de::Error,
-    duplicates: &Duplicates<'_, '_>,
-) -> Diagnostic {
-    let (message, expected) = match error.message().split_once(", expected ") {
-        Some((message, expected)) => (message, Some(format!("expected {expected}"))),
-        None => (error.message(), None),
-    };
-    let Some(span) = error.span() else {
-        return Diagnostic::error(message);
-    };
-    let found = text.get(span.clone()).unwrap_or_default();
-    if message == "duplicate key" {
-        let error = Diagnostic::error(format!("the key {} is there twice", quote(found)))
-            .at(span.clone())
-            .label("again here");
-        return match duplicates.first(&span, found) {
-            Some(first) => error.related(first, "first here"),
-            None => error,
-        };
-    }
-    let is_scalar = message == "string values must be quoted" || message.starts_with("invalid ");
-    if is_scalar && found.is_empty() && message == "string values must be quoted" {
-        return Diagnostic::error("the value is missing").at(span).label("expected a value");
-    }
-    if is_scalar && found.starts_with(|c: char| c.is_ascii_alphabetic()) && is_bare(found) {
-        return Diagnostic::error("string values must be quoted")
-            .at(span)
-            .label("expected a string, a number or a list")
-            .help(format!("write \"{found}\""));
-    }
-    if let Some(range) = unquoted_range(found) {
-        return Diagnostic::error("a range must be quoted")
-            .at(span)
-            .label("expected a string, a number or a list")
-            .help(format!("write \"{range}\""));
-    }
-    let mut error = Diagnostic::error(message).at(span);
-    error.label = expected;
-    error
-}
-
-/// A range of ports that stands in the file without its quotes, which to TOML is a bad date.
-fn unquoted_range(text: &str) -> Option<String> {
-    let (first, last) = text.split_once('-')?;
-    let is_port =
-        |text: &str| (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
-    let (first, last) = (first.trim(), last.trim());
-    (is_port(first) && is_port(last)).then(|| format!("{first}-{last}"))
 }
 
 /// Whether the text is a word as it may stand in the file unquoted by mistake.
@@ -1227,94 +502,20 @@ fn is_bare(text: &str) -> bool {
     text.len() <= 64 && text.bytes().all(is_fine)
 }
 
-/// Finds the first of two equal keys: the parser tells only the second.
-struct Duplicates<'t, 'i> {
-    /// The tables with where they start, in ascending order.
-    tables: Vec<(usize, &'t DeTable<'i>)>,
-    root: &'t DeTable<'i>,
-}
-
-impl<'t, 'i> Duplicates<'t, 'i> {
-    fn new(root: &'t DeTable<'i>) -> Self {
-        let mut tables = vec![(0, root)];
-        for value in root.values() {
-            match value.get_ref() {
-                DeValue::Table(table) => {
-                    tables.push((value.span().start, table));
-                    tables.extend(table.values().filter_map(|value| {
-                        Some((value.span().start, value.get_ref().as_table()?))
-                    }));
-                }
-                DeValue::Array(items) => tables.extend(
-                    items
-                        .iter()
-                        .filter_map(|item| Some((item.span().start, item.get_ref().as_table()?))),
-                ),
-                _ => {}
-            }
-        }
-        tables.sort_by_key(|&(start, _)| start);
-        Self { tables, root }
-    }
-
-    /// Where the key stands first that stands again at `second`.
-    fn first(&self, second: &Range<usize>, key: &str) -> Option<Range<usize>> {
-        let key = key.trim_matches(['"', '\'']);
-        let index = self.tables.partition_point(|&(start, _)| start < second.start);
-        let (_, table) = self.tables.get(index.checked_sub(1)?)?;
-        [*table, self.root]
-            .into_iter()
-            .filter_map(|table| table.get_key_value(key))
-            .map(|(key, _)| key.span())
-            .find(|first| first.end <= second.start)
-    }
-}
-
-/// Takes away the errors of meaning that touch one of syntax: they are its consequences.
-fn remove_consequences(errors: &mut Vec<Diagnostic>, syntax_errors: &[Diagnostic]) {
-    if syntax_errors.is_empty() {
-        return;
-    }
-    let mut starts: Vec<usize> = Vec::new(); // of errors of syntax
-    let mut furthest: Vec<usize> = Vec::new(); // where the first ones up to this one end at most
-    let mut spans: Vec<_> = syntax_errors.iter().filter_map(|error| error.span.clone()).collect();
-    spans.sort_by_key(|span| span.start);
-    for span in spans {
-        starts.push(span.start);
-        furthest.push(furthest.last().map_or(span.end, |&end| span.end.max(end)));
-    }
-    errors.retain(|error| {
-        let Some(span) = &error.span else { return true };
-        let before = starts.partition_point(|&start| start <= span.end);
-        before.checked_sub(1).is_none_or(|last| furthest[last] < span.start)
-    });
-}
-
-/// Drops a tree without recursion: the parser allows some 6,000 levels, and dropping each takes a
-/// stack frame or two.
-fn dismantle(root: DeTable<'_>) {
-    let mut pending = vec![DeValue::Table(root)];
-    let is_nested = |value: &DeValue<'_>| matches!(value, DeValue::Table(_) | DeValue::Array(_));
-    while let Some(value) = pending.pop() {
-        match value {
-            DeValue::Table(table) => pending
-                .extend(table.into_iter().map(|(_, value)| value.into_inner()).filter(is_nested)),
-            DeValue::Array(items) => {
-                pending.extend(items.into_iter().map(Spanned::into_inner).filter(is_nested));
-            }
-            _ => {}
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
 
+    use std::collections::HashSet;
+
+    use portsteer_common::{PortProtocol, image::MAX_RULES};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::policy::diagnostic::{Source, line_column, render};
+    use crate::policy::{
+        InterfacePattern, PROTOCOL_NAMES, PortRange, Rule,
+        diagnostic::{Source, line_column, render},
+    };
 
     pub(super) const HEAD: &str = "version = 1\ninterfaces = [\"eth0\"]\n";
 
@@ -1345,6 +546,9 @@ mod tests {
             write!(brief, "{}", diagnostic.message).unwrap();
             if let Some(label) = &diagnostic.label {
                 write!(brief, " ({label})").unwrap();
+            }
+            for note in &diagnostic.notes {
+                write!(brief, "\n  {note}").unwrap();
             }
             if let Some(help) = &diagnostic.help {
                 write!(brief, " {help}").unwrap();
@@ -1442,54 +646,6 @@ mod tests {
             [rule(&[], &[], Action::Pass), rule(&[], &[(53, 53)], Action::Drop)]
         );
         assert_eq!([policy.rules[0].line, policy.rules[1].line], [4, 5]);
-    }
-
-    #[test]
-    fn ports() {
-        let services = Services::embedded();
-        let range = |first, last| Ok(PortRange { first, last });
-        for (word, expected) in [
-            ("0", range(0, 0)),
-            ("65535", range(65_535, 65_535)),
-            ("0080", range(80, 80)),
-            ("0-65535", range(0, 65_535)),
-            ("7-7", range(7, 7)),
-            ("well-known", range(0, 1023)),
-            ("registered", range(1024, 49_151)),
-            ("dynamic", range(49_152, 65_535)),
-            ("ftp-data", range(20, 20)),
-            ("65536", Err(RangeFault::OutOfRange)),
-            ("99999999999999999999999999", Err(RangeFault::OutOfRange)),
-            ("1-65536", Err(RangeFault::OutOfRange)),
-            ("2-1", Err(RangeFault::Backwards(2, 1))),
-            ("", Err(RangeFault::Unknown)),
-            ("-", Err(RangeFault::Unknown)),
-            ("-1", Err(RangeFault::Unknown)),
-            ("+1", Err(RangeFault::Unknown)),
-            ("1-", Err(RangeFault::Unknown)),
-            ("1-2-3", Err(RangeFault::Unknown)),
-            ("1 - 2", Err(RangeFault::Unknown)),
-            (" 80", Err(RangeFault::Unknown)),
-            ("SSH", Err(RangeFault::Unknown)),
-            ("\u{661}", Err(RangeFault::Unknown)),
-        ] {
-            assert_eq!(parse_ports(word, &services), expected, "{word:?}");
-        }
-    }
-
-    #[test]
-    fn overlapping_and_adjacent_ports_are_merged() {
-        let range = |&(first, last): &(u16, u16)| PortRange { first, last };
-        for (input, expected) in [
-            (&[][..], &[][..]),
-            (&[(5, 6), (1, 2)], &[(1, 2), (5, 6)]),
-            (&[(3, 4), (1, 2)], &[(1, 4)]),
-            (&[(1, 9), (2, 3), (9, 9)], &[(1, 9)]),
-            (&[(65_535, 65_535), (0, 65_535), (0, 0)], &[(0, 65_535)]),
-        ] {
-            let merged = merge(input.iter().map(range).collect());
-            assert_eq!(merged, expected.iter().map(range).collect::<Vec<_>>());
-        }
     }
 
     /// Errors outside of rules: a file, what is said about it.
@@ -1593,7 +749,7 @@ default = "dorp"
 interfaces = ["eth0"]
 default = "reject"
 "#,
-                r#"3:11 ["reject"] the action `reject` is not there yet (this release can pass, drop and steer) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+                r#"3:11 ["reject"] the action `reject` is not there yet (this release can pass, drop and steer) "drop" discards without an answer
 "#,
             ),
             (
@@ -1654,8 +810,7 @@ interfaces = ["eth0"]
 addresses = []
 [targets.web]
 "#,
-                r#"3:2 [sets] `sets` is not there yet (this release has no address sets) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
-5:10 [web] the target `web` leads nowhere (it has neither `interface` nor `cpus`) add `interface` with `via` or `mac`, or add `cpus`
+                r#"5:10 [web] the target `web` leads nowhere (it has neither `interface` nor `cpus`) add `interface` with `via` or `mac`, or add `cpus`
 "#,
             ),
             (
@@ -2083,7 +1238,7 @@ action = "drop"
             (
                 r#"action = "reject"
 "#,
-                r#"4:10 ["reject"] the action `reject` is not there yet (this release can pass, drop and steer) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+                r#"4:10 ["reject"] the action `reject` is not there yet (this release can pass, drop and steer) "drop" discards without an answer
 "#,
             ),
             (
@@ -2145,31 +1300,14 @@ action = "drop"
                 r#"xyzzy = 1
 action = "drop"
 "#,
-                r#"4:1 [xyzzy] a rule has no key `xyzzy` (unknown key) the keys here are name, protocol, dst_port, action
-"#,
-            ),
-            (
-                r#"src = []
-dst = []
-src_port = 1
-vlan = 1
-interface = "eth0"
-icmp_type = 8
-action = "drop"
-"#,
-                r#"4:1 [src] `src` is not there yet (this release cannot match source addresses) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
-5:1 [dst] `dst` is not there yet (this release cannot match destination addresses) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
-6:1 [src_port] `src_port` is not there yet (this release cannot match source ports) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
-7:1 [vlan] `vlan` is not there yet (this release cannot match VLANs) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
-8:1 [interface] `interface` is not there yet (this release applies every rule to all interfaces) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
-9:1 [icmp_type] `icmp_type` is not there yet (this release cannot match ICMP types) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+                r#"4:1 [xyzzy] a rule has no key `xyzzy` (unknown key) the keys here are name, protocol, src, src_port, dst, dst_port, icmp_type, vlan, interface, action
 "#,
             ),
             (
                 r#"src_prt = 1
 action = "drop"
 "#,
-                r#"4:1 [src_prt] a rule has no key `src_prt` (unknown key) did you mean `src_port`? It is not there yet: this release cannot match source ports
+                r#"4:1 [src_prt] a rule has no key `src_prt` (unknown key) did you mean `src_port`?
 "#,
             ),
             (

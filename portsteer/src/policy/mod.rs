@@ -1,8 +1,9 @@
 //! What the operator wrote: the policy as it was meant, free of the file's syntax.
 //!
-//! [`file`] reads a policy file into a [`Policy`], [`services`] knows the names of ports,
-//! [`lint`] looks for what is legal but hardly meant, [`ranges`] is how addresses are compared, and
-//! [`diagnostic`] is how all of them say what they found. Nothing in here does any I/O.
+//! [`file`] reads a policy file into a [`Policy`], [`prefixes`] addresses and files of them,
+//! [`services`] knows the names of ports, [`lint`] looks for what is legal but hardly meant,
+//! [`ranges`] is how addresses are compared, and [`diagnostic`] is how all of them say what they found.
+//! Nothing in here does any I/O.
 
 use std::{fmt, net::IpAddr, ops::Range};
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 pub mod diagnostic;
 pub mod file;
 pub mod lint;
+pub mod prefixes;
 #[cfg(test)]
 pub(crate) mod random;
 pub mod ranges;

@@ -10,11 +10,15 @@ use portsteer_common::steering::MAX_TARGETS;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    ANY_WORDS, Entry, Key, RangeFault, Reader, Value, did_you_mean, is_bare, is_complete,
-    is_number, known, name_fault, number_of, parse_range, quote, range_form, toml_string,
-    wrong_interface,
+    ANY_WORDS, Entry, Key, Reader, Value, did_you_mean, in_order,
+    interfaces::wrong_interface,
+    is_complete, is_number, known, name_fault, number_of, quote,
+    ranges::{RangeFault, parse_range, range_form, runs_backwards},
+    toml_key,
 };
-use crate::policy::{DEFAULT_QUEUE, NextHop, Target, TargetId, TargetKind, diagnostic::Diagnostic};
+use crate::policy::{
+    DEFAULT_QUEUE, NextHop, NumberRange, Target, TargetId, TargetKind, diagnostic::Diagnostic,
+};
 
 /// The longest queue of a CPU, in packets: the kernel's limit.
 const MAX_QUEUE: u32 = 16_384;
@@ -43,9 +47,6 @@ const TARGET_KEY_SYNONYMS: [(&str, &str); 19] = [
     ("queue_size", "queue"),
     ("qsize", "queue"),
 ];
-
-/// How many targets one message names.
-const MAX_LISTED: usize = 8;
 
 const SECTION: &str = "write it as a section: `[targets.NAME]`";
 const VIA_EXPECTED: &str = "expected one such as \"10.0.80.2\" or \"fe80::2\"";
@@ -365,7 +366,7 @@ impl Reader<'_> {
         ranges.sort_unstable();
         let mut cpus: Vec<u32> = Vec::new();
         let mut next = 0; // above all that are there already
-        for (first, last) in ranges {
+        for NumberRange { first, last } in ranges {
             let (first, last) = (u32::from(first), u32::from(last));
             cpus.extend(first.max(next)..=last);
             next = next.max(last + 1);
@@ -373,11 +374,11 @@ impl Reader<'_> {
         Some(cpus)
     }
 
-    fn read_cpu(&mut self, value: &Value<'_>) -> Option<(u16, u16)> {
+    fn read_cpu(&mut self, value: &Value<'_>) -> Option<NumberRange> {
         let range = match value.get_ref() {
             DeValue::Integer(number) => {
                 let number = number_of(number).and_then(|number| u16::try_from(number).ok());
-                number.map(|number| (number, number)).ok_or(RangeFault::OutOfRange)
+                number.map(NumberRange::single).ok_or(RangeFault::OutOfRange)
             }
             DeValue::String(word) => parse_range(word).unwrap_or(Err(RangeFault::Unknown)),
             _ => {
@@ -395,11 +396,7 @@ impl Reader<'_> {
             RangeFault::OutOfRange => {
                 Diagnostic::error("this is no CPU number").label("CPU numbers are 0 to 65535")
             }
-            RangeFault::Backwards(first, last) => {
-                Diagnostic::error(format!("the range {} runs backwards", quote(word)))
-                    .label("it ends before it begins")
-                    .help(did_you_mean(&format!("\"{last}-{first}\"")))
-            }
+            RangeFault::Backwards(first, last) => runs_backwards(word, &format!("{last}-{first}")),
             RangeFault::Unknown => {
                 let mut error = Diagnostic::error(format!("{} names no CPU", quote(word)))
                     .label("neither a CPU number nor a range of them");
@@ -459,21 +456,9 @@ impl Reader<'_> {
         if !self.is_whole || !targets.is_complete {
             return None; // it may stand in what could not be read
         }
-        let help = match self.suggest(name, targets.names.iter().copied()) {
-            Some(near) => did_you_mean(&toml_string(near)),
-            None if targets.names.is_empty() => {
-                format!("the policy has no targets: add `[targets.{}]`", toml_key(name))
-            }
-            None => {
-                let mut listed: Vec<String> =
-                    targets.names.iter().take(MAX_LISTED).map(|name| quote(name)).collect();
-                if targets.names.len() > MAX_LISTED {
-                    listed.push(format!("{} more", targets.names.len() - MAX_LISTED));
-                }
-                let noun = if listed.len() == 1 { "the only target is" } else { "the targets are" };
-                format!("{noun} {}", listed.join(", "))
-            }
-        };
+        let help = self.near_name(name, &targets.names, "", "target").unwrap_or_else(|| {
+            format!("the policy has no targets: add `[targets.{}]`", toml_key(name))
+        });
         self.errors.push(
             Diagnostic::error(format!("there is no target {}", quote(name)))
                 .at(value.span())
@@ -482,11 +467,6 @@ impl Reader<'_> {
         );
         None
     }
-}
-
-/// Two places in the file's order.
-fn in_order(a: &Range<usize>, b: &Range<usize>) -> (Range<usize>, Range<usize>) {
-    if a.start <= b.start { (a.clone(), b.clone()) } else { (b.clone(), a.clone()) }
 }
 
 /// Why an address is no neighbour's.
@@ -579,16 +559,7 @@ fn cpus_form(trimmed: &str) -> Option<String> {
     if trimmed.contains(',') {
         return Some("write several CPUs as a list: `[2, \"4-7\"]`".to_owned());
     }
-    range_form(trimmed, "N")
-}
-
-/// The text as a key of TOML, for a help line.
-fn toml_key(text: &str) -> String {
-    if is_bare(text) && !text.is_empty() && !text.contains(['.', '*']) {
-        text.to_owned()
-    } else {
-        toml_string(text)
-    }
+    range_form(trimmed, "0", "N")
 }
 
 #[cfg(test)]
@@ -1171,7 +1142,7 @@ action = {}
                 r#"[[rules]]
 action = { reject = true }
 "#,
-                r#"4:10 [{ reject = true }] the action `reject` is not there yet (this release can pass, drop and steer) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+                r#"4:10 [{ reject = true }] the action `reject` is not there yet (this release can pass, drop and steer) "drop" discards without an answer
 "#,
             ),
             (
@@ -1247,7 +1218,7 @@ unsupported = { drop = 1 }
             (
                 r#"default.reject = 1
 "#,
-                r#"3:1 [default] the action `reject` is not there yet (this release can pass, drop and steer) in this release a rule matches `protocol` and `dst_port`, and its action is "pass", "drop" or { steer = "NAME" }
+                r#"3:1 [default] the action `reject` is not there yet (this release can pass, drop and steer) "drop" discards without an answer
 "#,
             ),
             (

@@ -1,0 +1,197 @@
+//! The files that a policy's sets name, relative to the policy's own place.
+
+use std::{
+    fs::{File, FileType, Metadata, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use crate::policy::file::SetFiles;
+
+/// How long the set files of one policy are altogether at most, in bytes.
+pub const MAX_SET_FILES_LEN: u64 = 256 << 20;
+
+/// Reads set files.
+#[derive(Debug)]
+pub struct PolicyFiles {
+    /// Where the policy is.
+    directory: PathBuf,
+    /// How many bytes may still be read.
+    room: u64,
+}
+
+impl PolicyFiles {
+    /// The files of the policy at `path`.
+    #[must_use]
+    pub fn beside(path: &Path) -> Self {
+        let directory = path.parent().unwrap_or(Path::new("")).to_owned();
+        Self { directory, room: MAX_SET_FILES_LEN }
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<Vec<u8>, String> {
+        let in_words = |error: io::Error| error.to_string();
+        // Opening a device can already do something, and so can opening a pipe.
+        regular(&path.metadata().map_err(in_words)?)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(in_words)?;
+        let before = file.metadata().map_err(in_words)?;
+        regular(&before)?;
+        let content = self.read_content(&file, &before)?;
+        let after = file.metadata().map_err(in_words)?;
+        let state = |metadata: &Metadata| (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+        if state(&before) != state(&after) || after.len() != content.len() as u64 {
+            return Err("it changed while it was read; put a whole new file in its place \
+                        (`mv`) rather than write to it"
+                .to_owned());
+        }
+        self.room -= after.len();
+        Ok(content)
+    }
+
+    fn read_content(&self, file: &File, metadata: &Metadata) -> Result<Vec<u8>, String> {
+        let too_long = || {
+            let most = MAX_SET_FILES_LEN >> 20;
+            Err(format!("with it, the set files of the policy are longer than {most} MiB"))
+        };
+        if metadata.len() > self.room {
+            return too_long();
+        }
+        let mut content = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+        file.take(self.room + 1).read_to_end(&mut content).map_err(|error| error.to_string())?;
+        if content.len() as u64 > self.room {
+            return too_long();
+        }
+        Ok(content)
+    }
+}
+
+impl SetFiles for PolicyFiles {
+    fn read(&mut self, name: &str) -> Result<Vec<u8>, String> {
+        let path = self.directory.join(name);
+        self.read_file(&path).map_err(|reason| format!("{}: {reason}", path.display()))
+    }
+}
+
+/// Refuses whatever is no regular file.
+fn regular(metadata: &Metadata) -> Result<(), String> {
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        return Ok(());
+    }
+    Err(format!("it is {}, no regular file", kind_name(kind)))
+}
+
+fn kind_name(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::CString, fs, os::unix::net::UnixListener};
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    struct Place {
+        directory: TempDir,
+        files: PolicyFiles,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let files = PolicyFiles::beside(&directory.path().join("p.toml"));
+            Self { directory, files }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        /// The reason without the file's path, which has to stand first.
+        fn refusal(&mut self, name: &str) -> String {
+            let path = self.path(name);
+            let reason = self.files.read(name).expect_err(name);
+            reason.strip_prefix(&format!("{}: ", path.display())).expect("the path").to_owned()
+        }
+    }
+
+    #[test]
+    fn files_are_looked_for_beside_the_policy() {
+        let mut place = Place::new();
+        fs::create_dir(place.path("sub")).unwrap();
+        fs::write(place.path("sub/a.txt"), b"10.0.0.1\n\xff").unwrap();
+        assert_eq!(place.files.read("sub/a.txt").unwrap(), b"10.0.0.1\n\xff");
+        let absolute = place.path("sub/a.txt");
+        let elsewhere = PolicyFiles::beside(Path::new("p.toml"));
+        assert_eq!(elsewhere.directory, Path::new(""));
+        let mut elsewhere = elsewhere;
+        assert_eq!(elsewhere.read(absolute.to_str().unwrap()).unwrap(), b"10.0.0.1\n\xff");
+        fs::write(place.path("empty"), b"").unwrap();
+        assert_eq!(place.files.read("empty").unwrap(), b"");
+        // A link to a regular file is as good as the file.
+        std::os::unix::fs::symlink("sub/a.txt", place.path("link")).unwrap();
+        assert!(place.files.read("link").is_ok());
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting() {
+        let mut place = Place::new();
+        fs::create_dir(place.path("directory")).unwrap();
+        let fifo = CString::new(place.path("pipe").to_str().unwrap()).unwrap();
+        // SAFETY: the path is a string that ends in NUL and outlives the call.
+        assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+        let _listener = UnixListener::bind(place.path("socket")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", place.path("zero")).unwrap();
+        for (name, expected) in [
+            ("directory", "it is a directory, no regular file"),
+            ("pipe", "it is a pipe, no regular file"),
+            ("socket", "it is a socket, no regular file"),
+            ("zero", "it is a device, no regular file"),
+            ("missing", "No such file or directory (os error 2)"),
+        ] {
+            assert_eq!(place.refusal(name), expected);
+        }
+    }
+
+    #[test]
+    fn files_have_their_limit_together() {
+        let mut place = Place::new();
+        let expected = "with it, the set files of the policy are longer than 256 MiB";
+        // Holes: nothing of this is on the disk.
+        let holes = |name: &str, len| {
+            File::create(place.directory.path().join(name)).unwrap().set_len(len).unwrap();
+        };
+        holes("huge", 1 << 40);
+        holes("long", MAX_SET_FILES_LEN + 1);
+        holes("short", 1000);
+        assert_eq!(place.refusal("huge"), expected);
+        assert_eq!(place.refusal("long"), expected);
+        place.files.room = 1999;
+        assert_eq!(place.files.read("short").unwrap().len(), 1000);
+        assert_eq!(place.refusal("short"), expected);
+        place.files.room = 1000;
+        assert!(place.files.read("short").is_ok());
+    }
+
+    /// Files of the kernel that say they are empty, and are not.
+    #[test]
+    fn a_file_that_is_longer_than_it_says_has_changed() {
+        let mut place = Place::new();
+        std::os::unix::fs::symlink("/proc/self/status", place.path("status")).unwrap();
+        assert!(place.refusal("status").starts_with("it changed while it was read"));
+    }
+}

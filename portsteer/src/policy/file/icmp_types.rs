@@ -1,0 +1,384 @@
+//! A rule's `icmp_type`.
+
+use std::ops::Range;
+
+use portsteer_common::wire::protocol::{ICMP, ICMPV6};
+use toml::de::DeValue;
+
+use super::{
+    ANY_WORDS, Key, Reader, Value, did_you_mean, is_number, known, number_of,
+    protocols::Protocols,
+    quote,
+    ranges::{RangeFault, parse_range, range_form, runs_backwards},
+};
+use crate::policy::{IcmpRange, diagnostic::Diagnostic};
+
+/// A type, or a type with one of its codes.
+type Meaning = (u8, Option<u8>);
+
+/// ICMP's types by their names (RFC 792 and its successors, as nftables and iptables have them),
+/// and the codes that have names there.
+const ICMP_NAMES: [(&str, Meaning); 39] = [
+    ("echo-reply", (0, None)),
+    ("destination-unreachable", (3, None)),
+    ("source-quench", (4, None)),
+    ("redirect", (5, None)),
+    ("echo-request", (8, None)),
+    ("router-advertisement", (9, None)),
+    ("router-solicitation", (10, None)),
+    ("time-exceeded", (11, None)),
+    ("parameter-problem", (12, None)),
+    ("timestamp-request", (13, None)),
+    ("timestamp-reply", (14, None)),
+    ("info-request", (15, None)),
+    ("info-reply", (16, None)),
+    ("address-mask-request", (17, None)),
+    ("address-mask-reply", (18, None)),
+    ("network-unreachable", (3, Some(0))),
+    ("host-unreachable", (3, Some(1))),
+    ("protocol-unreachable", (3, Some(2))),
+    ("port-unreachable", (3, Some(3))),
+    ("fragmentation-needed", (3, Some(4))),
+    ("source-route-failed", (3, Some(5))),
+    ("network-unknown", (3, Some(6))),
+    ("host-unknown", (3, Some(7))),
+    ("network-prohibited", (3, Some(9))),
+    ("host-prohibited", (3, Some(10))),
+    ("tos-network-unreachable", (3, Some(11))),
+    ("tos-host-unreachable", (3, Some(12))),
+    ("communication-prohibited", (3, Some(13))),
+    ("host-precedence-violation", (3, Some(14))),
+    ("precedence-cutoff", (3, Some(15))),
+    ("network-redirect", (5, Some(0))),
+    ("host-redirect", (5, Some(1))),
+    ("tos-network-redirect", (5, Some(2))),
+    ("tos-host-redirect", (5, Some(3))),
+    ("ttl-zero-during-transit", (11, Some(0))),
+    ("ttl-zero-during-reassembly", (11, Some(1))),
+    ("ip-header-bad", (12, Some(0))),
+    ("required-option-missing", (12, Some(1))),
+    ("extended-echo-request", (42, None)),
+];
+
+/// ICMPv6's types by their names (RFC 4443 and others, as nftables and ip6tables have them), and
+/// the codes that have names there.
+const ICMPV6_NAMES: [(&str, Meaning); 43] = [
+    ("destination-unreachable", (1, None)),
+    ("packet-too-big", (2, None)),
+    ("time-exceeded", (3, None)),
+    ("parameter-problem", (4, None)),
+    ("echo-request", (128, None)),
+    ("echo-reply", (129, None)),
+    ("mld-listener-query", (130, None)),
+    ("mld-listener-report", (131, None)),
+    ("mld-listener-done", (132, None)),
+    ("mld-listener-reduction", (132, None)),
+    ("router-solicitation", (133, None)),
+    ("nd-router-solicit", (133, None)),
+    ("router-advertisement", (134, None)),
+    ("nd-router-advert", (134, None)),
+    ("neighbour-solicitation", (135, None)),
+    ("neighbor-solicitation", (135, None)),
+    ("nd-neighbor-solicit", (135, None)),
+    ("neighbour-advertisement", (136, None)),
+    ("neighbor-advertisement", (136, None)),
+    ("nd-neighbor-advert", (136, None)),
+    ("redirect", (137, None)),
+    ("nd-redirect", (137, None)),
+    ("router-renumbering", (138, None)),
+    ("ind-neighbor-solicit", (141, None)),
+    ("ind-neighbor-advert", (142, None)),
+    ("mld2-listener-report", (143, None)),
+    ("no-route", (1, Some(0))),
+    ("communication-prohibited", (1, Some(1))),
+    ("beyond-scope", (1, Some(2))),
+    ("address-unreachable", (1, Some(3))),
+    ("port-unreachable", (1, Some(4))),
+    ("failed-policy", (1, Some(5))),
+    ("reject-route", (1, Some(6))),
+    ("ttl-zero-during-transit", (3, Some(0))),
+    ("ttl-zero-during-reassembly", (3, Some(1))),
+    ("bad-header", (4, Some(0))),
+    ("unknown-header-type", (4, Some(1))),
+    ("unknown-option", (4, Some(2))),
+    ("mld-query", (130, None)),
+    ("mld-report", (131, None)),
+    ("mld-done", (132, None)),
+    ("extended-echo-request", (160, None)),
+    ("extended-echo-reply", (161, None)),
+];
+
+/// What people call types that have another name here, or another one in the other version.
+const SYNONYMS: [(&str, &str); 18] = [
+    ("ping", "echo-request"),
+    ("echo", "echo-request"),
+    ("request", "echo-request"),
+    ("pong", "echo-reply"),
+    ("reply", "echo-reply"),
+    ("unreachable", "destination-unreachable"),
+    ("dest-unreachable", "destination-unreachable"),
+    ("ttl-exceeded", "time-exceeded"),
+    ("timeout", "time-exceeded"),
+    ("frag-needed", "fragmentation-needed"),
+    ("packet-too-big", "fragmentation-needed"),
+    ("too-big", "packet-too-big"),
+    ("fragmentation-needed", "packet-too-big"),
+    ("param-problem", "parameter-problem"),
+    ("timestamp", "timestamp-request"),
+    ("router-solicit", "router-solicitation"),
+    ("router-advert", "router-advertisement"),
+    ("neighbour-solicit", "neighbour-solicitation"),
+];
+
+const EXPECTED: &str = "a type's number or name, a range such as \"8-11\", a type with its code \
+                        such as \"3/4\", or a list of them";
+
+/// Which of the two protocols a rule's types are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Icmp,
+    Icmpv6,
+}
+
+impl Version {
+    const fn names(self) -> &'static [(&'static str, Meaning)] {
+        match self {
+            Self::Icmp => &ICMP_NAMES,
+            Self::Icmpv6 => &ICMPV6_NAMES,
+        }
+    }
+
+    const fn other(self) -> Self {
+        match self {
+            Self::Icmp => Self::Icmpv6,
+            Self::Icmpv6 => Self::Icmp,
+        }
+    }
+
+    /// The protocol's name in the policy file.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Icmp => "icmp",
+            Self::Icmpv6 => "icmpv6",
+        }
+    }
+}
+
+/// Why a text is no ICMP type.
+#[derive(Debug, PartialEq, Eq)]
+enum TypeFault {
+    /// A type beyond 255 or below 0.
+    Type,
+    /// A code beyond 255.
+    Code,
+    /// The ends of the range as they should stand.
+    Backwards(String),
+    /// Several types with codes.
+    ManyWithCode,
+    /// A name for a type with its code, and another code.
+    TwoCodes,
+    /// Neither number nor name.
+    Unknown,
+}
+
+impl Reader<'_> {
+    /// Reads ICMP types of a rule whose `protocol` is this one.
+    pub(super) fn read_icmp_types(
+        &mut self,
+        key: &Key<'_>,
+        value: &Value<'_>,
+        protocols: &Protocols,
+    ) -> Vec<IcmpRange> {
+        let version = self.icmp_version(key, protocols);
+        let items = self.items("icmp_type", value).iter();
+        items.filter_map(|item| self.read_icmp_type(item, version)).collect()
+    }
+
+    /// Which protocol's types are asked for; reports if that is not clear.
+    fn icmp_version(&mut self, key: &Key<'_>, protocols: &Protocols) -> Option<Version> {
+        let error = Diagnostic::error("`icmp_type` needs one protocol, ICMP or ICMPv6");
+        let error = match &protocols.items[..] {
+            _ if protocols.has_fault => return None, // which may have been meant to be it
+            [item] if item.number == ICMP => return Some(Version::Icmp),
+            [item] if item.number == ICMPV6 => return Some(Version::Icmpv6),
+            [] if !self.is_whole => return None,
+            [] => error
+                .at(key.span())
+                .label("types of which protocol?")
+                .help("add `protocol = \"icmp\"` or `protocol = \"icmpv6\"`"),
+            items if items.iter().all(|item| [ICMP, ICMPV6].contains(&item.number)) => {
+                beside(error, key.span(), &items[0].span)
+                    .help("their types differ: give each protocol a rule of its own")
+            }
+            items => {
+                let other = items.iter().find(|item| ![ICMP, ICMPV6].contains(&item.number));
+                beside(error, key.span(), &other.unwrap_or(&items[0]).span).help(
+                    if items.len() == 1 {
+                        "remove `icmp_type`"
+                    } else {
+                        "give it a rule of its own, without `icmp_type`"
+                    },
+                )
+            }
+        };
+        self.errors.push(error);
+        None
+    }
+
+    fn read_icmp_type(&mut self, value: &Value<'_>, version: Option<Version>) -> Option<IcmpRange> {
+        let range = match value.get_ref() {
+            DeValue::Integer(number) => number_of(number)
+                .and_then(|number| u8::try_from(number).ok())
+                .map(|number| all_codes(number, number))
+                .ok_or(TypeFault::Type),
+            DeValue::String(word) => {
+                let names = match version {
+                    Some(version) => [version, version],
+                    // Something else is wrong already.
+                    None => [Version::Icmp, Version::Icmpv6],
+                };
+                parse_icmp(word, names)
+            }
+            _ => {
+                self.wrong_type(value, EXPECTED, None);
+                return None;
+            }
+        };
+        range.map_err(|fault| self.wrong_icmp_type(&fault, value, version)).ok()
+    }
+
+    fn wrong_icmp_type(&mut self, fault: &TypeFault, value: &Value<'_>, version: Option<Version>) {
+        let word = value.get_ref().as_str().unwrap_or_default();
+        let error = match fault {
+            TypeFault::Type => {
+                Diagnostic::error("this is no ICMP type").label("ICMP types are 0 to 255")
+            }
+            TypeFault::Code => {
+                Diagnostic::error("this is no ICMP code").label("ICMP codes are 0 to 255")
+            }
+            TypeFault::Backwards(turned) => runs_backwards(word, turned),
+            TypeFault::ManyWithCode => {
+                Diagnostic::error(format!("{} has codes of several types", quote(word)))
+                    .label("a code goes with one type")
+                    .help("write several types as a list: `[\"3/0\", \"4/0\"]`")
+            }
+            TypeFault::TwoCodes => Diagnostic::error(format!("{} has two codes", quote(word)))
+                .label("the name stands for a type with its code")
+                .help("write the type's own name or number"),
+            TypeFault::Unknown => {
+                let mut error = Diagnostic::error(format!("{} names no ICMP type", quote(word)))
+                    .label("neither a type, nor a range, nor a type's name");
+                error.help = self.icmp_form(word, version.unwrap_or(Version::Icmp));
+                error
+            }
+        };
+        self.errors.push(error.at(value.span()));
+    }
+
+    /// How to write what looks like an ICMP type in another notation.
+    fn icmp_form(&mut self, word: &str, version: Version) -> Option<String> {
+        let trimmed = word.trim();
+        let lower = trimmed.to_lowercase().replace(['_', ' '], "-");
+        let names = version.names();
+        if trimmed.is_empty() {
+            return None;
+        }
+        if ANY_WORDS.contains(&lower.as_str()) {
+            return Some("leave `icmp_type` out to match any".to_owned());
+        }
+        if trimmed.contains(',') {
+            return Some("write several types as a list: `[8, \"3/4\"]`".to_owned());
+        }
+        let squeezed: String = trimmed.chars().filter(|c| !c.is_whitespace()).collect();
+        for form in [&squeezed, &lower, &squeezed.replace([':', '.'], "/")] {
+            if parse_icmp(form, [version, version]).is_ok() {
+                let is_integer = is_number(form);
+                return Some(did_you_mean(&if is_integer {
+                    form.clone()
+                } else {
+                    format!("\"{form}\"")
+                }));
+            }
+        }
+        let synonyms = SYNONYMS.iter().filter(|(synonym, _)| *synonym == lower);
+        if let Some(name) =
+            synonyms.map(|(_, name)| *name).find(|name| known(names, name).is_some())
+        {
+            return Some(did_you_mean(&format!("\"{name}\"")));
+        }
+        if known(version.other().names(), &lower).is_some() {
+            return Some(format!(
+                "it is a type of {}, the rule is for {}",
+                version.other().name(),
+                version.name()
+            ));
+        }
+        range_form(trimmed, "0", "255").or_else(|| {
+            self.suggest(word, names.iter().map(|&(name, _)| name))
+                .map(|name| did_you_mean(&format!("\"{name}\"")))
+        })
+    }
+}
+
+/// Points at the key and the protocol that do not go together.
+fn beside(error: Diagnostic, key: Range<usize>, protocol: &Range<usize>) -> Diagnostic {
+    error
+        .at(protocol.clone())
+        .label("cannot stand beside `icmp_type`")
+        .related(key, "types are asked for here")
+}
+
+/// What a string means as ICMP types, by the names of the first protocol, or else of the second.
+fn parse_icmp(word: &str, versions: [Version; 2]) -> Result<IcmpRange, TypeFault> {
+    if let Some(range) = parse_range(word) {
+        let (first, last) = match range {
+            Ok(range) => (range.first, range.last),
+            Err(RangeFault::Backwards(first, last)) => {
+                return Err(TypeFault::Backwards(format!("{last}-{first}")));
+            }
+            Err(_) => return Err(TypeFault::Type),
+        };
+        let byte = |number| u8::try_from(number).map_err(|_| TypeFault::Type);
+        return Ok(all_codes(byte(first)?, byte(last)?));
+    }
+    let (kind, codes) = match word.split_once('/') {
+        Some((kind, codes)) => (kind, Some(codes)),
+        None => (word, None),
+    };
+    let number = match parse_range(kind) {
+        Some(Ok(range)) if range.first < range.last => return Err(TypeFault::ManyWithCode),
+        Some(number) => {
+            let number = number.map_err(|_| TypeFault::Type)?.first;
+            (u8::try_from(number).map_err(|_| TypeFault::Type)?, None)
+        }
+        None => versions
+            .iter()
+            .find_map(|version| known(version.names(), kind))
+            .ok_or(TypeFault::Unknown)?,
+    };
+    let (number, (first, last)) = match (number, codes) {
+        ((number, None), None) => (number, (0, u8::MAX)),
+        ((number, Some(code)), None) => (number, (code, code)),
+        ((_, Some(_)), Some(_)) => return Err(TypeFault::TwoCodes),
+        ((number, None), Some(codes)) => {
+            let range = match parse_range(codes).ok_or(TypeFault::Unknown)? {
+                Ok(range) => range,
+                Err(RangeFault::Backwards(first, last)) => {
+                    return Err(TypeFault::Backwards(format!("{kind}/{last}-{first}")));
+                }
+                Err(_) => return Err(TypeFault::Code),
+            };
+            let byte = |number| u8::try_from(number).map_err(|_| TypeFault::Code);
+            (number, (byte(range.first)?, byte(range.last)?))
+        }
+    };
+    Ok(IcmpRange {
+        first: u16::from_be_bytes([number, first]),
+        last: u16::from_be_bytes([number, last]),
+    })
+}
+
+/// Types with all their codes.
+fn all_codes(first: u8, last: u8) -> IcmpRange {
+    IcmpRange { first: u16::from_be_bytes([first, 0]), last: u16::from_be_bytes([last, u8::MAX]) }
+}
