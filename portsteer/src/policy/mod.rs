@@ -373,7 +373,7 @@ impl fmt::Display for NumberRange {
 }
 
 /// ICMP types as text: `8`, `8-11`, `3/4`, `3/0-3`.
-fn icmp_text(range: &IcmpRange) -> String {
+pub(crate) fn icmp_text(range: &IcmpRange) -> String {
     let [first, first_code] = range.first.to_be_bytes();
     let [last, last_code] = range.last.to_be_bytes();
     match (first_code, last_code) {
@@ -387,7 +387,7 @@ fn icmp_text(range: &IcmpRange) -> String {
 }
 
 /// VLAN ids as text: `12`, `100-199`, `untagged`, `untagged,1-7`.
-fn vlan_text(range: &VlanRange) -> String {
+pub(crate) fn vlan_text(range: &VlanRange) -> String {
     match *range {
         VlanRange { first: 0, last: 0 } => "untagged".to_owned(),
         VlanRange { first: 0, last } => format!("untagged,{}", NumberRange { first: 1, last }),

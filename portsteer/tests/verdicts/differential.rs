@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use portsteer::{
     compile::{compile, verdict},
-    explain::{Cause, captured, explain, misses},
+    explain::{Cause, Explainer, captured},
     oracle::{self, Packet},
     policy::{
         Action, InterfacePattern, Mode, Options, Policy, PortRange, Rule, Target, TargetId, file,
@@ -234,13 +234,14 @@ fn explanations_agree_with_the_oracle() {
     let frames = prop::collection::vec(frame(), 20);
     runner
         .run(&(policy(), frames), |(policy, frames)| {
+            let explainer = Explainer::new(&policy);
             for frame in frames {
                 let Ok(headers) = captured::read(&frame, frame.len()) else { continue };
                 let packet = captured::packet(&frame, headers);
                 let (decision, explanation) =
-                    (oracle::judge(&policy, &packet), explain(&policy, &packet));
+                    (oracle::judge(&policy, &packet), explainer.explain(&packet));
                 prop_assert_eq!(explanation.action, oracle::action(&policy, decision));
-                let matches = |index: usize| misses(&policy.rules[index], &packet).is_empty();
+                let matches = |index: usize| explainer.misses(index, &packet).is_empty();
                 let reached = match (explanation.cause, decision) {
                     (Cause::Rule(index), oracle::Decision::Rule(decided)) => {
                         prop_assert_eq!(index, decided);
@@ -248,7 +249,7 @@ fn explanations_agree_with_the_oracle() {
                         index
                     }
                     (Cause::Fragments(index), oracle::Decision::Fragments) => {
-                        let missing = misses(&policy.rules[index], &packet);
+                        let missing = explainer.misses(index, &packet);
                         prop_assert_eq!(missing.len(), 1);
                         prop_assert_eq!(missing[0].0, "dst_port");
                         index

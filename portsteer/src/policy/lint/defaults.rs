@@ -51,15 +51,17 @@ pub(super) fn idle_default(policy: &Policy, reach: &Reach<'_>) -> Option<Diagnos
     }
 }
 
+/// IPv6 addresses as numbers, both ends included.
+type Span = (u128, u128);
+
 /// What neighbour discovery cannot do without: the type, and whole ranges of addresses, source and
 /// destination. A neighbour's address is asked for by multicast and told to whoever asked (RFC 4861).
-const DISCOVERY: [(u8, (u128, u128), (u128, u128)); 2] =
+const DISCOVERY: [(u8, Span, Span); 2] =
     [(135, LINK_LOCAL, SOLICITED_NODES), (136, LINK_LOCAL, LINK_LOCAL)];
 /// fe80::/10.
-const LINK_LOCAL: (u128, u128) = (0xfe80 << 112, (0xfec0 << 112) - 1);
+const LINK_LOCAL: Span = (0xfe80 << 112, (0xfec0 << 112) - 1);
 /// ff02::1:ff00:0/104.
-const SOLICITED_NODES: (u128, u128) =
-    (0xff02 << 112 | 0x1_ff00_0000, 0xff02 << 112 | 0x1_ffff_ffff);
+const SOLICITED_NODES: Span = (0xff02 << 112 | 0x1_ff00_0000, 0xff02 << 112 | 0x1_ffff_ffff);
 
 /// The first rule that drops all packets of a kind that neighbour discovery needs, unless one before it
 /// does something else with some of them.
@@ -113,8 +115,8 @@ fn touches(
     key: Key,
     addresses: &Lists<'_>,
     kind: u8,
-    src: (u128, u128),
-    dst: (u128, u128),
+    src: Span,
+    dst: Span,
 ) -> Touched {
     let value = u16::from(kind) << 8;
     let has_type = |range: &crate::policy::IcmpRange| (range.first..=range.last).contains(&value);

@@ -156,7 +156,7 @@ impl<'a> Reach<'a> {
                 ));
             }
             // Whatever it costs: the groups that ask for nothing else.
-            let plain = groups.by_key.get(&Key::ANY).map(|&group| &*groups.cells[group as usize]);
+            let plain = groups.by_key.get(&Key::ANY).map(|&group| &groups.cells[group as usize]);
             let is_shadowed = plain.is_some_and(|plain| {
                 is_taken(&[plain], wanted, &mut Steps(usize::MAX)) == Some(true)
             }) || wider.iter().enumerate().all(|(at, group)| {
@@ -237,7 +237,7 @@ struct Fields<'a> {
 struct Groups {
     by_key: HashMap<Key, u32>,
     keys: Vec<Key>,
-    cells: Vec<Box<Cells>>,
+    cells: Vec<Cells>,
 }
 
 impl Groups {
@@ -245,14 +245,14 @@ impl Groups {
     fn of(&mut self, key: Key) -> &mut Cells {
         let group = *self.by_key.entry(key).or_insert_with(|| {
             self.keys.push(key);
-            self.cells.push(Box::default());
+            self.cells.push(Cells::default());
             self.keys.len() as u32 - 1
         });
         &mut self.cells[group as usize]
     }
 
     fn some(&self, groups: &[u32]) -> Vec<&Cells> {
-        groups.iter().map(|&group| &*self.cells[group as usize]).collect()
+        groups.iter().map(|&group| &self.cells[group as usize]).collect()
     }
 
     /// The groups that ask for nothing narrower, among packets of one IP version, as far as there are
