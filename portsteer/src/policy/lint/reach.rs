@@ -588,7 +588,9 @@ mod tests {
                 }
                 for packet in packets {
                     let reached = alone.iter().position(|alone| is_met(alone, &packet));
-                    reached.map(|index| is_idle[index] = false);
+                    if let Some(index) = reached {
+                        is_idle[index] = false;
+                    }
                 }
             }
             prop_assert_eq!(reach.is_idle, is_idle);
