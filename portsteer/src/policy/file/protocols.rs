@@ -147,3 +147,15 @@ impl Reader<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{HEAD, policy, warnings};
+
+    #[test]
+    fn protocols_listed_twice_are_a_warning() {
+        let text = format!("{HEAD}[[rules]]\nprotocol = [\"tcp\", 6]\naction = \"drop\"\n");
+        assert_eq!(policy(&text).rules[0].protocols, [6]);
+        assert_eq!(warnings(&text), "4:20 [6] the protocol is listed twice (again here)\n");
+    }
+}
