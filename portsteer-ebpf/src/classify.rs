@@ -13,14 +13,14 @@ use portsteer_common::{
     wire::EthernetHeader,
 };
 use portsteer_ebpf::{
-    frame::{Frame, Ipv6Addresses, PlainIpv4},
+    frame::{Frame, PlainIpv4},
     parse::{self, Headers},
 };
 
 use crate::{
     maps::{self, Policy, Segment},
     packet::Packet,
-    tables::{self, Address, Facts, V4, V6},
+    tables::{self, Address, Facts, SlowV4, V4, V6},
 };
 
 /// A defect in this program.
@@ -34,7 +34,12 @@ pub fn classify_plain(policy: Policy, key: PortKey) -> Decision {
 
 /// What is decided about a plain packet.
 #[inline(always)]
-pub fn classify_plain_by_rules(frame: &Frame<Packet>, policy: Policy, key: PortKey) -> Decision {
+pub fn classify_plain_by_rules(
+    ctx: *mut xdp_md,
+    frame: &Frame<Packet>,
+    policy: Policy,
+    key: PortKey,
+) -> Decision {
     let cell = policy.by_plain_port(key);
     if policy.features() == 0 {
         return Decision::from_bits(cell.0);
@@ -42,20 +47,18 @@ pub fn classify_plain_by_rules(frame: &Frame<Packet>, policy: Policy, key: PortK
     let src_port =
         if maps::has(feature::EXTRAS) { parse::plain_src_port(frame).unwrap_or(0) } else { 0 };
     let facts = Facts::new(key.row(), u32::from(key.dst_port()), 0, src_port);
-    let best = tables::leaf(Node::from_bits(cell.0), facts);
+    let best = tables::leaf::<false>(Node::from_bits(cell.0), facts);
     let Some(plain) = frame.get::<PlainIpv4>(0) else { return BROKEN };
     let best = if plain.kind[2] >> 4 == 4 {
         let [a, b, c, d, e, f, g, h] = plain.addresses;
-        best_v4(policy, best, facts, [[a, b, c, d], [e, f, g, h]])
+        let addresses = [V4::new([a, b, c, d]), V4::new([e, f, g, h])];
+        let Roots { src_v4, dst_v4, .. } = policy.roots();
+        best_of::<false, _>(best, facts, [src_v4, dst_v4], addresses)
     } else {
-        let Some(addresses) = frame.get::<Ipv6Addresses>(PLAIN_ADDRESSES) else { return BROKEN };
-        best_v6(policy, best, facts, addresses)
+        best_v6(ctx, policy, best, facts, EthernetHeader::LEN)
     };
     decision(policy, best)
 }
-
-/// Where a plain packet has its IPv6 addresses.
-const PLAIN_ADDRESSES: usize = EthernetHeader::LEN + offset_of!(Ipv6Hdr, src_addr);
 
 /// What is decided about any packet with these headers.
 #[inline(always)]
@@ -97,38 +100,35 @@ extern "C" fn any_by_rules(
             None => return BROKEN.to_bits(),
         },
     };
-    let best = tables::leaf(node, facts);
+    let best = tables::leaf::<true>(node, facts);
     let frame = Frame::new(Packet(XdpContext::new(ctx)));
     let l3_off = l3_off as usize;
     let version = frame.header::<u8>(l3_off).map_or(0, |byte| byte >> 4);
     let best = if version == 4 {
         let Ok(ip) = frame.header::<Ipv4Hdr>(l3_off) else { return BROKEN.to_bits() };
-        best_v4(policy, best, facts, [ip.src_addr, ip.dst_addr])
+        let addresses = [ip.src_addr, ip.dst_addr].map(|address| SlowV4(V4::new(address)));
+        let Roots { src_v4, dst_v4, .. } = policy.roots();
+        best_of::<true, _>(best, facts, [src_v4, dst_v4], addresses)
     } else {
-        let at = l3_off + offset_of!(Ipv6Hdr, src_addr);
-        let Ok(addresses) = frame.header::<Ipv6Addresses>(at) else { return BROKEN.to_bits() };
-        best_v6(policy, best, facts, addresses)
+        best_v6(ctx, policy, best, facts, l3_off)
     };
     decision(policy, best).to_bits()
+}
+
+/// The first rule of all partitions for an IPv6 packet, whose header stands at an offset in the frame.
+#[inline(always)]
+fn best_v6(ctx: *mut xdp_md, policy: Policy, best: Node, facts: Facts, l3_off: usize) -> Node {
+    let address = |offset: usize| V6 { ctx, at: (l3_off + offset) as u32 };
+    let addresses =
+        [address(offset_of!(Ipv6Hdr, src_addr)), address(offset_of!(Ipv6Hdr, dst_addr))];
+    let Roots { src_v6, dst_v6, .. } = policy.roots();
+    best_of::<true, _>(best, facts, [src_v6, dst_v6], addresses)
 }
 
 /// The first rule of all partitions, where `best` is that of the rules that constrain no address, for
 /// source and destination.
 #[inline(always)]
-fn best_v4(policy: Policy, best: Node, facts: Facts, addresses_be: [[u8; 4]; 2]) -> Node {
-    let Roots { src_v4, dst_v4, .. } = policy.roots();
-    best_of(best, facts, [src_v4, dst_v4], addresses_be.map(V4::new))
-}
-
-/// The same for IPv6.
-#[inline(always)]
-fn best_v6(policy: Policy, best: Node, facts: Facts, addresses: &Ipv6Addresses) -> Node {
-    let Roots { src_v6, dst_v6, .. } = policy.roots();
-    best_of(best, facts, [src_v6, dst_v6], [V6::new(&addresses.src), V6::new(&addresses.dst)])
-}
-
-#[inline(always)]
-fn best_of<A: Address>(
+fn best_of<const SLOW: bool, A: Address>(
     best: Node,
     facts: Facts,
     [src_root, dst_root]: [Node; 2],
@@ -139,13 +139,13 @@ fn best_of<A: Address>(
         let mut node = src.walk(src_root);
         if maps::has(feature::BOTH) && node.is(Kind::Fork) {
             let (alone, root) = tables::fork(node);
-            best = best.min(tables::leaf(dst.walk(root), facts));
+            best = best.min(tables::leaf::<SLOW>(dst.walk(root), facts));
             node = alone;
         }
-        best = best.min(tables::leaf(node, facts));
+        best = best.min(tables::leaf::<SLOW>(node, facts));
     }
     if maps::has(feature::DST) {
-        best = best.min(tables::leaf(dst.walk(dst_root), facts));
+        best = best.min(tables::leaf::<SLOW>(dst.walk(dst_root), facts));
     }
     best
 }

@@ -93,14 +93,6 @@ pub struct Ipv6Address {
     pub lower_be: [u8; 8],
 }
 
-/// The two addresses of an IPv6 header.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct Ipv6Addresses {
-    pub src: Ipv6Address,
-    pub dst: Ipv6Address,
-}
-
 macro_rules! headers {
     ($($header:ty),+ $(,)?) => {
         $(
@@ -117,7 +109,7 @@ headers!(
     EthernetHeader,
     ExtensionHeader,
     Ipv4Hdr,
-    Ipv6Addresses,
+    Ipv6Address,
     Ipv6Hdr,
     PlainIpv4,
     PlainIpv6,

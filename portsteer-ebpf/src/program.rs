@@ -32,7 +32,7 @@ pub fn portsteer(ctx: XdpContext) -> u32 {
 /// place before the first such policy is; but the other should not pay for it.
 #[xdp(frags)]
 pub fn portsteer_rules(ctx: XdpContext) -> u32 {
-    run(&ctx, classify_plain_by_rules)
+    run(&ctx, |frame, policy, key| classify_plain_by_rules(ctx.ctx, frame, policy, key))
 }
 
 #[inline(always)]

@@ -1,18 +1,26 @@
 //! Looking things up in the tables: a step from one node to the next, and the ways that are made of
 //! such steps. See [`portsteer_common::node`].
 //!
-//! Nearly all is inlined: where the kernel guards against speculation at returns, as on many AMD
-//! processors, a call costs more than a search. What cannot happen (a node that leads nowhere) finds
-//! nothing.
+//! For plain IPv4 packets all is inlined: where the kernel guards against speculation at returns, as on
+//! many AMD processors, a call costs more than a search. Elsewhere these are global functions, which the
+//! verifier looks at once, by itself, whatever the number of places that call them. What cannot
+//! happen (a node that leads nowhere) finds nothing.
 
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use portsteer_common::{
     Node,
     image::feature,
     node::{Kind, LINE_WORDS, MAX_STEPS, SEGMENT_LINES, SEGMENT_WORDS, row},
 };
-use portsteer_ebpf::{bound::is_below, frame::Ipv6Address};
+use portsteer_ebpf::{
+    bound::is_below,
+    frame::{Frame, Ipv6Address},
+};
 
-use crate::maps::{self, Segment};
+use crate::{
+    maps::{self, Segment},
+    packet::Packet,
+};
 
 /// What a packet is told apart by besides its addresses.
 #[derive(Clone, Copy)]
@@ -93,11 +101,25 @@ fn count_not_above(starts: u64, key: u32) -> u32 {
 
 /// The leaf that a node leads to by all but addresses, which mostly is one.
 #[inline(always)]
-pub fn leaf(node: Node, facts: Facts) -> Node {
-    let mut node = node;
+pub fn leaf<const SLOW: bool>(node: Node, facts: Facts) -> Node {
     if node.is_leaf() {
         return node;
     }
+    if SLOW {
+        return leaf_or_nothing(Node::from_bits(finish(node.to_bits(), facts.key, facts.extras)));
+    }
+    by_facts(node, facts)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn finish(node: u32, key: u32, extras: u32) -> u32 {
+    by_facts(Node::from_bits(node), Facts { key, extras }).to_bits()
+}
+
+#[inline(always)]
+fn by_facts(node: Node, facts: Facts) -> Node {
+    let mut node = node;
     if node.is(Kind::Rows) {
         let Some((segment, offset)) = Segment::of_line(node.line()) else { return Node::NOTHING };
         let word = (facts.key >> 16) % row::COUNT as u32;
@@ -179,42 +201,65 @@ fn by_digit(node: Node, digit: u32) -> Node {
     if node.is(Kind::Branch) { descend(node, digit) } else { node }
 }
 
-/// An IPv6 address.
+/// An IPv6 address, where it stands in the frame. Looking it up is a call, because it would be too much
+/// for the verifier of older kernels to follow at every place.
 #[derive(Clone, Copy)]
 pub struct V6 {
-    upper: u64,
-    lower: u64,
-}
-
-impl V6 {
-    #[inline(always)]
-    pub fn new(address: &Ipv6Address) -> Self {
-        Self {
-            upper: u64::from_be_bytes(address.upper_be),
-            lower: u64::from_be_bytes(address.lower_be),
-        }
-    }
+    pub ctx: *mut xdp_md,
+    /// Bytes from the frame's start.
+    pub at: u32,
 }
 
 impl Address for V6 {
     #[inline(always)]
     fn walk(self, root: Node) -> Node {
-        let Self { mut upper, mut lower } = self;
-        let mut node = root;
-        for _ in 0..8 {
-            if node.is(Kind::Branch) {
-                node = descend(node, (upper >> 48) as u32);
-                upper = upper << 16 | lower >> 48;
-                lower <<= 16;
-            } else if node.is(Kind::Path) {
-                node = by_path(node, upper);
-                (upper, lower) = (lower, 0);
-            } else {
-                break;
-            }
+        if !root.is(Kind::Branch) && !root.is(Kind::Path) {
+            return root;
         }
-        node
+        Node::from_bits(walk_v6(self.ctx, root.to_bits(), self.at))
     }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn walk_v6(ctx: *mut xdp_md, root: u32, at: u32) -> u32 {
+    let frame = Frame::new(Packet(XdpContext::new(ctx)));
+    let Ok(address) = frame.header::<Ipv6Address>(at as usize) else {
+        return Node::NOTHING.to_bits();
+    };
+    let mut upper = u64::from_be_bytes(address.upper_be);
+    let mut lower = u64::from_be_bytes(address.lower_be);
+    let mut node = Node::from_bits(root);
+    for _ in 0..8 {
+        if node.is(Kind::Branch) {
+            node = descend(node, (upper >> 48) as u32);
+            upper = upper << 16 | lower >> 48;
+            lower <<= 16;
+        } else if node.is(Kind::Path) {
+            node = by_path(node, upper);
+            (upper, lower) = (lower, 0);
+        } else {
+            break;
+        }
+    }
+    node.to_bits()
+}
+
+/// An IPv4 address off the fast path, whose look-ups are calls.
+#[derive(Clone, Copy)]
+pub struct SlowV4(pub V4);
+
+impl Address for SlowV4 {
+    #[inline(always)]
+    fn walk(self, root: Node) -> Node {
+        Node::from_bits(walk_v4(root.to_bits(), self.0.0))
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn walk_v4(root: u32, address: u32) -> u32 {
+    V4(address).walk(Node::from_bits(root)).to_bits()
 }
 
 /// The node that a path leads to by the next 64 bits of an address.
