@@ -117,6 +117,45 @@ fn every_packet_of_a_capture_is_explained() {
     explain_it().expect(0, &said);
 }
 
+/// Rules in all fields; what only the command line knows is where a frame came in.
+const FIELDS: &str = "version = 1\ninterfaces = [\"eth0\", \"eth1\"]\n\
+    [sets.office]\naddresses = [\"192.0.2.0/24\"]\n\
+    [[rules]]\nname = \"tagged\"\nprotocol = \"udp\"\nvlan = 12\naction = \"drop\"\n\
+    [[rules]]\nname = \"inside\"\nprotocol = \"tcp\"\ninterface = \"eth1\"\naction = \"drop\"\n\
+    [[rules]]\nname = \"office\"\nprotocol = \"udp\"\nsrc = [\"@office\", \"!192.0.2.9\"]\n\
+    dst = [\"198.51.100.0\", \"198.51.100.1\", \"198.51.100.2\", \"198.51.100.3\", \"198.51.100.4\",\n\
+    \"198.51.100.5\", \"198.51.100.6\", \"198.51.100.7\", \"198.51.100.8\"]\naction = \"drop\"\n";
+
+#[test]
+fn all_fields_are_explained() {
+    let directory = TempDir::new().expect("a directory");
+    let policy = directory.path().join("policy.toml");
+    fs::write(&policy, FIELDS).expect("a policy file");
+    let explain = |arguments: &[&str]| {
+        Outcome::of(
+            Command::new(binary()).args(["explain", "--policy"]).arg(&policy).args(arguments),
+        )
+    };
+    explain(&["udp 192.0.2.7 -> 198.51.100.8:53 vlan untagged"]).expect(
+        0,
+        &[
+            "drop: rule `office` (line 15): udp src @office,!192.0.2.9 dst 198.51.100.0,",
+            "198.51.100.7,...\n",
+            "rule `tagged` (line 5): vlan: untagged is not in 12",
+        ],
+    );
+    explain(&["--json", "udp 192.0.2.7 -> 198.51.100.8:53"]).expect(0, &["198.51.100.8\""]);
+    explain(&["udp 192.0.2.9 -> 198.51.100.8:53"])
+        .expect(0, &["src: 192.0.2.9 is in 192.0.2.9, which is excluded"]);
+    let frame = ethernet(IPV4, ipv4(TCP, tcp(7, 80, [0; 20])));
+    let digits: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+    explain(&["--hex", &digits]).expect(0, &["interface: the packet's interface is not given"]);
+    explain(&["--hex", &digits, "--on", "eth0"]).expect(0, &["eth0 is not in eth1", " on eth0\n"]);
+    explain(&["--hex", &digits, "--on", "eth1"])
+        .expect(0, &["drop: rule `inside` (line 10): tcp interface eth1"]);
+    explain(&["tcp -> :80", "--on", "eth1"]).expect(2, &["cannot be used with"]);
+}
+
 /// What is not in the capture is not taken for missing on the wire.
 #[test]
 fn a_packet_that_was_captured_in_part_is_judged_by_what_there_is() {

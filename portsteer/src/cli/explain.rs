@@ -2,10 +2,13 @@
 //! what is said about them.
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     fmt::Write as _,
     fs::File,
     io::{BufReader, Read as _, Seek as _},
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use anyhow::{Context as _, bail};
@@ -20,10 +23,12 @@ use super::{BAD_INPUT, complain, listings, print, show_diagnostics, show_error};
 use crate::{
     agent::{self, LoadedPolicy},
     explain::{
-        Cause, Explanation,
+        Cause, Explainer, Explanation,
         captured::{self, MIN_LEN},
-        described, explain, explain_reason,
+        described::{self, Described},
+        explain_reason, shortened,
     },
+    oracle::Packet,
     policy::{Action, Policy},
 };
 
@@ -33,8 +38,8 @@ pub(super) struct Options {
     /// The policy file.
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
-    /// The packet: PROTOCOL [FROM] -> TO, in quotes, and more: vlan ID, on INTERFACE, type N, code N,
-    /// later-fragment. FROM and TO are ADDRESS, :PORT, or ADDRESS:PORT
+    /// The packet: PROTOCOL [FROM] -> TO, in quotes, and more: vlan ID, vlan untagged, on INTERFACE,
+    /// type N, code N, later-fragment. FROM and TO are ADDRESS, :PORT, or ADDRESS:PORT
     #[arg(required_unless_present_any = ["hex", "pcap"], conflicts_with_all = ["hex", "pcap"])]
     packet: Vec<String>,
     /// A whole Ethernet frame as hexadecimal digits
@@ -43,6 +48,9 @@ pub(super) struct Options {
     /// Every packet of a capture (pcap or pcapng)
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
+    /// The interface that the frames come in by, for rules with `interface`: no such rule matches without
+    #[arg(long, value_name = "INTERFACE", conflicts_with = "packet")]
+    on: Option<String>,
     /// Print JSON, one object a line.
     #[arg(long)]
     json: bool,
@@ -56,7 +64,7 @@ pub(super) fn run(options: &Options) -> u8 {
             return BAD_INPUT;
         }
     };
-    let teller = Teller { loaded: &loaded, json: options.json };
+    let teller = Teller::new(&loaded, options);
     if let Some(path) = &options.pcap {
         return teller.capture(path);
     }
@@ -72,7 +80,7 @@ pub(super) fn run(options: &Options) -> u8 {
     let text = options.packet.join(" ");
     match described::parse(&text, &agent::services()) {
         Ok(packet) => {
-            let explanation = explain(&loaded.policy, &packet.headers());
+            let explanation = teller.explainer.explain(&packet.headers());
             print(&teller.tell(&packet.to_string(), &explanation), 0)
         }
         Err(error) => {
@@ -95,10 +103,34 @@ struct Told {
 /// Tells what a policy does with packets.
 struct Teller<'a> {
     loaded: &'a LoadedPolicy,
+    explainer: Explainer<'a>,
+    /// Where frames come in.
+    interface: Option<&'a str>,
     json: bool,
+    /// What the rules match that were told of, in words.
+    matches: RefCell<HashMap<usize, Rc<str>>>,
 }
 
-impl Teller<'_> {
+impl<'a> Teller<'a> {
+    fn new(loaded: &'a LoadedPolicy, options: &'a Options) -> Self {
+        Self {
+            loaded,
+            explainer: Explainer::new(&loaded.policy),
+            interface: options.on.as_deref(),
+            json: options.json,
+            matches: RefCell::default(),
+        }
+    }
+
+    /// What a rule matches: all of it in JSON, shortened for people.
+    fn matches(&self, index: usize) -> Rc<str> {
+        let text = || {
+            let rule = &self.policy().rules[index];
+            if self.json { self.policy().matches(rule) } else { shortened(self.policy(), rule) }
+        };
+        Rc::clone(self.matches.borrow_mut().entry(index).or_insert_with(|| text().into()))
+    }
+
     fn policy(&self) -> &Policy {
         &self.loaded.policy
     }
@@ -106,10 +138,15 @@ impl Teller<'_> {
     /// About a frame, of which `len` bytes were on the wire.
     fn frame(&self, bytes: &[u8], len: usize) -> Told {
         let (packet, explanation) = match captured::read(bytes, len) {
-            Ok(headers) => (
-                captured::describe(bytes, headers).to_string(),
-                explain(self.policy(), &captured::packet(bytes, headers)),
-            ),
+            Ok(headers) => {
+                let interface = self.interface;
+                let described = Described {
+                    interface: interface.map(str::to_owned),
+                    ..captured::describe(bytes, headers)
+                };
+                let packet = Packet { interface, ..captured::packet(bytes, headers) };
+                (described.to_string(), self.explainer.explain(&packet))
+            }
             Err(Some(reason)) => {
                 (format!("a frame of {len} bytes"), explain_reason(self.policy(), reason))
             }
@@ -154,12 +191,13 @@ impl Teller<'_> {
 
     fn why(&self, explanation: &Explanation) -> String {
         match explanation.cause {
-            Cause::Rule(index) => {
-                let rule = &self.policy().rules[index];
-                format!("{}: {}", self.rule(index), self.policy().matches(rule))
-            }
-            Cause::Fragments(index) => format!(
+            Cause::Rule(index) => format!("{}: {}", self.rule(index), self.matches(index)),
+            Cause::Fragments(index) if self.policy().rules[index].icmp_types.is_empty() => format!(
                 "options.fragments, since a later fragment has no ports, and {} asks for one",
+                self.rule(index)
+            ),
+            Cause::Fragments(index) => format!(
+                "options.fragments, since a later fragment has no ICMP type, and {} asks for one",
                 self.rule(index)
             ),
             Cause::Default => "no rule matches, the default decides".to_owned(),
@@ -180,7 +218,7 @@ impl Teller<'_> {
     fn json(&self, packet: &str, explanation: &Explanation) -> Value {
         let rule = |index: usize| {
             let rule = &self.policy().rules[index];
-            json!({ "name": rule.name, "line": rule.line, "match": self.policy().matches(rule) })
+            json!({ "name": rule.name, "line": rule.line, "match": &*self.matches(index) })
         };
         let (cause, decides) = match explanation.cause {
             Cause::Rule(index) => ("rule", Some(rule(index))),
@@ -201,13 +239,14 @@ impl Teller<'_> {
 
     /// About every packet of a capture, and how many had which fate.
     fn capture(&self, path: &Path) -> u8 {
-        let mut fates: Vec<(String, u64)> = Vec::new();
+        let (mut fates, mut places) = (Vec::<(String, u64)>::new(), HashMap::new());
         let told = read_capture(path, |number, bytes, len| {
             let Told { text, fate } = self.frame(bytes, len);
-            match fates.iter_mut().find(|(known, _)| *known == fate) {
-                Some((_, count)) => *count += 1,
-                None => fates.push((fate, 1)),
-            }
+            let place = *places.entry(fate).or_insert_with_key(|fate| {
+                fates.push((fate.clone(), 0));
+                fates.len() - 1
+            });
+            fates[place].1 += 1;
             let text = if self.json { text } else { format!("#{number} {text}") };
             print(&text, 0) == 0
         });

@@ -29,7 +29,8 @@ pub fn read(bytes: &[u8], len: usize) -> Result<Headers, Option<Reason>> {
     })
 }
 
-/// A frame as the oracle has it, of which these are the headers that the parser found.
+/// A frame as the oracle has it, of which these are the headers that the parser found. A frame does not
+/// tell which interface it came in by.
 #[must_use]
 pub fn packet(bytes: &[u8], headers: Headers) -> Packet<'static> {
     let l3_off = headers.place.l3_off();

@@ -89,7 +89,7 @@ impl fmt::Display for Described {
 }
 
 /// Reads a description: the protocol; where from, if that matters; `->` (or `to`) and where to; then,
-/// in any order, `type N`, `code N`, `vlan ID`, `on INTERFACE` and `later-fragment`. An endpoint is
+/// in any order, `type N`, `code N`, `vlan ID` or `vlan untagged`, `on INTERFACE` and `later-fragment`. An endpoint is
 /// an address, a port after a colon, or both, IPv6 addresses with ports in brackets.
 ///
 /// # Errors
@@ -181,7 +181,7 @@ impl<'a> Reader<'a> {
             match self.take("more")? {
                 ("type", _) => kind = Some(self.number("a type", u8::MAX.into())? as u8),
                 ("code", _) => code = Some(self.number("a code", u8::MAX.into())? as u8),
-                ("vlan", _) => packet.vlan = Some(self.number("a VLAN id", 4094)? as u16),
+                ("vlan", _) => packet.vlan = Some(self.vlan()?),
                 ("on", _) => packet.interface = Some(self.take("an interface")?.0.to_owned()),
                 ("later-fragment", _) => packet.later_fragment = true,
                 (word, span) => {
@@ -233,6 +233,15 @@ impl<'a> Reader<'a> {
         word.parse().ok().filter(|number| *number <= most).ok_or_else(|| {
             Diagnostic::error(format!("{what} is a number from 0 to {most}")).at(span).into()
         })
+    }
+
+    /// `12`, `untagged`; 0 is a priority tag, which rules take for none.
+    fn vlan(&mut self) -> Result<u16, Box<Diagnostic>> {
+        if self.peek() == Some("untagged") {
+            self.next += 1;
+            return Ok(0);
+        }
+        Ok(self.number("a VLAN id", 4095)? as u16)
     }
 
     /// `192.0.2.1`, `192.0.2.1:80`, `:80`, `2001:db8::1`, `[2001:db8::1]:80`, `any`; ports by name too.
@@ -319,11 +328,32 @@ mod tests {
             ("icmpv6 fe80::1->ff02::1 type 135", "icmpv6 fe80::1 -> ff02::1 type 135 code 0"),
             ("icmp -> any code 4 type 3", "icmp -> anywhere type 3 code 4"),
             ("47 10.0.0.1 -> 10.0.0.2", "47 10.0.0.1 -> 10.0.0.2"),
+            ("tcp -> :80 on veth-1 vlan untagged", "tcp -> :80 vlan 0 on veth-1"),
         ] {
             let packet = read(text).unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(packet.to_string(), shown);
             assert_eq!(read(shown), Ok(packet), "what is shown can be read again");
         }
+    }
+
+    #[test]
+    fn rules_see_what_is_described() {
+        let full = |text: &str| read(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let packet = full("icmp 192.0.2.1 -> 192.0.2.2 type 3 code 4 vlan 12 on eth0");
+        let headers = packet.headers();
+        assert_eq!((headers.icmp, headers.icmpv6), (Some((3, 4)), None));
+        assert_eq!((headers.vlan, headers.interface), (12, Some("eth0")));
+        assert_eq!(headers.src, "192.0.2.1".parse().ok());
+        let packet = full("icmpv6 fe80::1 -> ff02::1 type 135 vlan untagged");
+        let headers = packet.headers();
+        assert_eq!((headers.icmp, headers.icmpv6), (None, Some((135, 0))));
+        assert_eq!((headers.vlan, headers.interface), (0, None));
+        let packet = full("tcp :51000 -> [2001:db8::1]:443");
+        let headers = packet.headers();
+        assert_eq!((headers.src_port, headers.dst_port), (Some(51_000), Some(443)));
+        assert_eq!((headers.src, headers.dst), (None, "2001:db8::1".parse().ok()));
+        // Of the other IP version: no type.
+        assert_eq!(full("icmp fe80::1 -> ff02::1 type 3").headers().icmp, None);
     }
 
     #[test]
@@ -343,7 +373,7 @@ mod tests {
             ("icmp -> 192.0.2.1:80", "icmp has no ports"),
             ("tcp -> :80 later-fragment", "a later fragment has no ports"),
             ("tcp -> :80 type 8", "tcp has no type and code"),
-            ("tcp -> :80 vlan 5000", "a VLAN id is a number from 0 to 4094"),
+            ("tcp -> :80 vlan 5000", "a VLAN id is a number from 0 to 4095"),
             ("tcp -> :80 valn 5", "`valn` is not understood here"),
             ("tcp -> :80 on", "here an interface is missing"),
         ] {

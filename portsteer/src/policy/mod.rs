@@ -1,8 +1,9 @@
 //! What the operator wrote: the policy as it was meant, free of the file's syntax.
 //!
 //! [`file`] reads a policy file into a [`Policy`], [`prefixes`] addresses and files of them,
-//! [`services`] knows the names of ports, [`lint`] looks for what is legal but hardly meant, and [`diagnostic`] is how all of them say
-//! what they found. Nothing in here does any I/O.
+//! [`services`] knows the names of ports, [`lint`] looks for what is legal but hardly meant,
+//! [`ranges`] is how addresses are compared, and [`diagnostic`] is how all of them say what they found.
+//! Nothing in here does any I/O.
 
 use std::{fmt, net::IpAddr, ops::Range};
 
@@ -14,6 +15,9 @@ pub mod diagnostic;
 pub mod file;
 pub mod lint;
 pub mod prefixes;
+#[cfg(test)]
+pub(crate) mod random;
+pub mod ranges;
 pub mod services;
 
 /// A whole policy.
@@ -369,7 +373,7 @@ impl fmt::Display for NumberRange {
 }
 
 /// ICMP types as text: `8`, `8-11`, `3/4`, `3/0-3`.
-fn icmp_text(range: &IcmpRange) -> String {
+pub(crate) fn icmp_text(range: &IcmpRange) -> String {
     let [first, first_code] = range.first.to_be_bytes();
     let [last, last_code] = range.last.to_be_bytes();
     match (first_code, last_code) {
@@ -383,7 +387,7 @@ fn icmp_text(range: &IcmpRange) -> String {
 }
 
 /// VLAN ids as text: `12`, `100-199`, `untagged`, `untagged,1-7`.
-fn vlan_text(range: &VlanRange) -> String {
+pub(crate) fn vlan_text(range: &VlanRange) -> String {
     match *range {
         VlanRange { first: 0, last: 0 } => "untagged".to_owned(),
         VlanRange { first: 0, last } => format!("untagged,{}", NumberRange { first: 1, last }),

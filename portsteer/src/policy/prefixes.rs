@@ -230,10 +230,10 @@ fn form(text: &str, sign: &str, place: Place) -> Option<String> {
             Place::Rule | Place::Set => "write several addresses as several strings".to_owned(),
         });
     }
-    if let Some(address) = beside_port(trimmed) {
+    if let Some((address, has_port)) = beside_port(trimmed) {
         return Some(match place {
-            Place::Rule if !trimmed.ends_with(']') => {
-                format!("{} Ports are `src_port` and `dst_port`", meant(&address))
+            Place::Rule if has_port => {
+                format!("{} Ports go into `src_port` and `dst_port`", meant(&address))
             }
             _ => meant(&address),
         });
@@ -246,7 +246,7 @@ fn form(text: &str, sign: &str, place: Place) -> Option<String> {
         let prefix = parse(&prefix).map_or(address.to_string(), |_| prefix);
         return Some(match place {
             Place::Rule => {
-                format!("{} Interfaces are `interface`", meant(&prefix))
+                format!("{} An interface goes into `interface`", meant(&prefix))
             }
             Place::Set | Place::Line => meant(&prefix),
         });
@@ -301,20 +301,17 @@ fn parse_len(text: &str) -> Option<u8> {
     if is_plain { text.parse().ok() } else { None }
 }
 
-/// The address of `10.0.0.1:80`, `[2001:db8::1]:80`, `[2001:db8::1]` or `[10.0.0.0/8]`.
-fn beside_port(text: &str) -> Option<String> {
-    if let Some(rest) = text.strip_prefix('[') {
-        let (address, rest) = rest.split_once(']')?;
-        if let Some(len) = rest.strip_prefix('/') {
-            let prefix = format!("{address}/{len}");
-            return parse(&prefix).is_ok().then_some(prefix);
-        }
-        let is_port = rest.strip_prefix(':').is_some_and(is_number);
-        return ((rest.is_empty() || is_port) && parse(address).is_ok())
-            .then(|| address.to_owned());
-    }
-    let (address, port) = text.split_once(':')?;
-    (is_number(port) && address.parse::<Ipv4Addr>().is_ok()).then(|| address.to_owned())
+/// The address of `10.0.0.1:80`, `[2001:db8::1]:80`, `[2001:db8::1]` or `[2001:db8::]/32`, and
+/// whether there is a port.
+fn beside_port(text: &str) -> Option<(String, bool)> {
+    let (address, rest) = match text.strip_prefix('[') {
+        Some(bracketed) => bracketed.split_once(']')?,
+        None => text.split_at(text.find(':')?),
+    };
+    let has_port = rest.strip_prefix(':').is_some_and(is_number);
+    let is_prefix = rest.starts_with('/') || rest.is_empty();
+    let prefix = if is_prefix { format!("{address}{rest}") } else { address.to_owned() };
+    ((has_port || is_prefix) && parse(&prefix).is_ok()).then_some((prefix, has_port))
 }
 
 /// How to write `10.0.0.0-10.0.0.255`.
@@ -406,4 +403,245 @@ fn is_host_name(text: &str) -> bool {
     text.bytes().all(is_fine)
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.bytes().any(|byte| byte.is_ascii_alphabetic())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shown(file: &PrefixFile) -> Vec<String> {
+        file.prefixes.iter().map(|&prefix| bare(prefix)).collect()
+    }
+
+    fn wrong_lines(file: &PrefixFile) -> Vec<usize> {
+        file.wrong.iter().map(|(line, _)| *line).collect()
+    }
+
+    #[test]
+    fn one_prefix() {
+        use PrefixFault::{HostBits, Length, NoAddress};
+        let host_bits = |meant: &str| Err(HostBits(meant.parse().unwrap()));
+        for (text, expected) in [
+            ("0.0.0.0", Ok("0.0.0.0/32")),
+            ("255.255.255.255", Ok("255.255.255.255/32")),
+            ("0.0.0.0/0", Ok("0.0.0.0/0")),
+            ("10.0.0.0/8", Ok("10.0.0.0/8")),
+            ("10.0.0.1/32", Ok("10.0.0.1/32")),
+            ("::", Ok("::/128")),
+            ("::/0", Ok("::/0")),
+            ("2001:DB8::/32", Ok("2001:db8::/32")),
+            ("::ffff:192.0.2.1", Ok("::ffff:c000:201/128")),
+            ("10.0.0.1/31", host_bits("10.0.0.0/31")),
+            ("255.255.255.255/0", host_bits("0.0.0.0/0")),
+            ("2001:db8::1/127", host_bits("2001:db8::/127")),
+            ("10.0.0.0/33", Err(Length(32))),
+            ("10.0.0.0/256", Err(Length(32))),
+            ("10.0.0.0/", Err(Length(32))),
+            ("10.0.0.0/+8", Err(Length(32))),
+            ("10.0.0.0/08", Err(Length(32))),
+            ("10.0.0.0/8 ", Err(Length(32))),
+            ("::/129", Err(Length(128))),
+            ("::/0128", Err(Length(128))),
+            ("", Err(NoAddress)),
+            ("/", Err(NoAddress)),
+            ("10.0.0", Err(NoAddress)),
+            ("10.0.0.01", Err(NoAddress)),
+            (" 10.0.0.1", Err(NoAddress)),
+            ("fe80::1%eth0", Err(NoAddress)),
+            ("[::1]", Err(NoAddress)),
+            ("\u{661}0.0.0.1", Err(NoAddress)),
+        ] {
+            let expected = expected.map(|text| text.parse::<IpNet>().unwrap());
+            assert_eq!(parse(text), expected, "{text:?}");
+        }
+        assert_eq!(parse(&"1".repeat(1 << 20)), Err(NoAddress));
+        assert!(parse("abcd:abcd:abcd:abcd:abcd:abcd:192.168.100.100/128").is_ok());
+    }
+
+    #[test]
+    fn files() {
+        for (content, expected) in [
+            ("", &[][..]),
+            ("\u{feff}", &[]),
+            ("\n\r\n \t\n#\n # 10.0.0.1\n#10.0.0.1", &[]),
+            ("10.0.0.1", &["10.0.0.1"]),
+            ("\u{feff}10.0.0.1\r\n", &["10.0.0.1"]),
+            ("\t10.0.0.0/8 \r\n::1#x\r\n192.0.2.1 # y # z", &["10.0.0.0/8", "::1", "192.0.2.1"]),
+            ("::1\n::1\n::/0\n", &["::1", "::1", "::/0"]),
+        ] {
+            let file = parse_file(content.as_bytes());
+            assert_eq!(shown(&file), expected, "{content:?}");
+            assert_eq!((file.count, file.wrong_count), (expected.len(), 0));
+        }
+        // Comments may be in whatever encoding.
+        let file = parse_file(b"10.0.0.1 # f\xfcr\n# \xff\xfe\x00\n");
+        assert_eq!((shown(&file), file.wrong_count), (vec!["10.0.0.1".to_owned()], 0));
+    }
+
+    #[test]
+    fn wrong_lines_have_their_numbers() {
+        let file =
+            parse_file(b"x\n\n::1\n# y\r\n10.0.0.1/8 # z\n\xef\xbb\xbf::1\n::1 ::2\n\x00\n::2");
+        assert_eq!(wrong_lines(&file), [1, 5, 6, 7, 8]);
+        assert_eq!((file.wrong_count, shown(&file)), (5, vec!["::1".into(), "::2".into()]));
+        let hints: Vec<_> = file.wrong.iter().map(|(_, found)| found.help.as_deref()).collect();
+        assert_eq!(
+            hints,
+            [
+                Some("the names of hosts are not looked up: write their addresses"),
+                Some("did you mean \"10.0.0.0/8\", or \"10.0.0.1\" for the one address?"),
+                None,
+                Some("write one address or prefix a line"),
+                None,
+            ]
+        );
+    }
+
+    #[test]
+    fn files_that_are_none() {
+        // One line of the greatest length.
+        let file = parse_file(&vec![b'1'; 32 << 20]);
+        assert_eq!((wrong_lines(&file), file.count), (vec![1], 0));
+        assert!(file.wrong[0].1.message.len() < 100, "{}", file.wrong[0].1.message);
+        // Many lines.
+        let file = parse_file(&b"1\n".repeat(1 << 20));
+        assert_eq!((file.wrong.len(), file.wrong_count), (MAX_TOLD, 1 << 20));
+        // UTF-16 in either order of bytes.
+        for content in [b"\xff\xfe1\0", b"\xfe\xff\x001"] {
+            let file = parse_file(content);
+            assert_eq!(file.wrong[0].1.message, "the file is UTF-16 text");
+            assert_eq!((file.wrong_count, file.count), (1, 0));
+        }
+    }
+
+    #[test]
+    fn a_file_may_be_too_long() {
+        let mut content = String::new();
+        for number in 0..MAX_PREFIXES as u32 {
+            writeln!(content, "{}", Ipv4Addr::from(number)).unwrap();
+        }
+        let file = parse_file(content.as_bytes());
+        assert_eq!((file.count, file.prefixes.len()), (MAX_PREFIXES, MAX_PREFIXES));
+        content.push_str("::1\n::2");
+        let file = parse_file(content.as_bytes());
+        assert_eq!((file.count, file.prefixes.len()), (MAX_PREFIXES + 2, MAX_PREFIXES));
+    }
+
+    #[test]
+    fn addresses_of_ipv4_in_ipv6() {
+        for (text, expected) in [
+            ("::ffff:192.0.2.1", Some("192.0.2.1/32")),
+            ("::ffff:10.0.0.0/104", Some("10.0.0.0/8")),
+            ("::ffff:0:0/96", None),
+            ("::ffff:0:0/95", None),
+            ("::/0", None),
+            ("::192.0.2.1", None),
+            ("192.0.2.1", None),
+        ] {
+            // With host bits there is none, as `/95` shows.
+            let prefix: IpNet =
+                text.parse().unwrap_or_else(|_| text.parse::<IpAddr>().unwrap().into());
+            assert_eq!(
+                mapped(prefix).map(|prefix| prefix.to_string()).as_deref(),
+                expected,
+                "{text}"
+            );
+        }
+    }
+
+    fn any_prefix() -> impl Strategy<Value = IpNet> {
+        (any::<IpAddr>(), any::<u8>()).prop_map(|(address, len)| {
+            let greatest = IpNet::from(address).max_prefix_len();
+            IpNet::new(address, len % (greatest + 1)).unwrap().trunc()
+        })
+    }
+
+    /// Pieces of lines, right and wrong ones.
+    const PIECES: &[&str] = &[
+        "10", ".", "0", "/", "8", "255", "::", ":", "1", "db8", "[", "]", "%", "-", "\u{2013}",
+        "!", "@", "#", ";", ",", " ", "*", "x", "\u{e4}", "10.0.0.0", "::1",
+    ];
+
+    proptest! {
+        #[test]
+        fn prefixes_survive_being_written_and_read(prefix in any_prefix()) {
+            prop_assert_eq!(parse(&prefix.to_string()), Ok(prefix));
+            prop_assert_eq!(parse(&bare(prefix)), Ok(prefix));
+        }
+
+        /// What is read is what the library reads, and what is refused has no host bits left.
+        #[test]
+        fn others_read_the_same(address: IpAddr, len in 0..140_u8) {
+            let text = format!("{address}/{len}");
+            let other = text.parse::<IpNet>().ok();
+            match parse(&text) {
+                Ok(prefix) => prop_assert_eq!(Some(prefix), other),
+                Err(PrefixFault::HostBits(meant)) => {
+                    prop_assert_eq!(Some(meant), other.map(|other| other.trunc()));
+                    prop_assert_ne!(Some(meant), other);
+                }
+                Err(_) => prop_assert_eq!(None, other),
+            }
+        }
+
+        #[test]
+        fn files_survive_being_written_and_read(
+            lines in prop::collection::vec((prop::option::of(any_prefix()), 0..4_usize), 0..20),
+        ) {
+            let mut text = String::new();
+            for (prefix, form) in &lines {
+                let prefix = prefix.map(bare).unwrap_or_default();
+                let ends = ["\n", "\r\n", " # a comment\n", "\t#\r\n"];
+                text += &format!("{}{prefix}{}", &"   "[..*form], ends[*form]);
+            }
+            let file = parse_file(text.as_bytes());
+            let expected: Vec<IpNet> = lines.into_iter().filter_map(|(prefix, _)| prefix).collect();
+            prop_assert_eq!(file.count, expected.len());
+            prop_assert_eq!(file.prefixes, expected);
+            prop_assert_eq!(file.wrong_count, 0);
+        }
+
+        #[test]
+        fn no_text_panics(
+            pieces in prop::collection::vec(prop::sample::select(PIECES), 0..8),
+            any_text: String,
+            bytes: Vec<u8>,
+        ) {
+            for text in [pieces.concat(), any_text] {
+                for place in [Place::Rule, Place::Set, Place::Line] {
+                    if let Err(fault) = parse(&text) {
+                        let found = complain(&text, fault, "!", place);
+                        prop_assert!(!found.message.contains('\n'));
+                    }
+                }
+                parse_file(text.as_bytes());
+            }
+            parse_file(&bytes);
+        }
+
+        /// Whatever a range or a short form is said to mean can be written like that.
+        #[test]
+        fn what_is_suggested_is_right(first: u32, len in 0..64_u32) {
+            let last = Ipv4Addr::from(first.saturating_add(len));
+            let first = Ipv4Addr::from(first);
+            let help = range_form(&format!("{first}-{last}"), "").expect("a range");
+            let suggested: Vec<IpNet> =
+                help.split('"').skip(1).step_by(2).map(|text| parse(text).unwrap()).collect();
+            if !suggested.is_empty() {
+                let range = u32::from(first)..=u32::from(last);
+                let is_suggested = |address: u32| {
+                    let address = IpAddr::from(Ipv4Addr::from(address));
+                    suggested.iter().any(|prefix| prefix.contains(&address))
+                };
+                prop_assert!(range.clone().all(is_suggested));
+                let hosts: u64 =
+                    suggested.iter().map(|prefix| 1 << (32 - prefix.prefix_len())).sum();
+                prop_assert_eq!(hosts, range.count() as u64);
+            }
+        }
+    }
 }

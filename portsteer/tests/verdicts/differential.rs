@@ -7,7 +7,7 @@ use std::{
 
 use portsteer::{
     compile::{compile, evaluate::Evaluator, verdict},
-    explain::{Cause, captured, explain, misses},
+    explain::{Cause, Explainer, captured},
     oracle::{self, Packet},
     policy::{Action, Policy},
 };
@@ -195,13 +195,14 @@ fn explanations_agree_with_the_oracle() {
     let frames = prop::collection::vec(frame(), 20);
     runner
         .run(&(policy(12), frames), |(policy, frames)| {
+            let explainer = Explainer::new(&policy);
             for frame in frames {
                 let Ok(headers) = captured::read(&frame, frame.len()) else { continue };
                 let packet = captured::packet(&frame, headers);
                 let (decision, explanation) =
-                    (oracle::judge(&policy, &packet), explain(&policy, &packet));
+                    (oracle::judge(&policy, &packet), explainer.explain(&packet));
                 prop_assert_eq!(explanation.action, oracle::action(&policy, decision));
-                let matches = |index: usize| misses(&policy.rules[index], &packet).is_empty();
+                let matches = |index: usize| explainer.misses(index, &packet).is_empty();
                 let reached = match (explanation.cause, decision) {
                     (Cause::Rule(index), oracle::Decision::Rule(decided)) => {
                         prop_assert_eq!(index, decided);
@@ -209,7 +210,7 @@ fn explanations_agree_with_the_oracle() {
                         index
                     }
                     (Cause::Fragments(index), oracle::Decision::Fragments) => {
-                        let missing = misses(&policy.rules[index], &packet);
+                        let missing = explainer.misses(index, &packet);
                         prop_assert_eq!(missing.len(), 1);
                         index
                     }

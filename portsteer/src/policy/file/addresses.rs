@@ -214,3 +214,479 @@ impl Repeats {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{HEAD, brief, errors, policy, warnings};
+
+    /// A policy with a rule that has this source; it stands on line 9, from column 7.
+    fn with_src(src: &str) -> String {
+        format!(
+            "{HEAD}[sets.office]\naddresses = [\"192.0.2.0/24\"]\n[sets.guests]\naddresses = []\n\
+             [[rules]]\naction = \"drop\"\nsrc = {src}\n"
+        )
+    }
+
+    #[test]
+    fn addresses() {
+        for (src, expected) in [
+            ("'10.0.0.1'", "10.0.0.1"),
+            ("'10.0.0.1/32'", "10.0.0.1"),
+            ("'10.0.0.0/8'", "10.0.0.0/8"),
+            ("'0.0.0.0/0'", "0.0.0.0/0"),
+            ("'0.0.0.0'", "0.0.0.0"),
+            ("'::/0'", "::/0"),
+            ("'2001:DB8:0::/32'", "2001:db8::/32"),
+            ("'64:ff9b::192.0.2.1'", "64:ff9b::c000:201"),
+            ("'@office'", "@office"),
+            ("'!@office'", "!@office"),
+            ("['!10.0.0.1']", "!10.0.0.1"),
+            ("['@guests', '::1', '@office']", "@guests,::1,@office"),
+            ("['!::1', '10.0.0.0/8', '!@guests', '@office']", "10.0.0.0/8,@office,!::1,!@guests"),
+            // Not merged: that is for whoever compiles it.
+            ("['10.0.0.0/8', '10.0.0.0/9', '!10.0.0.0/8']", "10.0.0.0/8,10.0.0.0/9,!10.0.0.0/8"),
+        ] {
+            let text = with_src(src);
+            let parsed = policy(&text);
+            assert_eq!(parsed.addresses(&parsed.rules[0].src), expected, "{src}");
+            assert!(parsed.rules[0].dst.is_any());
+            let parsed = policy(&text.replace("\nsrc = ", "\ndst = "));
+            assert_eq!(parsed.addresses(&parsed.rules[0].dst), expected, "{src}");
+            assert!(parsed.rules[0].src.is_any());
+        }
+    }
+
+    /// Sources of a rule, with what is said about them.
+    #[test]
+    fn errors_of_addresses() {
+        let cases: &[(&str, &str)] = &[
+            (
+                r#""10.0.0.1/8""#,
+                r#"9:7 ["10.0.0.1/8"] `10.0.0.1/8` has host bits set (not all bits are zero after the first 8) did you mean "10.0.0.0/8", or "10.0.0.1" for the one address?
+"#,
+            ),
+            (
+                r#""!10.0.0.1/8""#,
+                r#"9:7 ["!10.0.0.1/8"] `!10.0.0.1/8` has host bits set (not all bits are zero after the first 8) did you mean "!10.0.0.0/8", or "!10.0.0.1" for the one address?
+"#,
+            ),
+            (
+                r#""2001:db8::1/32""#,
+                r#"9:7 ["2001:db8::1/32"] `2001:db8::1/32` has host bits set (not all bits are zero after the first 32) did you mean "2001:db8::/32", or "2001:db8::1" for the one address?
+"#,
+            ),
+            (
+                r#""1.2.3.4/0""#,
+                r#"9:7 ["1.2.3.4/0"] `1.2.3.4/0` has host bits set (not all bits are zero after the first 0) did you mean "0.0.0.0/0", or "1.2.3.4" for the one address?
+"#,
+            ),
+            (
+                r#""10.0.0.0/33""#,
+                r#"9:7 ["10.0.0.0/33"] `10.0.0.0/33` is no prefix (IPv4 prefix lengths are 0 to 32)
+"#,
+            ),
+            (
+                r#""2001:db8::/129""#,
+                r#"9:7 ["2001:db8::/129"] `2001:db8::/129` is no prefix (IPv6 prefix lengths are 0 to 128)
+"#,
+            ),
+            (
+                r#""10.0.0.0/""#,
+                r#"9:7 ["10.0.0.0/"] `10.0.0.0/` is no prefix (IPv4 prefix lengths are 0 to 32)
+"#,
+            ),
+            (
+                r#""10.0.0.0/-1""#,
+                r#"9:7 ["10.0.0.0/-1"] `10.0.0.0/-1` is no prefix (IPv4 prefix lengths are 0 to 32)
+"#,
+            ),
+            (
+                r#""10.0.0.0/08""#,
+                r#"9:7 ["10.0.0.0/08"] `10.0.0.0/08` is no prefix (IPv4 prefix lengths are 0 to 32) did you mean "10.0.0.0/8"?
+"#,
+            ),
+            (
+                r#""10.0.0.0/255.0.0.0""#,
+                r#"9:7 ["10.0.0.0/255.0.0.0"] `10.0.0.0/255.0.0.0` is no prefix (IPv4 prefix lengths are 0 to 32) did you mean "10.0.0.0/8"?
+"#,
+            ),
+            (
+                r#""!10.1.2.3/255.255.0.0""#,
+                r#"9:7 ["!10.1.2.3/255.255.0.0"] `!10.1.2.3/255.255.0.0` is no prefix (IPv4 prefix lengths are 0 to 32) did you mean "!10.1.0.0/16"?
+"#,
+            ),
+            (
+                r#""10.0.0.0/0.0.0.255""#,
+                r#"9:7 ["10.0.0.0/0.0.0.255"] `10.0.0.0/0.0.0.255` is no prefix (IPv4 prefix lengths are 0 to 32) did you mean "10.0.0.0/24"?
+"#,
+            ),
+            (
+                r#""10.0.0.0/255.0.255.0""#,
+                r#"9:7 ["10.0.0.0/255.0.255.0"] `10.0.0.0/255.0.255.0` is no prefix (IPv4 prefix lengths are 0 to 32)
+"#,
+            ),
+            (
+                r#""2001:db8::/ffff:ffff::""#,
+                r#"9:7 ["2001:db8::/ffff:ffff::"] `2001:db8::/ffff:ffff::` is no prefix (IPv6 prefix lengths are 0 to 128) did you mean "2001:db8::/32"?
+"#,
+            ),
+            (
+                r#""10.0.0.0/8/8""#,
+                r#"9:7 ["10.0.0.0/8/8"] `10.0.0.0/8/8` is no prefix (IPv4 prefix lengths are 0 to 32)
+"#,
+            ),
+            (
+                r#""10.0.0.0-10.0.0.255""#,
+                r#"9:7 ["10.0.0.0-10.0.0.255"] `10.0.0.0-10.0.0.255` is no address (neither an address, nor a prefix, nor a set) did you mean "10.0.0.0/24"?
+"#,
+            ),
+            (
+                r#""!10.0.0.0 - 10.0.0.255""#,
+                r#"9:7 ["!10.0.0.0 - 10.0.0.255"] `!10.0.0.0 - 10.0.0.255` is no address (neither an address, nor a prefix, nor a set) did you mean "!10.0.0.0/24"?
+"#,
+            ),
+            (
+                r#""10.0.0.1-10.0.0.9""#,
+                r#"9:7 ["10.0.0.1-10.0.0.9"] `10.0.0.1-10.0.0.9` is no address (neither an address, nor a prefix, nor a set) write ranges as prefixes: "10.0.0.1", "10.0.0.2/31", "10.0.0.4/30" and "10.0.0.8/31"
+"#,
+            ),
+            (
+                r#""10.0.0.1-9""#,
+                r#"9:7 ["10.0.0.1-9"] `10.0.0.1-9` is no address (neither an address, nor a prefix, nor a set) write ranges as prefixes: "10.0.0.1", "10.0.0.2/31", "10.0.0.4/30" and "10.0.0.8/31"
+"#,
+            ),
+            (
+                r#""10.0.0.1-10.9.9.9""#,
+                r#"9:7 ["10.0.0.1-10.9.9.9"] `10.0.0.1-10.9.9.9` is no address (neither an address, nor a prefix, nor a set) write ranges as prefixes
+"#,
+            ),
+            (
+                r#""10.0.0.9-10.0.0.1""#,
+                r#"9:7 ["10.0.0.9-10.0.0.1"] `10.0.0.9-10.0.0.1` is no address (neither an address, nor a prefix, nor a set) write ranges as prefixes
+"#,
+            ),
+            (
+                r#""2001:db8::-2001:db8::f""#,
+                r#"9:7 ["2001:db8::-2001:db8::f"] `2001:db8::-2001:db8::f` is no address (neither an address, nor a prefix, nor a set) did you mean "2001:db8::/124"?
+"#,
+            ),
+            (
+                r#""example.com""#,
+                r#"9:7 ["example.com"] `example.com` is no address (neither an address, nor a prefix, nor a set) the names of hosts are not looked up: write their addresses
+"#,
+            ),
+            (
+                r#""localhost""#,
+                r#"9:7 ["localhost"] `localhost` is no address (neither an address, nor a prefix, nor a set) the names of hosts are not looked up: write their addresses
+"#,
+            ),
+            (
+                r#""10.0.0.1:80""#,
+                r#"9:7 ["10.0.0.1:80"] `10.0.0.1:80` is no address (neither an address, nor a prefix, nor a set) did you mean "10.0.0.1"? Ports go into `src_port` and `dst_port`
+"#,
+            ),
+            (
+                r#""[2001:db8::1]:443""#,
+                r#"9:7 ["[2001:db8::1]:443"] `[2001:db8::1]:443` is no address (neither an address, nor a prefix, nor a set) did you mean "2001:db8::1"? Ports go into `src_port` and `dst_port`
+"#,
+            ),
+            (
+                r#""[2001:db8::1]""#,
+                r#"9:7 ["[2001:db8::1]"] `[2001:db8::1]` is no address (neither an address, nor a prefix, nor a set) did you mean "2001:db8::1"?
+"#,
+            ),
+            (
+                r#""[2001:db8::]/32""#,
+                r#"9:7 ["[2001:db8::]/32"] `[2001:db8::]/32` is no address (neither an address, nor a prefix, nor a set) did you mean "2001:db8::/32"?
+"#,
+            ),
+            (
+                r#""fe80::1%eth0""#,
+                r#"9:7 ["fe80::1%eth0"] `fe80::1%eth0` is no address (neither an address, nor a prefix, nor a set) did you mean "fe80::1"? An interface goes into `interface`
+"#,
+            ),
+            (
+                r#""fe80::%eth0/10""#,
+                r#"9:7 ["fe80::%eth0/10"] `fe80::%eth0/10` is no address (neither an address, nor a prefix, nor a set) did you mean "fe80::/10"? An interface goes into `interface`
+"#,
+            ),
+            (
+                r#""10/8""#,
+                r#"9:7 ["10/8"] `10/8` is no address (neither an address, nor a prefix, nor a set) did you mean "10.0.0.0/8"?
+"#,
+            ),
+            (
+                r#""172.16/12""#,
+                r#"9:7 ["172.16/12"] `172.16/12` is no address (neither an address, nor a prefix, nor a set) did you mean "172.16.0.0/12"?
+"#,
+            ),
+            (
+                r#""192.168.*""#,
+                r#"9:7 ["192.168.*"] `192.168.*` is no address (neither an address, nor a prefix, nor a set) did you mean "192.168.0.0/16"?
+"#,
+            ),
+            (
+                r#""192.168.1.""#,
+                r#"9:7 ["192.168.1."] `192.168.1.` is no address (neither an address, nor a prefix, nor a set) did you mean "192.168.1.0/24"?
+"#,
+            ),
+            (
+                r#""010.000.000.001""#,
+                r#"9:7 ["010.000.000.001"] `010.000.000.001` is no address (neither an address, nor a prefix, nor a set) did you mean "10.0.0.1"?
+"#,
+            ),
+            (
+                r#""256.1.1.1""#,
+                r#"9:7 ["256.1.1.1"] `256.1.1.1` is no address (neither an address, nor a prefix, nor a set)
+"#,
+            ),
+            (
+                r#""10.1""#,
+                r#"9:7 ["10.1"] `10.1` is no address (neither an address, nor a prefix, nor a set)
+"#,
+            ),
+            (
+                r#"" 10.0.0.1""#,
+                r#"9:7 [" 10.0.0.1"] ` 10.0.0.1` is no address (neither an address, nor a prefix, nor a set) did you mean "10.0.0.1"?
+"#,
+            ),
+            (
+                r#""10.0.0.0 /8""#,
+                r#"9:7 ["10.0.0.0 /8"] `10.0.0.0 /8` is no address (neither an address, nor a prefix, nor a set) did you mean "10.0.0.0/8"?
+"#,
+            ),
+            (
+                r#""10.0.0.1, 10.0.0.2""#,
+                r#"9:7 ["10.0.0.1, 10.0.0.2"] `10.0.0.1, 10.0.0.2` is no address (neither an address, nor a prefix, nor a set) write several addresses as several strings
+"#,
+            ),
+            (
+                r#""10.0.0.1 10.0.0.2""#,
+                r#"9:7 ["10.0.0.1 10.0.0.2"] `10.0.0.1 10.0.0.2` is no address (neither an address, nor a prefix, nor a set) write several addresses as several strings
+"#,
+            ),
+            (
+                r#""02:00:00:00:00:01""#,
+                r#"9:7 ["02:00:00:00:00:01"] `02:00:00:00:00:01` is no address (neither an address, nor a prefix, nor a set) MAC addresses cannot be matched
+"#,
+            ),
+            (
+                r#""""#,
+                r#"9:7 [""] `""` is no address (neither an address, nor a prefix, nor a set)
+"#,
+            ),
+            (
+                r#""!""#,
+                r#"9:7 ["!"] `!` is no address (neither an address, nor a prefix, nor a set)
+"#,
+            ),
+            (
+                r#""http://192.0.2.1/""#,
+                r#"9:7 ["http://192.0.2.1/"] `http://192.0.2.1/` is no address (neither an address, nor a prefix, nor a set)
+"#,
+            ),
+            (
+                r#""any""#,
+                r#"9:7 ["any"] `any` is no address (neither an address, nor a prefix, nor a set) leave `src` out to match any
+"#,
+            ),
+            (
+                r#""!any""#,
+                r#"9:7 ["!any"] `!any` is no address (neither an address, nor a prefix, nor a set) the rule would match nothing
+"#,
+            ),
+            (
+                r#""! 10.0.0.1""#,
+                r#"9:7 ["! 10.0.0.1"] `! 10.0.0.1` is no address (neither an address, nor a prefix, nor a set) did you mean "!10.0.0.1"?
+"#,
+            ),
+            (
+                r#""!!10.0.0.1""#,
+                r#"9:7 ["!!10.0.0.1"] `!!10.0.0.1` is no address (neither an address, nor a prefix, nor a set) did you mean "10.0.0.1"?
+"#,
+            ),
+            (
+                r#""not 10.0.0.1""#,
+                r#"9:7 ["not 10.0.0.1"] `not 10.0.0.1` is no address (neither an address, nor a prefix, nor a set) did you mean "!10.0.0.1"?
+"#,
+            ),
+            (
+                r#""~@office""#,
+                r#"9:7 ["~@office"] `~@office` is no address (neither an address, nor a prefix, nor a set) did you mean "!@office"?
+"#,
+            ),
+            (
+                r#"["10.0.0.1", "-10.0.0.2"]"#,
+                r#"9:20 ["-10.0.0.2"] `-10.0.0.2` is no address (neither an address, nor a prefix, nor a set) did you mean "!10.0.0.2"?
+"#,
+            ),
+            (
+                r#""office""#,
+                r#"9:7 ["office"] `office` is no address (neither an address, nor a prefix, nor a set) did you mean "@office"?
+"#,
+            ),
+            (
+                r#""!office""#,
+                r#"9:7 ["!office"] `!office` is no address (neither an address, nor a prefix, nor a set) did you mean "!@office"?
+"#,
+            ),
+            (
+                r#""$office""#,
+                r#"9:7 ["$office"] `$office` is no address (neither an address, nor a prefix, nor a set) did you mean "@office"?
+"#,
+            ),
+            (
+                r#""ofice""#,
+                r#"9:7 ["ofice"] `ofice` is no address (neither an address, nor a prefix, nor a set) did you mean "@office"?
+"#,
+            ),
+            (
+                r#""@ofice""#,
+                r#"9:7 ["@ofice"] there is no set `ofice` (unknown set) did you mean "@office"?
+"#,
+            ),
+            (
+                r#""!@ofice""#,
+                r#"9:7 ["!@ofice"] there is no set `ofice` (unknown set) did you mean "!@office"?
+"#,
+            ),
+            (
+                r#""@Office""#,
+                r#"9:7 ["@Office"] there is no set `Office` (unknown set) did you mean "@office"?
+"#,
+            ),
+            (
+                r#""@xyzzy""#,
+                r#"9:7 ["@xyzzy"] there is no set `xyzzy` (unknown set) the sets are `office`, `guests`
+"#,
+            ),
+            (
+                r#""@""#,
+                r#"9:7 ["@"] `@` names no set (a set's name is missing) the sets are `office`, `guests`
+"#,
+            ),
+            (
+                r#""!@""#,
+                r#"9:7 ["!@"] `!@` names no set (a set's name is missing) the sets are `office`, `guests`
+"#,
+            ),
+            (
+                r#""@!office""#,
+                r#"9:7 ["@!office"] there is no set `!office` (unknown set) did you mean "!@office"?
+"#,
+            ),
+            (
+                r#""@10.0.0.1""#,
+                r#"9:7 ["@10.0.0.1"] there is no set `10.0.0.1` (unknown set) did you mean "10.0.0.1"?
+"#,
+            ),
+            (
+                r#""!@10.0.0.0/8""#,
+                r#"9:7 ["!@10.0.0.0/8"] there is no set `10.0.0.0/8` (unknown set) did you mean "!10.0.0.0/8"?
+"#,
+            ),
+            (
+                "[]",
+                r#"9:7 [[]] `src` is empty, so the rule matches nothing leave `src` out to match any
+"#,
+            ),
+            (
+                "1",
+                r#"9:7 [1] an integer cannot stand here (expected an address, a prefix or the name of a set such as "@office", as a string, or a list of them)
+"#,
+            ),
+            (
+                "10.0",
+                r#"9:7 [10.0] a float cannot stand here (expected an address, a prefix or the name of a set such as "@office", as a string, or a list of them)
+"#,
+            ),
+            (
+                r#"["10.0.0.1", ["10.0.0.2"]]"#,
+                r#"9:20 [["10.0.0.2"]] a list cannot stand here (expected an address, a prefix or the name of a set such as "@office", as a string, or a list of them)
+"#,
+            ),
+            (
+                r#"{ set = "office" }"#,
+                r#"9:7 [{ set = "office" }] a table cannot stand here (expected an address, a prefix or the name of a set such as "@office", as a string, or a list of them)
+"#,
+            ),
+            (
+                "[true]",
+                r#"9:8 [true] a boolean cannot stand here (expected an address, a prefix or the name of a set such as "@office", as a string, or a list of them)
+"#,
+            ),
+        ];
+        for (src, expected) in cases {
+            let text = with_src(src);
+            assert_eq!(brief(&text, &errors(&text)), *expected, "{src}");
+        }
+    }
+
+    #[test]
+    fn the_other_key_is_named() {
+        for (dst, expected) in [
+            (
+                "[]",
+                "3:7 [[]] `dst` is empty, so the rule matches nothing leave `dst` out to match any\n",
+            ),
+            (
+                "'any'",
+                "3:7 ['any'] `any` is no address (neither an address, nor a prefix, nor a set) \
+                 leave `dst` out to match any\n",
+            ),
+        ] {
+            let text = format!("version = 1\n[[rules]]\ndst = {dst}\naction = 'drop'\ninterfaces");
+            let found = errors(&text);
+            assert_eq!(brief(&text, &found[..1]), expected);
+        }
+    }
+
+    #[test]
+    fn a_set_may_stand_in_what_could_not_be_read() {
+        for sets in ["sets = 1\n", "[sets.office\n", "[sets.office]\naddresses = ['x']\n"] {
+            let text = format!("{HEAD}{sets}[[rules]]\nsrc = '@office'\naction = 'drop'\n");
+            let found = brief(&text, &errors(&text));
+            assert!(!found.contains("office`"), "{sets}{found}");
+        }
+    }
+
+    #[test]
+    fn repeated_addresses_are_one_warning() {
+        let others = "['@guests', '10.0.0.1', '!10.0.0.1', '10.0.0.2'";
+        let text = with_src(&format!("{others}]"));
+        assert_eq!(warnings(&text).lines().count(), 1, "{}", warnings(&text)); // an empty set
+        for (repeats, expected) in [
+            (", '10.0.0.1/32'", ""),
+            (", '10.0.0.1/32', '@guests'", " one more entry of this list repeats another"),
+            (
+                ", '10.0.0.1/32', '@guests', '10.0.0.1'",
+                " 2 more entries of this list repeat others",
+            ),
+        ] {
+            let text = with_src(&format!("{others}{repeats}]"));
+            let expected =
+                format!("9:56 ['10.0.0.1/32'] the address is listed twice (again here){expected}");
+            assert_eq!(warnings(&text).lines().nth(1), Some(&*expected));
+            let parsed = policy(&text);
+            let read = parsed.addresses(&parsed.rules[0].src);
+            assert_eq!(read, "@guests,10.0.0.1,10.0.0.2,!10.0.0.1");
+        }
+    }
+
+    #[test]
+    fn ipv4_addresses_in_ipv6_form_are_a_warning() {
+        let warning = |src: &str| {
+            let text = with_src(src);
+            warnings(&text).lines().nth(1).map(str::to_owned)
+        };
+        assert_eq!(
+            warning("'!::ffff:10.0.0.0/104'").as_deref(),
+            Some(
+                "9:7 ['!::ffff:10.0.0.0/104'] this is no address of IPv4 packets (an IPv6 address, \
+                 which hardly any packet has) did you mean \"!10.0.0.0/8\"?"
+            )
+        );
+        // Whoever writes this means these packets.
+        assert_eq!(warning("'::ffff:0:0/96'"), None);
+    }
+}

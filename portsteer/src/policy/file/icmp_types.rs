@@ -110,7 +110,7 @@ const ICMPV6_NAMES: [(&str, Meaning); 43] = [
 ];
 
 /// What people call types that have another name here, or another one in the other version.
-const SYNONYMS: [(&str, &str); 18] = [
+const SYNONYMS: [(&str, &str); 19] = [
     ("ping", "echo-request"),
     ("echo", "echo-request"),
     ("request", "echo-request"),
@@ -123,6 +123,7 @@ const SYNONYMS: [(&str, &str); 18] = [
     ("frag-needed", "fragmentation-needed"),
     ("packet-too-big", "fragmentation-needed"),
     ("too-big", "packet-too-big"),
+    ("too-big", "fragmentation-needed"),
     ("fragmentation-needed", "packet-too-big"),
     ("param-problem", "parameter-problem"),
     ("timestamp", "timestamp-request"),
@@ -382,4 +383,398 @@ fn parse_icmp(word: &str, versions: [Version; 2]) -> Result<IcmpRange, TypeFault
 /// Types with all their codes.
 fn all_codes(first: u8, last: u8) -> IcmpRange {
     IcmpRange { first: u16::from_be_bytes([first, 0]), last: u16::from_be_bytes([last, u8::MAX]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::tests::{HEAD, brief, errors, policy},
+        *,
+    };
+
+    /// A policy with a rule that has this `icmp_type`; it stands on line 6, from column 13.
+    fn with_type(protocol: &str, icmp_type: &str) -> String {
+        format!(
+            "{HEAD}[[rules]]\naction = \"drop\"\nprotocol = \"{protocol}\"\nicmp_type = {icmp_type}\n"
+        )
+    }
+
+    #[test]
+    fn types() {
+        for (protocol, icmp_type, expected) in [
+            ("icmp", "8", "8"),
+            ("icmp", "'8'", "8"),
+            ("icmp", "0xff", "255"),
+            ("icmp", "'0-255'", "0-255"),
+            ("icmp", "'8-11'", "8-11"),
+            ("icmp", "'3/4'", "3/4"),
+            ("icmp", "'3/0-3'", "3/0-3"),
+            ("icmp", "'3/0-255'", "3"),
+            ("icmp", "'echo-request'", "8"),
+            ("icmp", "'destination-unreachable/4'", "3/4"),
+            ("icmp", "'destination-unreachable/0-3'", "3/0-3"),
+            ("icmp", "'port-unreachable'", "3/3"),
+            ("icmp", "'fragmentation-needed'", "3/4"),
+            ("icmp", "'time-exceeded'", "11"),
+            ("icmp", "'redirect'", "5"),
+            ("icmp", "['echo-request', '3/4', 0, '3/0-3', '9-11']", "0,3/0-4,8-11"),
+            ("icmp", "['3/4', 3, 4]", "3-4"),
+            ("icmpv6", "'echo-request'", "128"),
+            ("icmpv6", "'packet-too-big'", "2"),
+            ("icmpv6", "'time-exceeded'", "3"),
+            ("icmpv6", "'redirect'", "137"),
+            ("icmpv6", "'port-unreachable'", "1/4"),
+            ("icmpv6", "['neighbour-solicitation', 'neighbor-advertisement']", "135-136"),
+            ("icmpv6", "['nd-neighbor-solicit', 'nd-neighbor-advert']", "135-136"),
+            ("icmpv6", "['router-solicitation', 'nd-router-advert']", "133-134"),
+        ] {
+            let policy = policy(&with_type(protocol, icmp_type));
+            let text = format!("{protocol} icmp_type {expected}");
+            assert_eq!(policy.matches(&policy.rules[0]), text, "{icmp_type}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_may_be_written_as_a_number_or_a_list() {
+        for protocol in ["1", "[1]", "['icmp', 1]", "['icmp']"] {
+            let text = format!(
+                "{HEAD}[[rules]]\naction = 'drop'\nicmp_type = 'echo-request'\nprotocol = {protocol}\n"
+            );
+            let policy = policy(&text);
+            assert_eq!(policy.matches(&policy.rules[0]), "icmp icmp_type 8", "{protocol}");
+        }
+    }
+
+    #[test]
+    fn no_name_stands_for_two_things() {
+        for version in [Version::Icmp, Version::Icmpv6] {
+            let names = version.names();
+            for (index, (name, meaning)) in names.iter().enumerate() {
+                assert!(names[..index].iter().all(|(other, _)| other != name), "{name}");
+                assert_eq!(*name, name.to_lowercase());
+                let both = [version, version];
+                let code = meaning.1.map_or((0, 255), |code| (code, code));
+                let expected = IcmpRange {
+                    first: u16::from_be_bytes([meaning.0, code.0]),
+                    last: u16::from_be_bytes([meaning.0, code.1]),
+                };
+                assert_eq!(parse_icmp(name, both), Ok(expected), "{name}");
+            }
+        }
+        for (synonym, name) in SYNONYMS {
+            let is_known = |version: Version| known(version.names(), name).is_some();
+            assert!(is_known(Version::Icmp) || is_known(Version::Icmpv6), "{synonym}");
+        }
+    }
+
+    /// Values of `icmp_type`, with what is said about them.
+    #[test]
+    fn errors_of_types() {
+        let icmp: &[(&str, &str)] = &[
+            (
+                "256",
+                r#"6:13 [256] this is no ICMP type (ICMP types are 0 to 255)
+"#,
+            ),
+            (
+                "-1",
+                r#"6:13 [-1] this is no ICMP type (ICMP types are 0 to 255)
+"#,
+            ),
+            (
+                r#""256""#,
+                r#"6:13 ["256"] this is no ICMP type (ICMP types are 0 to 255)
+"#,
+            ),
+            (
+                r#""3/256""#,
+                r#"6:13 ["3/256"] this is no ICMP code (ICMP codes are 0 to 255)
+"#,
+            ),
+            (
+                r#""3/0-256""#,
+                r#"6:13 ["3/0-256"] this is no ICMP code (ICMP codes are 0 to 255)
+"#,
+            ),
+            (
+                r#""11-8""#,
+                r#"6:13 ["11-8"] the range `11-8` runs backwards (it ends before it begins) did you mean "8-11"?
+"#,
+            ),
+            (
+                r#""3/3-0""#,
+                r#"6:13 ["3/3-0"] the range `3/3-0` runs backwards (it ends before it begins) did you mean "3/0-3"?
+"#,
+            ),
+            (
+                r#""3-4/0""#,
+                r#"6:13 ["3-4/0"] `3-4/0` has codes of several types (a code goes with one type) write several types as a list: `["3/0", "4/0"]`
+"#,
+            ),
+            (
+                r#""0-256""#,
+                r#"6:13 ["0-256"] this is no ICMP type (ICMP types are 0 to 255)
+"#,
+            ),
+            (
+                r#""port-unreachable/3""#,
+                r#"6:13 ["port-unreachable/3"] `port-unreachable/3` has two codes (the name stands for a type with its code) write the type's own name or number
+"#,
+            ),
+            (
+                r#""3/x""#,
+                r#"6:13 ["3/x"] `3/x` names no ICMP type (neither a type, nor a range, nor a type's name)
+"#,
+            ),
+            (
+                r#""3/""#,
+                r#"6:13 ["3/"] `3/` names no ICMP type (neither a type, nor a range, nor a type's name)
+"#,
+            ),
+            (
+                r#""/3""#,
+                r#"6:13 ["/3"] `/3` names no ICMP type (neither a type, nor a range, nor a type's name)
+"#,
+            ),
+            (
+                r#""3/0/1""#,
+                r#"6:13 ["3/0/1"] `3/0/1` names no ICMP type (neither a type, nor a range, nor a type's name)
+"#,
+            ),
+            (
+                r#""echo_request""#,
+                r#"6:13 ["echo_request"] `echo_request` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "echo-request"?
+"#,
+            ),
+            (
+                r#""Echo-Request""#,
+                r#"6:13 ["Echo-Request"] `Echo-Request` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "echo-request"?
+"#,
+            ),
+            (
+                r#""echo request""#,
+                r#"6:13 ["echo request"] `echo request` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "echo-request"?
+"#,
+            ),
+            (
+                r#""echo-requst""#,
+                r#"6:13 ["echo-requst"] `echo-requst` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "echo-request"?
+"#,
+            ),
+            (
+                r#""ping""#,
+                r#"6:13 ["ping"] `ping` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "echo-request"?
+"#,
+            ),
+            (
+                r#""pong""#,
+                r#"6:13 ["pong"] `pong` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "echo-reply"?
+"#,
+            ),
+            (
+                r#""unreachable""#,
+                r#"6:13 ["unreachable"] `unreachable` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "destination-unreachable"?
+"#,
+            ),
+            (
+                r#""packet-too-big""#,
+                r#"6:13 ["packet-too-big"] `packet-too-big` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "fragmentation-needed"?
+"#,
+            ),
+            (
+                r#""neighbour-solicitation""#,
+                r#"6:13 ["neighbour-solicitation"] `neighbour-solicitation` names no ICMP type (neither a type, nor a range, nor a type's name) it is a type of icmpv6, the rule is for icmp
+"#,
+            ),
+            (
+                r#""too-big""#,
+                r#"6:13 ["too-big"] `too-big` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "fragmentation-needed"?
+"#,
+            ),
+            (
+                r#""any""#,
+                r#"6:13 ["any"] `any` names no ICMP type (neither a type, nor a range, nor a type's name) leave `icmp_type` out to match any
+"#,
+            ),
+            (
+                r#""8,0""#,
+                r#"6:13 ["8,0"] `8,0` names no ICMP type (neither a type, nor a range, nor a type's name) write several types as a list: `[8, "3/4"]`
+"#,
+            ),
+            (
+                r#""8 - 11""#,
+                r#"6:13 ["8 - 11"] `8 - 11` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "8-11"?
+"#,
+            ),
+            (
+                r#""8:11""#,
+                r#"6:13 ["8:11"] `8:11` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "8/11"?
+"#,
+            ),
+            (
+                r#""3:4""#,
+                r#"6:13 ["3:4"] `3:4` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "3/4"?
+"#,
+            ),
+            (
+                r#""3 / 4""#,
+                r#"6:13 ["3 / 4"] `3 / 4` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "3/4"?
+"#,
+            ),
+            (
+                r#"" 8""#,
+                r#"6:13 [" 8"] ` 8` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean 8?
+"#,
+            ),
+            (
+                r#""8-""#,
+                r#"6:13 ["8-"] `8-` names no ICMP type (neither a type, nor a range, nor a type's name) write both ends: "8-255"
+"#,
+            ),
+            (
+                r#""xyzzy""#,
+                r#"6:13 ["xyzzy"] `xyzzy` names no ICMP type (neither a type, nor a range, nor a type's name)
+"#,
+            ),
+            (
+                r#""""#,
+                r#"6:13 [""] `""` names no ICMP type (neither a type, nor a range, nor a type's name)
+"#,
+            ),
+            (
+                "[]",
+                r#"6:13 [[]] `icmp_type` is empty, so the rule matches nothing leave `icmp_type` out to match any
+"#,
+            ),
+            (
+                "true",
+                r#"6:13 [true] a boolean cannot stand here (expected a type's number or name, a range such as "8-11", a type with its code such as "3/4", or a list of them)
+"#,
+            ),
+            (
+                "[8, [0]]",
+                r#"6:17 [[0]] a list cannot stand here (expected a type's number or name, a range such as "8-11", a type with its code such as "3/4", or a list of them)
+"#,
+            ),
+        ];
+        let icmpv6: &[(&str, &str)] = &[
+            (
+                r#""fragmentation-needed""#,
+                r#"6:13 ["fragmentation-needed"] `fragmentation-needed` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "packet-too-big"?
+"#,
+            ),
+            (
+                r#""address-mask-request""#,
+                r#"6:13 ["address-mask-request"] `address-mask-request` names no ICMP type (neither a type, nor a range, nor a type's name) it is a type of icmp, the rule is for icmpv6
+"#,
+            ),
+            (
+                r#""ping""#,
+                r#"6:13 ["ping"] `ping` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "echo-request"?
+"#,
+            ),
+            (
+                r#""neighbour-solicit""#,
+                r#"6:13 ["neighbour-solicit"] `neighbour-solicit` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "neighbour-solicitation"?
+"#,
+            ),
+            (
+                r#""neighbor-solicitaton""#,
+                r#"6:13 ["neighbor-solicitaton"] `neighbor-solicitaton` names no ICMP type (neither a type, nor a range, nor a type's name) did you mean "neighbor-solicitation"?
+"#,
+            ),
+            (
+                r#""128-""#,
+                r#"6:13 ["128-"] `128-` names no ICMP type (neither a type, nor a range, nor a type's name) write both ends: "128-255"
+"#,
+            ),
+        ];
+        for (protocol, cases) in [("icmp", icmp), ("icmpv6", icmpv6)] {
+            for (icmp_type, expected) in cases {
+                let text = with_type(protocol, icmp_type);
+                assert_eq!(brief(&text, &errors(&text)), *expected, "{icmp_type}");
+            }
+        }
+    }
+
+    /// Lines of a rule from line 5 on, with what is said about them.
+    #[test]
+    fn types_need_their_protocol() {
+        let cases: &[(&str, &str)] = &[
+            (
+                r#"icmp_type = 8
+"#,
+                r#"5:1 [icmp_type] `icmp_type` needs one protocol, ICMP or ICMPv6 (types of which protocol?) add `protocol = "icmp"` or `protocol = "icmpv6"`
+"#,
+            ),
+            (
+                r#"protocol = "tcp"
+icmp_type = 8
+"#,
+                r#"5:12 ["tcp"] `icmp_type` needs one protocol, ICMP or ICMPv6 (cannot stand beside `icmp_type`) remove `icmp_type`
+"#,
+            ),
+            (
+                r#"protocol = ["tcp", "icmp"]
+icmp_type = 8
+"#,
+                r#"5:13 ["tcp"] `icmp_type` needs one protocol, ICMP or ICMPv6 (cannot stand beside `icmp_type`) give it a rule of its own, without `icmp_type`
+"#,
+            ),
+            (
+                r#"icmp_type = 8
+protocol = ["icmp", "icmpv6"]
+"#,
+                r#"6:13 ["icmp"] `icmp_type` needs one protocol, ICMP or ICMPv6 (cannot stand beside `icmp_type`) their types differ: give each protocol a rule of its own
+"#,
+            ),
+            (
+                r#"protocol = 47
+icmp_type = "echo-request"
+"#,
+                r#"5:12 [47] `icmp_type` needs one protocol, ICMP or ICMPv6 (cannot stand beside `icmp_type`) remove `icmp_type`
+"#,
+            ),
+            (
+                r#"protocol = "icpm"
+icmp_type = 8
+"#,
+                r#"5:12 ["icpm"] unknown protocol `icpm` (not a protocol) did you mean "icmp"?
+"#,
+            ),
+            (
+                r#"icmp_type = "packet-too-big"
+"#,
+                r#"5:1 [icmp_type] `icmp_type` needs one protocol, ICMP or ICMPv6 (types of which protocol?) add `protocol = "icmp"` or `protocol = "icmpv6"`
+"#,
+            ),
+            (
+                r#"icmp_type = "xyzzy"
+"#,
+                r#"5:1 [icmp_type] `icmp_type` needs one protocol, ICMP or ICMPv6 (types of which protocol?) add `protocol = "icmp"` or `protocol = "icmpv6"`
+5:13 ["xyzzy"] `xyzzy` names no ICMP type (neither a type, nor a range, nor a type's name)
+"#,
+            ),
+            (
+                r#"protocol = "icmp"
+icmp_type = 8
+dst_port = 80
+"#,
+                r#"5:12 ["icmp"] protocol `icmp` has no ports (cannot stand beside `dst_port`) remove `dst_port`
+"#,
+            ),
+            (
+                r#"protocol = "tcp"
+icmp_type = 8
+src_port = 80
+"#,
+                r#"5:12 ["tcp"] `icmp_type` needs one protocol, ICMP or ICMPv6 (cannot stand beside `icmp_type`) remove `icmp_type`
+"#,
+            ),
+        ];
+        for (lines, expected) in cases {
+            let text = format!("{HEAD}[[rules]]\naction = \"drop\"\n{lines}");
+            assert_eq!(brief(&text, &errors(&text)), *expected, "{lines}");
+        }
+    }
 }

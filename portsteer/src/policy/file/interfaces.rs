@@ -120,10 +120,14 @@ impl Reader<'_> {
 
     fn not_attached(&mut self, name: &str, value: &Value<'_>, attached: &Attached<'_>) {
         let names = attached.patterns.iter().filter(|pattern| !pattern.is_glob);
-        let help = match self.suggest(name, names.map(|pattern| &*pattern.text)) {
-            Some(near) => did_you_mean(&toml_string(near)),
-            None => "add it to the policy's `interfaces`, or remove it here".to_owned(),
+        let near = match name {
+            "any" | "all" => Some("leave `interface` out to match any".to_owned()),
+            _ => self
+                .suggest(name, names.map(|pattern| &*pattern.text))
+                .map(|near| did_you_mean(&toml_string(near))),
         };
+        let help = near
+            .unwrap_or_else(|| "add it to the policy's `interfaces`, or remove it here".to_owned());
         self.errors.push(
             Diagnostic::error(format!("the policy has no interface {}", quote(name)))
                 .at(value.span())
@@ -191,4 +195,138 @@ fn check_interface(text: &str, is_glob: bool) -> Result<(), (String, Option<Stri
         return Err((format!("a name has at most {MAX_INTERFACE_LEN} bytes"), None));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{HEAD, brief, errors, policy, warnings};
+
+    /// A policy with a rule that has this `interface`; it stands on line 5, from column 13.
+    fn with_interface(interface: &str) -> String {
+        format!(
+            "version = 1\ninterfaces = [\"eth0\", \"veth-*\"]\n[[rules]]\naction = \"drop\"\n\
+             interface = {interface}\n"
+        )
+    }
+
+    #[test]
+    fn interfaces_of_a_rule() {
+        for (interface, expected) in [
+            ("'eth0'", "eth0"),
+            ("['eth0']", "eth0"),
+            ("'veth-'", "veth-"),
+            ("'veth-12'", "veth-12"),
+            ("['veth-1', 'eth0']", "veth-1,eth0"),
+            // What globs match is known where they are used.
+            ("'lan*'", "lan*"),
+            ("['*', 'en[op]?', '{a,b}']", "*,en[op]?,{a,b}"),
+        ] {
+            let policy = policy(&with_interface(interface));
+            let text = format!("any interface {expected}");
+            assert_eq!(policy.matches(&policy.rules[0]), text, "{interface}");
+            for pattern in &policy.rules[0].interfaces {
+                assert_eq!(pattern.is_glob, pattern.text.contains(['*', '[', '{']));
+                assert_eq!(
+                    with_interface(interface)[pattern.span.clone()],
+                    format!("'{}'", pattern.text)
+                );
+            }
+        }
+    }
+
+    /// Values of `interface`, with what is said about them.
+    #[test]
+    fn errors_of_interfaces() {
+        let cases: &[(&str, &str)] = &[
+            (
+                r#""any""#,
+                r#"5:13 ["any"] the policy has no interface `any` (nothing in `interfaces` names it) leave `interface` out to match any
+"#,
+            ),
+            (
+                r#""eth1""#,
+                r#"5:13 ["eth1"] the policy has no interface `eth1` (nothing in `interfaces` names it) did you mean "eth0"?
+"#,
+            ),
+            (
+                r#""eth9x9x9x9""#,
+                r#"5:13 ["eth9x9x9x9"] the policy has no interface `eth9x9x9x9` (nothing in `interfaces` names it) add it to the policy's `interfaces`, or remove it here
+"#,
+            ),
+            (
+                r#""xyzzy""#,
+                r#"5:13 ["xyzzy"] the policy has no interface `xyzzy` (nothing in `interfaces` names it) add it to the policy's `interfaces`, or remove it here
+"#,
+            ),
+            (
+                r#"["eth0", "lan0", "veth-1"]"#,
+                r#"5:22 ["lan0"] the policy has no interface `lan0` (nothing in `interfaces` names it) add it to the policy's `interfaces`, or remove it here
+"#,
+            ),
+            (
+                r#""""#,
+                r#"5:13 [""] `""` is no interface name (it is empty)
+"#,
+            ),
+            (
+                r#""a/b""#,
+                r#"5:13 ["a/b"] `a/b` is no interface name (no interface's name has '/' in it)
+"#,
+            ),
+            (
+                r#""eth0 eth1""#,
+                r#"5:13 ["eth0 eth1"] `eth0 eth1` is no interface name (no interface's name has ' ' in it) write several names as several strings
+"#,
+            ),
+            (
+                r#""sixteen-bytes-xx""#,
+                r#"5:13 ["sixteen-bytes-xx"] `sixteen-bytes-xx` is no interface name (a name has at most 15 bytes)
+"#,
+            ),
+            (
+                r#""[""#,
+                r#"5:13 ["["] `[` is no interface glob (unclosed character class; missing ']')
+"#,
+            ),
+            (
+                "[]",
+                r#"5:13 [[]] `interface` is empty, so the rule matches nothing leave `interface` out to match any
+"#,
+            ),
+            (
+                "1",
+                r#"5:13 [1] an integer cannot stand here (expected an interface's name or a glob, as a string)
+"#,
+            ),
+            (
+                r#"["eth0", 5]"#,
+                r#"5:22 [5] an integer cannot stand here (expected an interface's name or a glob, as a string)
+"#,
+            ),
+        ];
+        for (interface, expected) in cases {
+            let text = with_interface(interface);
+            assert_eq!(brief(&text, &errors(&text)), *expected, "{interface}");
+        }
+    }
+
+    #[test]
+    fn interfaces_that_could_not_be_read_prove_nothing() {
+        let rule = "[[rules]]\naction = 'drop'\ninterface = 'eth1'\n";
+        for head in [
+            "version = 1\n",
+            "version = 1\ninterfaces = ['a/b']\n",
+            "version = 1\ninterfaces = 1\n",
+        ] {
+            assert_eq!(errors(&format!("{head}{rule}")).len(), 1, "{head}");
+        }
+        assert_eq!(errors(&format!("{HEAD}{rule}")).len(), 1);
+    }
+
+    #[test]
+    fn interfaces_listed_twice_are_a_warning() {
+        let text = with_interface("['eth0', 'v*', 'eth0']");
+        assert_eq!(warnings(&text), "5:28 ['eth0'] the interface is listed twice (again here)\n");
+        assert_eq!(policy(&text).rules[0].interfaces.len(), 2);
+    }
 }

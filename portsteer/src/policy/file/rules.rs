@@ -631,6 +631,136 @@ action = "drop"
 "#,
             ),
             (
+                r#"protocol = "icmp"
+src_port = 1
+action = "drop"
+"#,
+                r#"4:12 ["icmp"] protocol `icmp` has no ports (cannot stand beside `src_port`) remove `src_port`
+"#,
+            ),
+            (
+                r#"dst_port = 1
+protocol = ["tcp", "icmp"]
+src_port = 1
+action = "drop"
+"#,
+                r#"5:20 ["icmp"] protocol `icmp` has no ports (cannot stand beside `dst_port` and `src_port`) give it a rule of its own, without `dst_port` and `src_port`
+"#,
+            ),
+            (
+                r#"src_port = []
+action = "drop"
+"#,
+                r#"4:12 [[]] `src_port` is empty, so the rule matches nothing leave `src_port` out to match any
+"#,
+            ),
+            (
+                r#"src_port = "any"
+action = "drop"
+"#,
+                r#"4:12 ["any"] `any` names no port (neither a port, nor a range, nor a service's name) leave `src_port` out to match any
+"#,
+            ),
+            (
+                r#"src_port = "htps"
+action = "drop"
+"#,
+                r#"4:12 ["htps"] `htps` names no port (neither a port, nor a range, nor a service's name) did you mean "https"?
+"#,
+            ),
+            (
+                r#"src_port = 65536
+action = "drop"
+"#,
+                r#"4:12 [65536] this is no port (ports are 0 to 65535)
+"#,
+            ),
+            (
+                r#"source = "::1"
+daddr = "::1"
+sport = 1
+source_port = 1
+iface = "eth0"
+in = "eth0"
+vid = 1
+vlan_id = 1
+type = 8
+icmp = 8
+to = "::1"
+from = "::1"
+action = "drop"
+"#,
+                r#"4:1 [source] a rule has no key `source` (unknown key) did you mean `src`?
+5:1 [daddr] a rule has no key `daddr` (unknown key) did you mean `dst`?
+6:1 [sport] a rule has no key `sport` (unknown key) did you mean `src_port`?
+7:1 [source_port] a rule has no key `source_port` (unknown key) did you mean `src_port`?
+8:1 [iface] a rule has no key `iface` (unknown key) did you mean `interface`?
+9:1 [in] a rule has no key `in` (unknown key) did you mean `interface`?
+10:1 [vid] a rule has no key `vid` (unknown key) did you mean `vlan`?
+11:1 [vlan_id] a rule has no key `vlan_id` (unknown key) did you mean `vlan`?
+12:1 [type] a rule has no key `type` (unknown key) did you mean `icmp_type`?
+13:1 [icmp] a rule has no key `icmp` (unknown key) did you mean `icmp_type`?
+14:1 [to] a rule has no key `to` (unknown key) did you mean `dst`?
+15:1 [from] a rule has no key `from` (unknown key) did you mean `src`?
+"#,
+            ),
+            (
+                r#"scr = "::1"
+action = "drop"
+"#,
+                r#"4:1 [scr] a rule has no key `scr` (unknown key) did you mean `src`?
+"#,
+            ),
+            (
+                r#"dts = "::1"
+action = "drop"
+"#,
+                r#"4:1 [dts] a rule has no key `dts` (unknown key) did you mean `dst`?
+"#,
+            ),
+            (
+                r#"vlam = 1
+action = "drop"
+"#,
+                r#"4:1 [vlam] a rule has no key `vlam` (unknown key) did you mean `vlan`?
+"#,
+            ),
+            (
+                r#"interfce = "eth0"
+action = "drop"
+"#,
+                r#"4:1 [interfce] a rule has no key `interfce` (unknown key) did you mean `interface`?
+"#,
+            ),
+            (
+                r#"icmp_typ = 1
+action = "drop"
+"#,
+                r#"4:1 [icmp_typ] a rule has no key `icmp_typ` (unknown key) did you mean `icmp_type`?
+"#,
+            ),
+            (
+                r#"interfaces = ["eth0"]
+action = "drop"
+"#,
+                r#"4:1 [interfaces] a rule has no key `interfaces` (unknown key) did you mean `interface`?
+"#,
+            ),
+            (
+                r#"cpus = [1]
+action = "drop"
+"#,
+                r#"4:1 [cpus] a rule has no key `cpus` (unknown key) `cpus` belongs in a target, after a line `[targets.NAME]`
+"#,
+            ),
+            (
+                r#"sets = []
+action = "drop"
+"#,
+                r#"4:1 [sets] a rule has no key `sets` (unknown key) `sets` belongs at the top of the file, before the first `[`
+"#,
+            ),
+            (
                 r#"src_prt = 1
 action = "drop"
 "#,

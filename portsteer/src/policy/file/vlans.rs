@@ -98,7 +98,8 @@ fn vlan_fault(VlanRange { first, last }: VlanRange) -> Option<Diagnostic> {
         let error =
             Diagnostic::error(format!("VLAN {last} is reserved")).label("VLAN ids are 1 to 4094");
         Some(match first {
-            0 | 4095 => error,
+            0 => error.help("leave `vlan` out to match any"),
+            4095 => error,
             MAX_VLAN => error.help(did_you_mean(&MAX_VLAN.to_string())),
             _ => error.help(did_you_mean(&format!("\"{first}-{MAX_VLAN}\""))),
         })
@@ -112,5 +113,209 @@ fn vlan_fault(VlanRange { first, last }: VlanRange) -> Option<Diagnostic> {
         })))
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{HEAD, brief, errors, policy};
+
+    /// A policy with a rule that has this `vlan`; it stands on line 5, from column 8.
+    fn with_vlan(vlan: &str) -> String {
+        format!("{HEAD}[[rules]]\naction = \"drop\"\nvlan = {vlan}\n")
+    }
+
+    #[test]
+    fn vlans() {
+        for (vlan, expected) in [
+            ("1", "vlan 1"),
+            ("0xffe", "vlan 4094"),
+            ("'12'", "vlan 12"),
+            ("'100-199'", "vlan 100-199"),
+            ("'1-4094'", "vlan 1-4094"),
+            ("'untagged'", "vlan untagged"),
+            ("[12, '100-199', 'untagged']", "vlan untagged,12,100-199"),
+            ("['untagged', '3-7', 1, 2, 8, '5-6', 1]", "vlan untagged,1-8"),
+        ] {
+            let policy = policy(&with_vlan(vlan));
+            let text = format!("any {expected}");
+            assert_eq!(policy.matches(&policy.rules[0]), text, "{vlan}");
+        }
+    }
+
+    /// Values of `vlan`, with what is said about them.
+    #[test]
+    fn errors_of_vlans() {
+        let cases: &[(&str, &str)] = &[
+            (
+                "0",
+                r#"5:8 [0] 0 is no VLAN id (a packet whose tag has VLAN id 0 counts as untagged) did you mean "untagged"?
+"#,
+            ),
+            (
+                r#""0""#,
+                r#"5:8 ["0"] 0 is no VLAN id (a packet whose tag has VLAN id 0 counts as untagged) did you mean "untagged"?
+"#,
+            ),
+            (
+                "4095",
+                r#"5:8 [4095] VLAN 4095 is reserved (VLAN ids are 1 to 4094)
+"#,
+            ),
+            (
+                r#""4095""#,
+                r#"5:8 ["4095"] VLAN 4095 is reserved (VLAN ids are 1 to 4094)
+"#,
+            ),
+            (
+                "4096",
+                r#"5:8 [4096] this is no VLAN id (VLAN ids are 1 to 4094)
+"#,
+            ),
+            (
+                "-1",
+                r#"5:8 [-1] this is no VLAN id (VLAN ids are 1 to 4094)
+"#,
+            ),
+            (
+                "65536",
+                r#"5:8 [65536] this is no VLAN id (VLAN ids are 1 to 4094)
+"#,
+            ),
+            (
+                "99999999999999999999",
+                r#"5:8 [99999999999999999999] this is no VLAN id (VLAN ids are 1 to 4094)
+"#,
+            ),
+            (
+                r#""5000""#,
+                r#"5:8 ["5000"] this is no VLAN id (VLAN ids are 1 to 4094)
+"#,
+            ),
+            (
+                r#""0-10""#,
+                r#"5:8 ["0-10"] 0 is no VLAN id (a packet whose tag has VLAN id 0 counts as untagged) did you mean ["untagged", "1-10"]?
+"#,
+            ),
+            (
+                r#""0-1""#,
+                r#"5:8 ["0-1"] 0 is no VLAN id (a packet whose tag has VLAN id 0 counts as untagged) did you mean ["untagged", 1]?
+"#,
+            ),
+            (
+                r#""100-4095""#,
+                r#"5:8 ["100-4095"] VLAN 4095 is reserved (VLAN ids are 1 to 4094) did you mean "100-4094"?
+"#,
+            ),
+            (
+                r#""4094-4095""#,
+                r#"5:8 ["4094-4095"] VLAN 4095 is reserved (VLAN ids are 1 to 4094) did you mean 4094?
+"#,
+            ),
+            (
+                r#""0-4095""#,
+                r#"5:8 ["0-4095"] VLAN 4095 is reserved (VLAN ids are 1 to 4094) leave `vlan` out to match any
+"#,
+            ),
+            (
+                r#""1-70000""#,
+                r#"5:8 ["1-70000"] this is no VLAN id (VLAN ids are 1 to 4094)
+"#,
+            ),
+            (
+                r#""199-100""#,
+                r#"5:8 ["199-100"] the range `199-100` runs backwards (it ends before it begins) did you mean "100-199"?
+"#,
+            ),
+            (
+                r#""100 - 199""#,
+                r#"5:8 ["100 - 199"] `100 - 199` names no VLAN (neither a VLAN id, nor a range, nor "untagged") did you mean "100-199"?
+"#,
+            ),
+            (
+                r#""100:199""#,
+                r#"5:8 ["100:199"] `100:199` names no VLAN (neither a VLAN id, nor a range, nor "untagged") did you mean "100-199"?
+"#,
+            ),
+            (
+                r#""100-""#,
+                r#"5:8 ["100-"] `100-` names no VLAN (neither a VLAN id, nor a range, nor "untagged") write both ends: "100-4094"
+"#,
+            ),
+            (
+                r#""-199""#,
+                r#"5:8 ["-199"] `-199` names no VLAN (neither a VLAN id, nor a range, nor "untagged") write both ends: "1-199"
+"#,
+            ),
+            (
+                r#"" 7""#,
+                r#"5:8 [" 7"] ` 7` names no VLAN (neither a VLAN id, nor a range, nor "untagged") did you mean 7?
+"#,
+            ),
+            (
+                r#""1,2""#,
+                r#"5:8 ["1,2"] `1,2` names no VLAN (neither a VLAN id, nor a range, nor "untagged") write several VLANs as a list: `[12, "100-199"]`
+"#,
+            ),
+            (
+                r#""any""#,
+                r#"5:8 ["any"] `any` names no VLAN (neither a VLAN id, nor a range, nor "untagged") leave `vlan` out to match any
+"#,
+            ),
+            (
+                r#""none""#,
+                r#"5:8 ["none"] `none` names no VLAN (neither a VLAN id, nor a range, nor "untagged") did you mean "untagged"?
+"#,
+            ),
+            (
+                r#""Untagged""#,
+                r#"5:8 ["Untagged"] `Untagged` names no VLAN (neither a VLAN id, nor a range, nor "untagged") did you mean "untagged"?
+"#,
+            ),
+            (
+                r#""untaged""#,
+                r#"5:8 ["untaged"] `untaged` names no VLAN (neither a VLAN id, nor a range, nor "untagged") did you mean "untagged"?
+"#,
+            ),
+            (
+                r#""tagged""#,
+                r#"5:8 ["tagged"] `tagged` names no VLAN (neither a VLAN id, nor a range, nor "untagged") did you mean "1-4094"?
+"#,
+            ),
+            (
+                r#""eth0.12""#,
+                r#"5:8 ["eth0.12"] `eth0.12` names no VLAN (neither a VLAN id, nor a range, nor "untagged")
+"#,
+            ),
+            (
+                r#""""#,
+                r#"5:8 [""] `""` names no VLAN (neither a VLAN id, nor a range, nor "untagged")
+"#,
+            ),
+            (
+                "[]",
+                r#"5:8 [[]] `vlan` is empty, so the rule matches nothing leave `vlan` out to match any
+"#,
+            ),
+            (
+                "true",
+                r#"5:8 [true] a boolean cannot stand here (expected a VLAN id, a range such as "100-199", "untagged", or a list of them)
+"#,
+            ),
+            (
+                "[1, [2]]",
+                r#"5:12 [[2]] a list cannot stand here (expected a VLAN id, a range such as "100-199", "untagged", or a list of them)
+"#,
+            ),
+            (
+                "1.5",
+                r#"5:8 [1.5] a float cannot stand here (expected a VLAN id, a range such as "100-199", "untagged", or a list of them)
+"#,
+            ),
+        ];
+        for (vlan, expected) in cases {
+            let text = with_vlan(vlan);
+            assert_eq!(brief(&text, &errors(&text)), *expected, "{vlan}");
+        }
     }
 }
