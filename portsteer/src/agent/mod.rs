@@ -79,7 +79,7 @@ pub fn services() -> Services {
 }
 
 /// The longest policy file that is read, in bytes. 100,000 rules of every kind are some 12 MiB; a
-/// file of this length that is made to be large takes about 3 GiB while it is read.
+/// file of this length that is made to be large takes up to 4 GiB while it is read.
 const MAX_POLICY_LEN: u64 = 32 << 20;
 
 /// Reads a policy file, and the files that its sets name.

@@ -103,7 +103,10 @@ mod tests {
 
     use tempfile::TempDir;
 
-    use super::*;
+    use super::{
+        super::{Error, load_policy},
+        *,
+    };
 
     struct Place {
         directory: TempDir,
@@ -136,15 +139,33 @@ mod tests {
         fs::write(place.path("sub/a.txt"), b"10.0.0.1\n\xff").unwrap();
         assert_eq!(place.files.read("sub/a.txt").unwrap(), b"10.0.0.1\n\xff");
         let absolute = place.path("sub/a.txt");
-        let elsewhere = PolicyFiles::beside(Path::new("p.toml"));
+        let mut elsewhere = PolicyFiles::beside(Path::new("p.toml"));
         assert_eq!(elsewhere.directory, Path::new(""));
-        let mut elsewhere = elsewhere;
         assert_eq!(elsewhere.read(absolute.to_str().unwrap()).unwrap(), b"10.0.0.1\n\xff");
         fs::write(place.path("empty"), b"").unwrap();
         assert_eq!(place.files.read("empty").unwrap(), b"");
         // A link to a regular file is as good as the file.
         std::os::unix::fs::symlink("sub/a.txt", place.path("link")).unwrap();
         assert!(place.files.read("link").is_ok());
+    }
+
+    #[test]
+    fn a_policy_is_loaded_with_them() {
+        let place = Place::new();
+        let text = "version = 1\ninterfaces = ['lo']\n[sets.a]\nfile = 'a'\n\
+                    [[rules]]\nsrc = '@a'\naction = 'drop'\n";
+        let policy = place.path("p.toml");
+        fs::write(&policy, text).unwrap();
+        let Err(Error::Policy { diagnostics, .. }) = load_policy(&policy) else {
+            panic!("there is no such file");
+        };
+        assert_eq!(diagnostics[0].message, "the set file `a` cannot be read");
+        let label =
+            format!("{}: No such file or directory (os error 2)", place.path("a").display());
+        assert_eq!(diagnostics[0].label, Some(label));
+        fs::write(place.path("a"), "10.0.0.0/8\n").unwrap();
+        let loaded = load_policy(&policy).unwrap();
+        assert_eq!(loaded.policy.sets[0].prefixes, ["10.0.0.0/8".parse().unwrap()]);
     }
 
     #[test]

@@ -392,6 +392,21 @@ error: tab
 ",
             ),
             (
+                "a = 1\n",
+                Diagnostic::error("two").at(4..5).note("one").note("\u{1b}other").help("mend"),
+                "\
+error: two
+ --> p.toml:1:5
+  |
+1 | a = 1
+  |     ^
+  |
+  = note: one
+  = note: \u{241b}other
+  = help: mend
+",
+            ),
+            (
                 "a",
                 Diagnostic::error("end").at(1..1),
                 "error: end\n --> p.toml:1:2\n  |\n1 | a\n  |  ^\n",

@@ -504,17 +504,18 @@ fn is_bare(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt::Write as _;
+    use std::{collections::HashSet, fmt::Write as _, net::IpAddr};
 
-    use std::collections::HashSet;
-
+    use ipnet::IpNet;
     use portsteer_common::PortProtocol;
     use proptest::prelude::*;
 
     use super::*;
     use crate::policy::{
-        InterfacePattern, PROTOCOL_NAMES, PortRange, Rule,
+        AddressItem, Addresses, InterfacePattern, NumberRange, PROTOCOL_NAMES, PortRange, Rule,
+        SetId,
         diagnostic::{Source, line_column, render},
+        prefixes,
     };
 
     pub(super) const HEAD: &str = "version = 1\ninterfaces = [\"eth0\"]\n";
@@ -573,7 +574,12 @@ mod tests {
 
     /// The rules without their places.
     fn placeless(rules: &[Rule]) -> Vec<Rule> {
-        rules.iter().cloned().map(|rule| Rule { span: 0..0, line: 0, ..rule }).collect()
+        let mut rules = rules.to_vec();
+        for rule in &mut rules {
+            (rule.span, rule.line) = (0..0, 0);
+            rule.interfaces.iter_mut().for_each(|pattern| pattern.span = 0..0);
+        }
+        rules
     }
 
     #[test]
@@ -639,6 +645,51 @@ mod tests {
         let places: Vec<_> =
             policy.rules.iter().map(|rule| (rule.line, &text[rule.span.clone()])).collect();
         assert_eq!(places, [(9, "[[rules]]"), (15, "[[ rules ]]"), (18, "[[rules]]")]);
+    }
+
+    /// Every key, as the documentation has it.
+    #[test]
+    fn every_key_of_a_rule() {
+        let text = "version = 1\ninterfaces = [\"eth0\", \"veth-*\"]\n\
+            [sets.office]\naddresses = [\"192.0.2.0/24\", \"2001:db8:5::/48\"]\n\
+            [sets.blocklist]\nfile = \"blocklist.txt\"\n\
+            [[rules]]\nname = \"blocked\"\nsrc = [\"@blocklist\", \"!@office\"]\naction = \"drop\"\n\
+            [[rules]]\nprotocol = \"tcp\"\nsrc_port = \"dynamic\"\ndst_port = \"ssh\"\n\
+            src = [\"@office\", \"198.51.100.7\"]\ndst = \"!203.0.113.0/24\"\n\
+            vlan = [12, \"100-199\", \"untagged\"]\ninterface = [\"eth0\", \"veth-1\"]\n\
+            action = \"pass\"\n\
+            [[rules]]\nprotocol = \"icmp\"\nicmp_type = [\"echo-request\", \"3/4\", \"9-11\"]\n\
+            action = \"pass\"\n";
+        let mut files = |name: &str| {
+            assert_eq!(name, "blocklist.txt");
+            Ok(b"# bad\r\n10.1.0.0/16\r\n".to_vec())
+        };
+        let parsed = parse_with(text, &Services::embedded(), &mut files).unwrap();
+        let policy = parsed.policy;
+        assert_eq!(parsed.warnings, []);
+        let matches: Vec<_> = policy.rules.iter().map(|rule| policy.matches(rule)).collect();
+        assert_eq!(
+            matches,
+            [
+                "any src @blocklist,!@office",
+                "tcp src @office,198.51.100.7 src_port 49152-65535 dst !203.0.113.0/24 dst_port 22 \
+                 vlan untagged,12,100-199 interface eth0,veth-1",
+                "icmp icmp_type 3/4,8-11",
+            ]
+        );
+        assert!(policy.rules[1].needs_transport() && policy.rules[2].needs_transport());
+        assert!(!policy.rules[0].needs_transport());
+        assert_eq!(policy.sets[1].prefixes, ["10.1.0.0/16".parse().unwrap()]);
+    }
+
+    #[test]
+    fn warnings_are_in_the_order_of_the_file() {
+        let text = "version = 1\ninterfaces = ['eth0']\n\
+            [[rules]]\nvlan = 1\nprotocol = [6, 6]\ndst = ['::1', '::1']\naction = 'drop'\n\
+            [sets.a]\naddresses = []\n";
+        let warned = warnings(text);
+        let lines = warned.lines().map(|line| line.split(':').next().unwrap());
+        assert_eq!(lines.collect::<Vec<_>>(), ["5", "6", "9"]);
     }
 
     #[test]
@@ -1118,6 +1169,20 @@ error: the policy has no `interfaces`
         "\"steer\"",
         "targets",
         "[targets.web]",
+        "sets",
+        "[sets.office]",
+        "addresses",
+        "file",
+        "dst",
+        "src_port",
+        "vlan",
+        "icmp_type",
+        "\"untagged\"",
+        "\"echo-request\"",
+        "\"3/4\"",
+        "\"@office\"",
+        "\"!@office\"",
+        "\"10.0.0.1/8\"",
         "interface",
         "via",
         "mac",
@@ -1149,77 +1214,197 @@ error: the policy has no `interfaces`
         ]
     }
 
-    /// A rule, with one of the texts that mean it.
-    fn any_rule() -> impl Strategy<Value = (Rule, String)> {
-        let protocol = prop_oneof![prop::sample::select(vec![6, 17, 33, 132, 136]), any::<u8>()];
-        (
-            prop::option::of("[a-z\u{e4}\u{4e2d}]([ a-z0-9._-]{0,30}[a-z])?"),
-            prop::collection::vec(protocol, 0..4),
-            prop::collection::vec((any::<u16>(), any::<u16>(), 0..4_u8), 0..6),
-            any::<bool>(),
-            any::<bool>(),
-        )
-            .prop_map(|(name, protocols, ports, drops, is_list)| {
-                write_rule(name, protocols, &ports, drops, is_list)
-            })
+    /// The sets that generated rules name.
+    const SETS: &str =
+        "[sets.office]\naddresses = ['192.0.2.0/24']\n[sets.'a b']\naddresses = []\n";
+
+    /// A list of values in the file, with what they mean together.
+    #[derive(Debug, Clone)]
+    struct Written<T> {
+        items: Vec<String>,
+        meaning: T,
     }
 
-    fn write_rule(
-        name: Option<String>,
-        mut protocols: Vec<u8>,
-        ports: &[(u16, u16, u8)],
-        drops: bool,
-        is_list: bool,
-    ) -> (Rule, String) {
-        let list = |items: &[String]| match items {
-            [one] if !is_list => one.clone(),
-            _ => format!("[{}]", items.join(", ")),
-        };
-        let mut text = String::from("[[rules]]\n");
-        if let Some(name) = &name {
-            writeln!(text, "name = \"{name}\"").unwrap();
-        }
-        let mut items = Vec::new();
-        for (index, &number) in protocols.iter().enumerate() {
-            let name = PROTOCOL_NAMES.iter().find(|(_, named)| *named == number);
-            items.push(match name {
-                Some((name, _)) if index % 2 == 0 => format!("'{name}'"),
-                _ => number.to_string(),
-            });
-        }
-        if !items.is_empty() {
-            writeln!(text, "protocol = {}", list(&items)).unwrap();
-        }
-        let mut items = Vec::new();
-        let mut matched = vec![false; 65_536];
-        if protocols.iter().all(|&number| PortProtocol::from_number(number).is_some()) {
-            for &(a, b, form) in ports {
+    /// Ranges of numbers from `least` to `greatest`, some of them in words.
+    fn any_ranges(
+        least: u16,
+        greatest: u16,
+        word_for: fn(u16) -> Option<String>,
+    ) -> impl Strategy<Value = Written<Vec<NumberRange>>> {
+        let number = least..=greatest;
+        prop::collection::vec((number.clone(), number, 0..4_u8), 0..6).prop_map(move |ranges| {
+            let mut items = Vec::new();
+            let mut matched = vec![false; 65_536];
+            for (a, b, form) in ranges {
                 let (first, last) = (a.min(b), a.max(b));
-                let (item, (from, to)) = match (form, Services::name_of(a)) {
-                    (0, _) => (a.to_string(), (a, a)),
-                    (1, Some(service)) => (format!("\"{service}\""), (a, a)),
-                    (1, None) => (format!("\"{a}\""), (a, a)),
-                    _ => (format!("\"{first}-{last}\""), (first, last)),
+                let (item, (from, to)) = match (word_for(a), form) {
+                    (Some(word), 0 | 1) => (format!("\"{word}\""), (a, a)),
+                    (_, 0) => (a.to_string(), (a, a)),
+                    (_, 1) => (format!("\"{a}\""), (a, a)),
+                    _ => (format!("'{first}-{last}'"), (first, last)),
                 };
                 items.push(item);
                 matched[usize::from(from)..=usize::from(to)].fill(true);
             }
-        }
-        if !items.is_empty() {
-            writeln!(text, "dst_port = {}", list(&items)).unwrap();
-        }
-        let mut dst_ports: Vec<PortRange> = Vec::new();
-        for port in (0..=u16::MAX).filter(|&port| matched[usize::from(port)]) {
-            match dst_ports.last_mut() {
-                Some(last) if last.last + 1 == port => last.last = port,
-                _ => dst_ports.push(PortRange::single(port)),
+            Written { items, meaning: ranges_of(&matched) }
+        })
+    }
+
+    /// What stands for the numbers that are marked.
+    fn ranges_of(matched: &[bool]) -> Vec<NumberRange> {
+        let mut ranges: Vec<NumberRange> = Vec::new();
+        for number in (0..=u16::MAX).filter(|&number| matched[usize::from(number)]) {
+            match ranges.last_mut() {
+                Some(last) if last.last + 1 == number => last.last = number,
+                _ => ranges.push(NumberRange::single(number)),
             }
         }
-        let action = if drops { Action::Drop } else { Action::Pass };
-        writeln!(text, "action = \"{}\"", action.name()).unwrap();
-        protocols.sort_unstable();
-        protocols.dedup();
-        (Rule { name, protocols, dst_ports, ..Rule::any(action) }, text)
+        ranges
+    }
+
+    fn any_icmp_types() -> impl Strategy<Value = Written<Vec<NumberRange>>> {
+        let item = (any::<u8>(), any::<u8>(), any::<u8>(), 0..5_u8);
+        prop::collection::vec(item, 1..6).prop_map(|types| {
+            let mut items = Vec::new();
+            let mut matched = vec![false; 65_536];
+            for (kind, a, b, form) in types {
+                let (first, last) = (a.min(b), a.max(b));
+                let (item, kinds, codes) = match form {
+                    0 => (kind.to_string(), kind..=kind, 0..=255),
+                    1 => (format!("'{kind}'"), kind..=kind, 0..=255),
+                    2 => (format!("'{kind}/{a}'"), kind..=kind, a..=a),
+                    3 => (format!("'{kind}/{first}-{last}'"), kind..=kind, first..=last),
+                    _ => (format!("'{first}-{last}'"), first..=last, 0..=255),
+                };
+                items.push(item);
+                for kind in kinds {
+                    for code in codes.clone() {
+                        matched[usize::from(kind) << 8 | usize::from(code)] = true;
+                    }
+                }
+            }
+            Written { items, meaning: ranges_of(&matched) }
+        })
+    }
+
+    fn any_addresses() -> impl Strategy<Value = Written<Addresses>> {
+        let prefix = (any::<IpAddr>(), any::<u8>()).prop_map(|(address, len)| {
+            let len = len % (IpNet::from(address).max_prefix_len() + 1);
+            AddressItem::Prefix(IpNet::new(address, len).unwrap().trunc())
+        });
+        let set = (0..2_u32).prop_map(|index| AddressItem::Set(SetId(index)));
+        let item = (any::<bool>(), prop_oneof![3 => prefix, 1 => set], any::<bool>());
+        prop::collection::vec(item, 0..6).prop_map(|listed| {
+            let (mut items, mut meaning) = (Vec::new(), Addresses::default());
+            for (is_negated, item, is_bare) in listed {
+                let text = match item {
+                    AddressItem::Set(SetId(index)) => {
+                        format!("@{}", ["office", "a b"][index as usize])
+                    }
+                    AddressItem::Prefix(prefix) if is_bare => prefixes::bare(prefix),
+                    AddressItem::Prefix(prefix) => prefix.to_string(),
+                };
+                items.push(format!("\"{}{text}\"", if is_negated { "!" } else { "" }));
+                let list = if is_negated { &mut meaning.negative } else { &mut meaning.positive };
+                if !list.contains(&item) {
+                    list.push(item);
+                }
+            }
+            Written { items, meaning }
+        })
+    }
+
+    fn any_interfaces() -> impl Strategy<Value = Written<Vec<InterfacePattern>>> {
+        let names = vec!["eth0", "en*", "enp3s0", "en[op]?", "{eth0,en1}"];
+        prop::collection::vec(prop::sample::select(names), 0..3).prop_map(|names| {
+            let (mut items, mut meaning) = (Vec::new(), Vec::<InterfacePattern>::new());
+            for name in names {
+                items.push(format!("'{name}'"));
+                if meaning.iter().all(|pattern| pattern.text != name) {
+                    let is_glob = !name.ends_with('0');
+                    meaning.push(InterfacePattern { text: name.into(), is_glob, span: 0..0 });
+                }
+            }
+            Written { items, meaning }
+        })
+    }
+
+    fn any_protocols() -> impl Strategy<Value = Written<Vec<u8>>> {
+        let protocol = prop_oneof![prop::sample::select(vec![6, 17, 33, 132, 136]), any::<u8>()];
+        prop::collection::vec(protocol, 0..4).prop_map(|mut protocols| {
+            let mut items = Vec::new();
+            for (index, &number) in protocols.iter().enumerate() {
+                let name = PROTOCOL_NAMES.iter().find(|(_, named)| *named == number);
+                items.push(match name {
+                    Some((name, _)) if index % 2 == 0 => format!("'{name}'"),
+                    _ => number.to_string(),
+                });
+            }
+            protocols.sort_unstable();
+            protocols.dedup();
+            Written { items, meaning: protocols }
+        })
+    }
+
+    /// A rule, with one of the texts that mean it.
+    fn any_rule() -> impl Strategy<Value = (Rule, String)> {
+        let service = |port| Services::name_of(port).map(str::to_owned);
+        let untagged = |vlan| (vlan == 0).then(|| "untagged".to_owned());
+        // 0 has a word and no number: ranges begin at 1.
+        let vlans = prop_oneof![
+            any_ranges(1, 4094, |_| None),
+            any_ranges(0, 0, untagged).prop_filter("as a word", |vlans| !vlans
+                .items
+                .iter()
+                .any(|item| item.contains('0')))
+        ];
+        (
+            prop::option::of("[a-z\u{e4}\u{4e2d}]([ a-z0-9._-]{0,30}[a-z])?"),
+            any_protocols(),
+            (any_ranges(0, u16::MAX, service), any_ranges(0, u16::MAX, service)),
+            (any_addresses(), any_addresses()),
+            (vlans, any_interfaces()),
+            prop::option::weighted(0.3, (any::<bool>(), any_icmp_types())),
+            (any::<bool>(), any::<bool>()),
+        )
+            .prop_map(
+                |(name, protocols, ports, addresses, places, icmp, (drops, is_list))| {
+                    let action = if drops { Action::Drop } else { Action::Pass };
+                    let mut rule = Rule { name, ..Rule::any(action) };
+                    let mut text = String::from("[[rules]]\n");
+                    if let Some(name) = &rule.name {
+                        writeln!(text, "name = \"{name}\"").unwrap();
+                    }
+                    let mut write = |key: &str, items: &[String]| match items {
+                        [] => {}
+                        [one] if !is_list => writeln!(text, "{key} = {one}").unwrap(),
+                        _ => writeln!(text, "{key} = [{}]", items.join(", ")).unwrap(),
+                    };
+                    write("dst", &addresses.1.items);
+                    write("vlan", &places.0.items);
+                    if let Some((is_v6, types)) = icmp {
+                        rule.protocols = vec![if is_v6 { 58 } else { 1 }];
+                        rule.icmp_types = types.meaning;
+                        write("icmp_type", &types.items);
+                        write("protocol", &[if is_v6 { "'icmpv6'".into() } else { "1".into() }]);
+                    } else {
+                        write("protocol", &protocols.items);
+                        rule.protocols = protocols.meaning;
+                        let has_ports = |number: &u8| PortProtocol::from_number(*number).is_some();
+                        if rule.protocols.iter().all(has_ports) {
+                            write("dst_port", &ports.1.items);
+                            write("src_port", &ports.0.items);
+                            (rule.src_ports, rule.dst_ports) = (ports.0.meaning, ports.1.meaning);
+                        }
+                    }
+                    write("interface", &places.1.items);
+                    write("src", &addresses.0.items);
+                    (rule.src, rule.dst) = (addresses.0.meaning, addresses.1.meaning);
+                    (rule.vlans, rule.interfaces) = (places.0.meaning, places.1.meaning);
+                    writeln!(text, "action = \"{}\"", action.name()).unwrap();
+                    (rule, text)
+                },
+            )
     }
 
     proptest! {
@@ -1265,6 +1450,7 @@ error: the policy has no `interfaces`
                     expected.push(rule);
                 }
             }
+            text.push_str(SETS);
             let policy = policy(&text);
             prop_assert_eq!(placeless(&policy.rules), expected);
             prop_assert_eq!((policy.mode, policy.default), (mode, default));

@@ -4,7 +4,10 @@
 //! lines, white space around an entry, CRLF and a UTF-8 byte order mark are fine. Reading one takes
 //! time in proportion to its length and a bounded amount of memory, whatever is in it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Subnets};
 
@@ -136,7 +139,7 @@ pub fn parse_file(bytes: &[u8]) -> PrefixFile {
 #[must_use]
 pub fn complain(text: &str, fault: PrefixFault, sign: &str, place: Place) -> Complaint {
     let shown = quote(&format!("{sign}{text}"));
-    let meant = |what: &dyn std::fmt::Display| quoted(sign, what);
+    let meant = |what: &dyn fmt::Display| quoted(sign, what, place);
     match fault {
         PrefixFault::HostBits(prefix) => {
             let address = text.split('/').next().unwrap_or(text);
@@ -185,7 +188,7 @@ fn form(text: &str, sign: &str, place: Place) -> Option<String> {
     if text.len() > 4 * MAX_LEN {
         return None;
     }
-    let meant = |what: &dyn std::fmt::Display| did_you_mean(&quoted(sign, what));
+    let meant = |what: &dyn fmt::Display| did_you_mean(&quoted(sign, what, place));
     let trimmed = text.trim();
     if trimmed.is_empty() {
         return None;
@@ -219,7 +222,7 @@ fn form(text: &str, sign: &str, place: Place) -> Option<String> {
         if parse(&squeezed).is_ok() {
             return Some(meant(&squeezed));
         }
-        if let Some(help) = range_form(&squeezed, sign) {
+        if let Some(help) = range_form(&squeezed, sign, place) {
             return Some(help);
         }
     }
@@ -251,7 +254,7 @@ fn form(text: &str, sign: &str, place: Place) -> Option<String> {
             Place::Set | Place::Line => meant(&prefix),
         });
     }
-    if let Some(help) = range_form(trimmed, sign) {
+    if let Some(help) = range_form(trimmed, sign, place) {
         return Some(help);
     }
     if let Some(prefix) = short_form(trimmed) {
@@ -315,7 +318,7 @@ fn beside_port(text: &str) -> Option<(String, bool)> {
 }
 
 /// How to write `10.0.0.0-10.0.0.255`.
-fn range_form(text: &str, sign: &str) -> Option<String> {
+fn range_form(text: &str, sign: &str, place: Place) -> Option<String> {
     const MOST: usize = 4; // prefixes that are suggested
     let (first, last) = text.split_once(['-', '\u{2013}'])?;
     let first: IpAddr = first.trim().parse().ok()?;
@@ -342,8 +345,8 @@ fn range_form(text: &str, sign: &str) -> Option<String> {
     }
     let last = prefixes.pop()?;
     let listed: Vec<String> =
-        prefixes.into_iter().map(|prefix| quoted(sign, &bare(prefix))).collect();
-    let last = quoted(sign, &bare(last));
+        prefixes.into_iter().map(|prefix| quoted(sign, &bare(prefix), place)).collect();
+    let last = quoted(sign, &bare(last), place);
     Some(if listed.is_empty() {
         did_you_mean(&last)
     } else {
@@ -389,8 +392,12 @@ pub fn bare(prefix: IpNet) -> String {
     }
 }
 
-fn quoted(sign: &str, what: &dyn std::fmt::Display) -> String {
-    format!("\"{sign}{what}\"")
+/// How an entry is to be written.
+fn quoted(sign: &str, what: &dyn fmt::Display, place: Place) -> String {
+    match place {
+        Place::Rule | Place::Set => format!("\"{sign}{what}\""),
+        Place::Line => format!("`{sign}{what}`"),
+    }
 }
 
 fn is_mac(text: &str) -> bool {
@@ -493,7 +500,7 @@ mod tests {
             hints,
             [
                 Some("the names of hosts are not looked up: write their addresses"),
-                Some("did you mean \"10.0.0.0/8\", or \"10.0.0.1\" for the one address?"),
+                Some("did you mean `10.0.0.0/8`, or `10.0.0.1` for the one address?"),
                 None,
                 Some("write one address or prefix a line"),
                 None,
@@ -618,9 +625,11 @@ mod tests {
                         prop_assert!(!found.message.contains('\n'));
                     }
                 }
-                parse_file(text.as_bytes());
+                let file = parse_file(text.as_bytes());
+                prop_assert!(file.count + file.wrong_count <= text.split('\n').count());
             }
-            parse_file(&bytes);
+            let file = parse_file(&bytes);
+            prop_assert_eq!(file.count, file.prefixes.len());
         }
 
         /// Whatever a range or a short form is said to mean can be written like that.
@@ -628,7 +637,7 @@ mod tests {
         fn what_is_suggested_is_right(first: u32, len in 0..64_u32) {
             let last = Ipv4Addr::from(first.saturating_add(len));
             let first = Ipv4Addr::from(first);
-            let help = range_form(&format!("{first}-{last}"), "").expect("a range");
+            let help = range_form(&format!("{first}-{last}"), "", Place::Set).expect("a range");
             let suggested: Vec<IpNet> =
                 help.split('"').skip(1).step_by(2).map(|text| parse(text).unwrap()).collect();
             if !suggested.is_empty() {

@@ -311,8 +311,7 @@ impl Reader<'_> {
                 .at(value.span())
                 .label("expected one address or prefix a line");
             for (line, Complaint { message, label, help }) in &file.wrong {
-                // In a file they stand without quotation marks.
-                let hint = help.as_ref().unwrap_or(label).replace('"', "`");
+                let hint = help.as_ref().unwrap_or(label);
                 error = error.note(format!("{name}:{line}: {message}: {hint}"));
             }
             if file.wrong_count > file.wrong.len() {
@@ -479,7 +478,7 @@ mod tests {
              b:6: `10.0.0.0 ; a note` is no address: comments begin with `#`\n  \
              b:7: `10.0.0.0/40` is no prefix: IPv4 prefix lengths are 0 to 32\n  \
              b:8: `!::1` is no address: a set has no exceptions: rules have them, such as \
-             `src = [`@a`, `!@b`]`\n"
+             `src = [\"@a\", \"!@b\"]`\n"
         );
     }
 
