@@ -74,7 +74,7 @@ const FIRST_SLOT: u16 = 1_023;
 
 /// What the tables say, as the oracle would put it. The rule with index `i` counts in counter
 /// `1000 + i`.
-fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
+pub fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
     let is = |reason| cell.counter() == outcome_counter(cell.verdict(), reason);
     let decision = if is(Reason::NoRule) {
         oracle::Decision::Default
@@ -97,8 +97,11 @@ fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
 /// Where the tables begin: not at the start.
 const FIRST_SEGMENT: usize = 2;
 
-/// A policy, compiled for the interface `dut` in slot 3.
-fn compiled(policy: &Policy) -> (Box<Image>, Vec<Segment>) {
+/// Which interface has which slot.
+const SLOTS: &[(u32, &str)] = &[(1, "else0"), (3, "dut")];
+
+/// A policy, compiled for these interfaces, for [`decision`] to read.
+pub fn compiled(policy: &Policy, slots: &[(u32, &str)]) -> (Box<Image>, Vec<Segment>) {
     let decisions: Vec<Decision> = (1_000..)
         .zip(&policy.rules)
         .map(|(counter, rule)| match rule.action {
@@ -109,7 +112,7 @@ fn compiled(policy: &Policy) -> (Box<Image>, Vec<Segment>) {
     // Whatever stood there before is gone.
     let mut image: Box<Image> = bytemuck::zeroed_box();
     bytemuck::bytes_of_mut(&mut *image).fill(0xa5);
-    let compiled = compile(policy, &[(1, "else0"), (3, "dut")], &decisions).unwrap();
+    let compiled = compile(policy, slots, &decisions).unwrap();
     let mut segments = vec![[0xa5a5_a5a5; SEGMENT_WORDS]; FIRST_SEGMENT + compiled.segments()];
     compiled.write(&mut image, &mut segments[FIRST_SEGMENT..], FIRST_SEGMENT);
     (image, segments)
@@ -123,7 +126,7 @@ const PACKETS: usize = 2_500;
 #[test]
 fn the_compiled_tables_agree_with_the_oracle() {
     run(400, (policy(12), any::<u64>()), |(policy, seed)| {
-        let (image, segments) = compiled(&policy);
+        let (image, segments) = compiled(&policy, SLOTS);
         let evaluator = Evaluator { image: &image, segments: &segments };
         let boundaries = Boundaries::of(&policy);
         let mut numbers = Numbers(seed);
@@ -137,7 +140,7 @@ fn the_compiled_tables_agree_with_the_oracle() {
             }
         }
         // The same policy gives the same bytes.
-        let again = compiled(&policy);
+        let again = compiled(&policy, SLOTS);
         prop_assert!(bytemuck::bytes_of(&*image) == bytemuck::bytes_of(&*again.0));
         prop_assert!(segments == again.1);
         Ok(())
