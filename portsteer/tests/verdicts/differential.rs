@@ -1,7 +1,8 @@
 //! Random policies and random frames: compiled tables, oracle and kernel agree.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
+    io::Write as _,
     time::{Duration, Instant},
 };
 
@@ -34,12 +35,18 @@ fn soak() -> Duration {
     Duration::from_secs(60 * minutes.unwrap_or(0))
 }
 
-/// Runs a property so many times, and then for as long as the soak lasts.
-fn run<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>)
-where
+/// Runs a property so many times, and then for as long as the soak lasts. It returns how many pairs of a
+/// policy and a packet it has compared, and all of them are told at the end.
+fn run<S: Strategy>(
+    what: &str,
+    cases: u32,
+    strategy: S,
+    test: impl Fn(S::Value) -> Result<usize, TestCaseError>,
+) where
     S::Value: std::fmt::Debug,
 {
     let end = Instant::now() + soak();
+    let pairs = Cell::new(0);
     loop {
         let config = Config {
             cases,
@@ -47,13 +54,22 @@ where
             max_shrink_iters: 4_000,
             ..Config::default()
         };
-        let result = TestRunner::new(config).run(&strategy, &test);
+        let result = TestRunner::new(config).run(&strategy, |value| {
+            pairs.set(pairs.get() + test(value)?);
+            Ok(())
+        });
         if let Err(proptest::test_runner::TestError::Fail(why, _)) = result {
             // What failed says itself what it was, as a policy file and a packet.
             panic!("{why}");
         }
         result.unwrap();
         if Instant::now() >= end {
+            // Not with `eprintln!`, which the test harness keeps to itself.
+            let count = pairs.get();
+            let _ = writeln!(
+                std::io::stderr(),
+                "compared: {count} pairs of a policy and a packet, {what}"
+            );
             return;
         }
     }
@@ -125,7 +141,7 @@ const PACKETS: usize = 2_500;
 /// policies.
 #[test]
 fn the_compiled_tables_agree_with_the_oracle() {
-    run(400, (policy(12), any::<u64>()), |(policy, seed)| {
+    run("tables and oracle", 400, (policy(12), any::<u64>()), |(policy, seed)| {
         let (image, segments) = compiled(&policy, SLOTS);
         let evaluator = Evaluator { image: &image, segments: &segments };
         let boundaries = Boundaries::of(&policy);
@@ -143,7 +159,7 @@ fn the_compiled_tables_agree_with_the_oracle() {
         let again = compiled(&policy, SLOTS);
         prop_assert!(bytemuck::bytes_of(&*image) == bytemuck::bytes_of(&*again.0));
         prop_assert!(segments == again.1);
-        Ok(())
+        Ok(PACKETS)
     });
 }
 
@@ -259,7 +275,7 @@ fn the_kernel_agrees_with_the_oracle_on_random_policies() {
     const PACKETS: usize = 170;
     on_bench(POLICY, |bench| {
         let bench = RefCell::new(bench);
-        run(POLICIES, (policy(12), any::<u64>()), |(policy, seed)| {
+        run("kernel and oracle", POLICIES, (policy(12), any::<u64>()), |(policy, seed)| {
             let mut bench = bench.borrow_mut();
             bench.swap_to(policy.clone(), &as_text(&policy));
             let boundaries = Boundaries::of(&policy);
@@ -273,7 +289,7 @@ fn the_kernel_agrees_with_the_oracle_on_random_policies() {
                     return Err(disagreement(&policy, &packet, &what));
                 }
             }
-            Ok(())
+            Ok(PACKETS)
         });
     });
 }
