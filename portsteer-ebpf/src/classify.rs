@@ -47,16 +47,19 @@ pub fn classify_plain_by_rules(
     let src_port =
         if maps::has(feature::EXTRAS) { parse::plain_src_port(frame).unwrap_or(0) } else { 0 };
     let facts = Facts::new(key.row(), u32::from(key.dst_port()), 0, src_port);
-    let best = tables::leaf::<false>(Node::from_bits(cell.0), facts);
     let Some(plain) = frame.get::<PlainIpv4>(0) else { return BROKEN };
-    let best = if plain.kind[2] >> 4 == 4 {
+    let found = if plain.kind[2] >> 4 == 4 {
         let [a, b, c, d, e, f, g, h] = plain.addresses;
         let addresses = [V4::new([a, b, c, d]), V4::new([e, f, g, h])];
         let Roots { src_v4, dst_v4, .. } = policy.roots();
-        best_of::<false, _>(best, facts, [src_v4, dst_v4], addresses)
+        by_addresses([src_v4, dst_v4], addresses)
     } else {
-        best_v6(ctx, policy, best, facts, EthernetHeader::LEN)
+        by_v6(ctx, policy, EthernetHeader::LEN)
     };
+    let best =
+        found.into_iter().fold(tables::leaf(Node::from_bits(cell.0), facts), |best, node| {
+            best.min(tables::leaf(node, facts))
+        });
     decision(policy, best)
 }
 
@@ -100,54 +103,51 @@ extern "C" fn any_by_rules(
             None => return BROKEN.to_bits(),
         },
     };
-    let best = tables::leaf::<true>(node, facts);
     let frame = Frame::new(Packet(XdpContext::new(ctx)));
     let l3_off = l3_off as usize;
     let version = frame.header::<u8>(l3_off).map_or(0, |byte| byte >> 4);
-    let best = if version == 4 {
+    let found = if version == 4 {
         let Ok(ip) = frame.header::<Ipv4Hdr>(l3_off) else { return BROKEN.to_bits() };
         let addresses = [ip.src_addr, ip.dst_addr].map(|address| SlowV4(V4::new(address)));
         let Roots { src_v4, dst_v4, .. } = policy.roots();
-        best_of::<true, _>(best, facts, [src_v4, dst_v4], addresses)
+        by_addresses([src_v4, dst_v4], addresses)
     } else {
-        best_v6(ctx, policy, best, facts, l3_off)
+        by_v6(ctx, policy, l3_off)
     };
+    let best = found.into_iter().fold(tables::leaf_slowly(node, facts), |best, node| {
+        best.min(tables::leaf_slowly(node, facts))
+    });
     decision(policy, best).to_bits()
 }
 
-/// The first rule of all partitions for an IPv6 packet, whose header stands at an offset in the frame.
+/// What an IPv6 packet's addresses lead to, whose header stands at an offset in the frame.
 #[inline(always)]
-fn best_v6(ctx: *mut xdp_md, policy: Policy, best: Node, facts: Facts, l3_off: usize) -> Node {
+fn by_v6(ctx: *mut xdp_md, policy: Policy, l3_off: usize) -> [Node; 3] {
     let address = |offset: usize| V6 { ctx, at: (l3_off + offset) as u32 };
     let addresses =
         [address(offset_of!(Ipv6Hdr, src_addr)), address(offset_of!(Ipv6Hdr, dst_addr))];
     let Roots { src_v6, dst_v6, .. } = policy.roots();
-    best_of::<true, _>(best, facts, [src_v6, dst_v6], addresses)
+    by_addresses([src_v6, dst_v6], addresses)
 }
 
-/// The first rule of all partitions, where `best` is that of the rules that constrain no address, for
-/// source and destination.
+/// What source and destination lead to: the rules that constrain the source alone, both, or the
+/// destination alone.
 #[inline(always)]
-fn best_of<const SLOW: bool, A: Address>(
-    best: Node,
-    facts: Facts,
-    [src_root, dst_root]: [Node; 2],
-    [src, dst]: [A; 2],
-) -> Node {
-    let mut best = best;
+fn by_addresses<A: Address>([src_root, dst_root]: [Node; 2], [src, dst]: [A; 2]) -> [Node; 3] {
+    let mut found = [Node::NOTHING; 3];
     if maps::has(feature::SRC | feature::BOTH) {
-        let mut node = src.walk(src_root);
+        let node = src.walk(src_root);
+        found[0] = node;
         if maps::has(feature::BOTH) && node.is(Kind::Fork) {
             let (alone, root) = tables::fork(node);
-            best = best.min(tables::leaf::<SLOW>(dst.walk(root), facts));
-            node = alone;
+            found[0] = alone;
+            found[1] = dst.walk(root);
         }
-        best = best.min(tables::leaf::<SLOW>(node, facts));
     }
     if maps::has(feature::DST) {
-        best = best.min(tables::leaf::<SLOW>(dst.walk(dst_root), facts));
+        found[2] = dst.walk(dst_root);
     }
-    best
+    found
 }
 
 /// What a leaf stands for.

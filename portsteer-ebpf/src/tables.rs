@@ -101,14 +101,17 @@ fn count_not_above(starts: u64, key: u32) -> u32 {
 
 /// The leaf that a node leads to by all but addresses, which mostly is one.
 #[inline(always)]
-pub fn leaf<const SLOW: bool>(node: Node, facts: Facts) -> Node {
+pub fn leaf(node: Node, facts: Facts) -> Node {
+    if node.is_leaf() { node } else { by_facts(node, facts) }
+}
+
+/// The same by a call, off the fast path.
+#[inline(always)]
+pub fn leaf_slowly(node: Node, facts: Facts) -> Node {
     if node.is_leaf() {
         return node;
     }
-    if SLOW {
-        return leaf_or_nothing(Node::from_bits(finish(node.to_bits(), facts.key, facts.extras)));
-    }
-    by_facts(node, facts)
+    leaf_or_nothing(Node::from_bits(finish(node.to_bits(), facts.key, facts.extras)))
 }
 
 #[unsafe(no_mangle)]

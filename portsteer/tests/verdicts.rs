@@ -9,6 +9,8 @@ mod bench;
 mod budget;
 #[path = "verdicts/differential.rs"]
 mod differential;
+#[path = "verdicts/examples.rs"]
+mod examples;
 #[path = "verdicts/flow.rs"]
 mod flow;
 #[path = "verdicts/multi_buffer.rs"]

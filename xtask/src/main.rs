@@ -36,6 +36,15 @@ enum Command {
     },
     /// Runs all tests on this machine's kernel; arguments go to `cargo test`
     Test {
+        /// Run two tests alone, both at once and each for this long: random policies and packets, on
+        /// which the compiled tables, the kernel and the oracle have to agree
+        #[arg(
+            long,
+            value_name = "MINUTES",
+            value_parser = clap::value_parser!(u32).range(1..),
+            conflicts_with = "arguments"
+        )]
+        soak: Option<u32>,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
         arguments: Vec<String>,
     },
@@ -60,7 +69,10 @@ fn main() -> ExitCode {
         Command::Setup => toolchain::setup().map(|_| ExitCode::SUCCESS),
         Command::Ebpf { check: false } => ebpf::build().map(|()| ExitCode::SUCCESS),
         Command::Ebpf { check: true } => ebpf::check().map(|()| ExitCode::SUCCESS),
-        Command::Test { arguments } => run::test(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Test { soak: Some(minutes), .. } => run::soak(minutes).map(|()| ExitCode::SUCCESS),
+        Command::Test { soak: None, arguments } => {
+            run::test(&arguments).map(|()| ExitCode::SUCCESS)
+        }
         Command::Demo { arguments } => run::demo(&arguments),
         Command::Bench { arguments } => run::bench(&arguments),
         Command::Vm(options) => vm::vm(&options).map(|()| ExitCode::SUCCESS),

@@ -2,8 +2,9 @@
 
 use std::{
     env, fs,
+    io::{BufRead as _, BufReader},
     path::Path,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -44,6 +45,48 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     ebpf::check_digest()?;
     // The whole workspace, with the parts of the eBPF crate that do not touch the kernel.
     run(cargo()?.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(arguments))
+}
+
+/// The tests that can go on for as long as they are told to.
+const SOAKED: [&str; 2] = [
+    "differential::the_compiled_tables_agree_with_the_oracle",
+    "differential::the_kernel_agrees_with_the_oracle_on_random_policies",
+];
+
+/// What each of them says at its end begins with this.
+const COMPARED: &str = "compared: ";
+
+/// Has random policies judge random packets for so many minutes, in both tests at once, and says how
+/// many were compared.
+pub(crate) fn soak(minutes: u32) -> Result<()> {
+    ensure_root("test --soak")?;
+    ensure_bpffs()?;
+    ebpf::check_digest()?;
+    let mut command = cargo()?;
+    command
+        .args(["test", "--release", "--locked", "--package", "portsteer", "--test", "verdicts"])
+        .args(["--", "--exact", "--nocapture", "--test-threads", "2"])
+        .args(SOAKED)
+        .env("PORTSTEER_SOAK_MINUTES", minutes.to_string())
+        .stderr(Stdio::piped());
+    let shown = shown(&command);
+    let cannot_run = || format!("cannot run {shown}");
+    let mut child = command.spawn().with_context(cannot_run)?;
+    let mut compared = Vec::new();
+    for line in child.stderr.take().into_iter().flat_map(|stderr| BufReader::new(stderr).lines()) {
+        let line = line.with_context(cannot_run)?;
+        eprintln!("{line}");
+        compared.extend(line.starts_with(COMPARED).then_some(line));
+    }
+    let status = child.wait().with_context(cannot_run)?;
+    compared.iter().for_each(say);
+    if !status.success() {
+        bail!("{shown} failed: {status}");
+    }
+    if compared.len() != SOAKED.len() {
+        bail!("{} tests were to compare, and {} did", SOAKED.len(), compared.len());
+    }
+    Ok(())
 }
 
 /// The cargo that runs xtask, in the workspace.

@@ -18,6 +18,7 @@ use crate::{
     policy::diagnostic::{self, Diagnostic, Source},
 };
 
+mod check;
 mod explain;
 mod listings;
 mod table;
@@ -63,11 +64,8 @@ enum Command {
     ///
     /// Exit code 0: fine. 1: warnings, with --strict. 2: errors.
     Check {
-        /// The policy file.
-        file: PathBuf,
-        /// Let warnings count as a negative answer.
-        #[arg(long)]
-        strict: bool,
+        #[command(flatten)]
+        options: check::Options,
     },
     /// Say what a policy does with a packet, and why: no privileges needed.
     ///
@@ -152,7 +150,7 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 pub fn main() -> ExitCode {
     let code = match Arguments::parse().command {
         Command::Demo { json } => return run_demo(json),
-        Command::Check { file, strict } => run_check(&file, strict),
+        Command::Check { options } => check::run(&options),
         Command::Explain { options } => explain::run(&options),
         Command::Agent { policy, lifetime, instance } => {
             run_agent(agent::Options { policy, instance: instance.instance, lifetime })
@@ -185,31 +183,6 @@ fn run_demo(json: bool) -> ExitCode {
     }
 }
 
-fn run_check(file: &Path, strict: bool) -> u8 {
-    match agent::load_policy(file) {
-        Ok(loaded) => {
-            show_diagnostics(&loaded.path, &loaded.text, &loaded.warnings);
-            let (rules, warnings) = (loaded.policy.rules.len(), loaded.warnings.len());
-            let text = format!(
-                "{}: {}, default {}, {}\n",
-                file.display(),
-                listings::count(rules, "rule"),
-                loaded.policy.default.name(),
-                if warnings == 0 {
-                    "fine".to_owned()
-                } else {
-                    listings::count(warnings, "warning")
-                },
-            );
-            print(&text, if strict && warnings > 0 { NEGATIVE } else { 0 })
-        }
-        Err(error) => {
-            show_error(&error);
-            BAD_INPUT
-        }
-    }
-}
-
 fn run_agent(options: agent::Options) -> u8 {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -224,7 +197,9 @@ fn run_agent(options: agent::Options) -> u8 {
         Err(error) => {
             show_error(&error);
             match error {
-                agent::Error::Unreadable { .. } | agent::Error::Policy { .. } => BAD_INPUT,
+                agent::Error::Unreadable { .. }
+                | agent::Error::Policy { .. }
+                | agent::Error::Dataplane(DataplaneError::Compile(_)) => BAD_INPUT,
                 agent::Error::Dataplane(_) | agent::Error::Signals(_) | agent::Error::Events(_) => {
                     REFUSED
                 }

@@ -70,6 +70,37 @@ fn check_answers_0_1_and_2() {
 }
 
 #[test]
+fn a_verbose_check_says_what_the_policy_takes() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("list.txt"), "192.0.2.0/24\n2001:db8::/32\n").unwrap();
+        let text = policy(&["uplink"])
+            + "src = \"@list\"\ninterface = \"uplink\"\n\
+               [sets.list]\nfile = \"list.txt\"\n";
+        let path = portsteer_testkit::agent::policy_file(directory.path(), &text);
+        let path = path.to_str().unwrap();
+        for option in ["--verbose", "-v"] {
+            run(&site.host, &["check", option, path]).expect(
+                0,
+                &[
+                    "1 rule, default pass, fine\n",
+                    "memory in the kernel: ",
+                    "MiB, tables ",
+                    "src      rules ask for source addresses\n",
+                    "extras   rules ask for VLANs, interfaces or source ports\n",
+                    "src              1\n",
+                    "list         2  list.txt\n",
+                ],
+            );
+        }
+        let outcome = run(&site.host, &["check", path]);
+        assert_eq!(outcome.expect(0, &[]).stdout.lines().count(), 1, "{outcome:?}");
+        assert_no_pins();
+    });
+}
+
+#[test]
 fn arguments_that_make_no_sense_are_bad_input() {
     sandbox(|| {
         let site = Site::quiet();

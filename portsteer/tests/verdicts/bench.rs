@@ -139,7 +139,7 @@ impl Bench {
                 (sys::test_run(self.program.as_fd(), run)?, frame.to_vec())
             }
         };
-        let outcome = self.read_outcome(&before, &self.stats(), frame.len() as u64);
+        let outcome = read_outcome(&before, &self.stats(), frame.len() as u64);
         let (action, name) = match outcome.action {
             Action::Drop => (1, ""),
             Action::Pass => (2, ""),
@@ -155,57 +155,6 @@ impl Bench {
             assert_eq!(left, wanted, "what else it does to a frame: {outcome:?}");
         }
         Ok(outcome)
-    }
-
-    /// Exactly one reason has grown, by one packet of this length, and a rule's counter if and
-    /// only if the reason is a rule.
-    fn read_outcome(&self, before: &Stats, after: &Stats, len: u64) -> Outcome {
-        let mut grown = after.reasons.iter().filter_map(|now| {
-            let same = |then: &&portsteer::dataplane::ReasonStats| {
-                then.reason == now.reason && then.verdict == now.verdict
-            };
-            let then = before.reasons.iter().find(same).map_or((0, 0), |r| (r.packets, r.bytes));
-            (now.packets != then.0).then(|| (now, now.packets - then.0, now.bytes - then.1))
-        });
-        let (entry, packets, bytes) = grown.next().expect("a reason was counted");
-        assert!(grown.next().is_none(), "one reason was counted");
-        assert_eq!((packets, bytes), (1, len), "one packet with all its bytes");
-
-        let mut rules = after
-            .rules
-            .iter()
-            .zip(&before.rules)
-            .filter(|(now, then)| now.packets != then.packets)
-            .map(|(now, then)| {
-                (now.name.clone(), now.packets - then.packets, now.bytes - then.bytes)
-            });
-        let rule = rules.next();
-        assert!(rules.next().is_none(), "at most one rule counts a packet");
-        let reason = *Reason::ALL.iter().find(|reason| reason.name() == entry.reason).unwrap();
-        let cause = match rule {
-            Some((name, packets, bytes)) => {
-                assert_eq!((packets, bytes), (1, len), "one packet with all its bytes");
-                assert_eq!(reason, Reason::Rule);
-                Cause::Rule(name)
-            }
-            None => {
-                assert_ne!(reason, Reason::Rule);
-                Cause::Reason(reason)
-            }
-        };
-        let target = read_target(before, after, len);
-        let action = match entry.verdict {
-            "pass" => Action::Pass,
-            "drop" => Action::Drop,
-            "steer" => Action::Steer(TargetId(target.expect("a target was counted") as u16)),
-            other => panic!("the verdict {other}"),
-        };
-        assert_eq!(
-            target.is_some(),
-            entry.verdict == "steer",
-            "only steered packets are a target's"
-        );
-        Outcome { action, cause }
     }
 
     /// What the parser on the host and the oracle say.
@@ -244,6 +193,51 @@ impl Bench {
         assert_eq!(judged, expected, "kernel (left) and host (right) disagree on {frame:02x?}");
         judged
     }
+}
+
+/// Exactly one reason has grown, by one packet of this length, and a rule's counter if and
+/// only if the reason is a rule.
+pub fn read_outcome(before: &Stats, after: &Stats, len: u64) -> Outcome {
+    let mut grown = after.reasons.iter().filter_map(|now| {
+        let same = |then: &&portsteer::dataplane::ReasonStats| {
+            then.reason == now.reason && then.verdict == now.verdict
+        };
+        let then = before.reasons.iter().find(same).map_or((0, 0), |r| (r.packets, r.bytes));
+        (now.packets != then.0).then(|| (now, now.packets - then.0, now.bytes - then.1))
+    });
+    let (entry, packets, bytes) = grown.next().expect("a reason was counted");
+    assert!(grown.next().is_none(), "one reason was counted");
+    assert_eq!((packets, bytes), (1, len), "one packet with all its bytes");
+
+    let mut rules = after
+        .rules
+        .iter()
+        .zip(&before.rules)
+        .filter(|(now, then)| now.packets != then.packets)
+        .map(|(now, then)| (now.name.clone(), now.packets - then.packets, now.bytes - then.bytes));
+    let rule = rules.next();
+    assert!(rules.next().is_none(), "at most one rule counts a packet");
+    let reason = *Reason::ALL.iter().find(|reason| reason.name() == entry.reason).unwrap();
+    let cause = match rule {
+        Some((name, packets, bytes)) => {
+            assert_eq!((packets, bytes), (1, len), "one packet with all its bytes");
+            assert_eq!(reason, Reason::Rule);
+            Cause::Rule(name)
+        }
+        None => {
+            assert_ne!(reason, Reason::Rule);
+            Cause::Reason(reason)
+        }
+    };
+    let target = read_target(before, after, len);
+    let action = match entry.verdict {
+        "pass" => Action::Pass,
+        "drop" => Action::Drop,
+        "steer" => Action::Steer(TargetId(target.expect("a target was counted") as u16)),
+        other => panic!("the verdict {other}"),
+    };
+    assert_eq!(target.is_some(), entry.verdict == "steer", "only steered packets are a target's");
+    Outcome { action, cause }
 }
 
 /// The index of the target that has grown, if one has: by one packet of this length.

@@ -1,7 +1,8 @@
 //! Random policies and random frames: compiled tables, oracle and kernel agree.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
+    io::Write as _,
     time::{Duration, Instant},
 };
 
@@ -34,12 +35,18 @@ fn soak() -> Duration {
     Duration::from_secs(60 * minutes.unwrap_or(0))
 }
 
-/// Runs a property so many times, and then for as long as the soak lasts.
-fn run<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>)
-where
+/// Runs a property so many times, and then for as long as the soak lasts. It returns how many pairs of a
+/// policy and a packet it has compared, and all of them are told at the end.
+fn run<S: Strategy>(
+    what: &str,
+    cases: u32,
+    strategy: S,
+    test: impl Fn(S::Value) -> Result<usize, TestCaseError>,
+) where
     S::Value: std::fmt::Debug,
 {
     let end = Instant::now() + soak();
+    let pairs = Cell::new(0);
     loop {
         let config = Config {
             cases,
@@ -47,13 +54,22 @@ where
             max_shrink_iters: 4_000,
             ..Config::default()
         };
-        let result = TestRunner::new(config).run(&strategy, &test);
+        let result = TestRunner::new(config).run(&strategy, |value| {
+            pairs.set(pairs.get() + test(value)?);
+            Ok(())
+        });
         if let Err(proptest::test_runner::TestError::Fail(why, _)) = result {
             // What failed says itself what it was, as a policy file and a packet.
             panic!("{why}");
         }
         result.unwrap();
         if Instant::now() >= end {
+            // Not with `eprintln!`, which the test harness keeps to itself.
+            let count = pairs.get();
+            let _ = writeln!(
+                std::io::stderr(),
+                "compared: {count} pairs of a policy and a packet, {what}"
+            );
             return;
         }
     }
@@ -74,7 +90,7 @@ const FIRST_SLOT: u16 = 1_023;
 
 /// What the tables say, as the oracle would put it. The rule with index `i` counts in counter
 /// `1000 + i`.
-fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
+pub fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
     let is = |reason| cell.counter() == outcome_counter(cell.verdict(), reason);
     let decision = if is(Reason::NoRule) {
         oracle::Decision::Default
@@ -97,8 +113,11 @@ fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
 /// Where the tables begin: not at the start.
 const FIRST_SEGMENT: usize = 2;
 
-/// A policy, compiled for the interface `dut` in slot 3.
-fn compiled(policy: &Policy) -> (Box<Image>, Vec<Segment>) {
+/// Which interface has which slot.
+const SLOTS: &[(u32, &str)] = &[(1, "else0"), (3, "dut")];
+
+/// A policy, compiled for these interfaces, for [`decision`] to read.
+pub fn compiled(policy: &Policy, slots: &[(u32, &str)]) -> (Box<Image>, Vec<Segment>) {
     let decisions: Vec<Decision> = (1_000..)
         .zip(&policy.rules)
         .map(|(counter, rule)| match rule.action {
@@ -109,7 +128,7 @@ fn compiled(policy: &Policy) -> (Box<Image>, Vec<Segment>) {
     // Whatever stood there before is gone.
     let mut image: Box<Image> = bytemuck::zeroed_box();
     bytemuck::bytes_of_mut(&mut *image).fill(0xa5);
-    let compiled = compile(policy, &[(1, "else0"), (3, "dut")], &decisions).unwrap();
+    let compiled = compile(policy, slots, &decisions).unwrap();
     let mut segments = vec![[0xa5a5_a5a5; SEGMENT_WORDS]; FIRST_SEGMENT + compiled.segments()];
     compiled.write(&mut image, &mut segments[FIRST_SEGMENT..], FIRST_SEGMENT);
     (image, segments)
@@ -122,8 +141,8 @@ const PACKETS: usize = 2_500;
 /// policies.
 #[test]
 fn the_compiled_tables_agree_with_the_oracle() {
-    run(400, (policy(12), any::<u64>()), |(policy, seed)| {
-        let (image, segments) = compiled(&policy);
+    run("tables and oracle", 400, (policy(12), any::<u64>()), |(policy, seed)| {
+        let (image, segments) = compiled(&policy, SLOTS);
         let evaluator = Evaluator { image: &image, segments: &segments };
         let boundaries = Boundaries::of(&policy);
         let mut numbers = Numbers(seed);
@@ -137,10 +156,10 @@ fn the_compiled_tables_agree_with_the_oracle() {
             }
         }
         // The same policy gives the same bytes.
-        let again = compiled(&policy);
+        let again = compiled(&policy, SLOTS);
         prop_assert!(bytemuck::bytes_of(&*image) == bytemuck::bytes_of(&*again.0));
         prop_assert!(segments == again.1);
-        Ok(())
+        Ok(PACKETS)
     });
 }
 
@@ -211,10 +230,10 @@ fn explanations_agree_with_the_oracle() {
                     }
                     (Cause::Fragments(index), oracle::Decision::Fragments) => {
                         let missing = explainer.misses(index, &packet);
-                        let asks =
-                            |field: &str| ["src_port", "dst_port", "icmp_type"].contains(&field);
-                        prop_assert!(!missing.is_empty());
-                        prop_assert!(missing.iter().all(|(field, _)| asks(field)), "{:?}", missing);
+                        let is_lacking = |(field, _): &(&str, _)| {
+                            ["src_port", "dst_port", "icmp_type"].contains(field)
+                        };
+                        prop_assert!(!missing.is_empty() && missing.iter().all(is_lacking));
                         index
                     }
                     (Cause::Rule(_) | Cause::Fragments(_), _) => {
@@ -256,7 +275,7 @@ fn the_kernel_agrees_with_the_oracle_on_random_policies() {
     const PACKETS: usize = 170;
     on_bench(POLICY, |bench| {
         let bench = RefCell::new(bench);
-        run(POLICIES, (policy(12), any::<u64>()), |(policy, seed)| {
+        run("kernel and oracle", POLICIES, (policy(12), any::<u64>()), |(policy, seed)| {
             let mut bench = bench.borrow_mut();
             bench.swap_to(policy.clone(), &as_text(&policy));
             let boundaries = Boundaries::of(&policy);
@@ -270,7 +289,7 @@ fn the_kernel_agrees_with_the_oracle_on_random_policies() {
                     return Err(disagreement(&policy, &packet, &what));
                 }
             }
-            Ok(())
+            Ok(PACKETS)
         });
     });
 }
