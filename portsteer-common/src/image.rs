@@ -319,9 +319,17 @@ pub mod feature {
     pub const BOTH: u32 = 1 << 3;
     /// Rules constrain VLAN ids, interfaces or source ports.
     pub const EXTRAS: u32 = 1 << 4;
+    /// Tables lie beyond [`SMALL_SEGMENTS`](crate::node::SMALL_SEGMENTS).
+    pub const LARGE: u32 = 1 << 5;
     /// Those that there are, with a name for each.
-    pub const NAMES: [(u32, &str); 5] =
-        [(RULES, "rules"), (SRC, "src"), (DST, "dst"), (BOTH, "src-dst"), (EXTRAS, "extras")];
+    pub const NAMES: [(u32, &str); 6] = [
+        (RULES, "rules"),
+        (SRC, "src"),
+        (DST, "dst"),
+        (BOTH, "src-dst"),
+        (EXTRAS, "extras"),
+        (LARGE, "large"),
+    ];
 }
 
 /// Where a lookup by addresses starts, by IP version.

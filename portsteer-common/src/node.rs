@@ -45,6 +45,14 @@ pub const MAX_SEGMENTS: usize = (1 << Node::LINE_BITS) / SEGMENT_LINES;
 /// One value of the map `tables`.
 pub type Segment = [u32; SEGMENT_WORDS];
 
+/// How many segments the map `small_tables` has, which has all of them in one value: a program finds
+/// them without a look-up. Older kernels take no larger values than these 4 MiB. Policies whose tables
+/// lie in these segments have a copy there.
+pub const SMALL_SEGMENTS: usize = 64;
+
+/// The value of the map `small_tables`.
+pub type SmallTables = [Segment; SMALL_SEGMENTS];
+
 /// What a packet is told apart by besides its addresses. Rows 0 to 4 are those of
 /// [`PortProtocol`](crate::PortProtocol), whose column is the destination port.
 pub mod row {

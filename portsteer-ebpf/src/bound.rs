@@ -70,6 +70,8 @@ bound! {
     /// A protocol number or one of a later fragment: 9 bits, which the verifier forgets when they
     /// spend a while on the stack.
     other_column, 0x1ff;
+    /// A segment of the small tables, below 64.
+    small_segment, 0x3f;
     /// Where a half-word stands in a segment of the tables, in bytes.
     half_word, 0xfffe;
     /// Where a double word stands in a segment of the tables, in bytes.

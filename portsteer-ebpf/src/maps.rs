@@ -15,8 +15,11 @@ use aya_ebpf::{
 use portsteer_common::{
     Counter, CounterPage, Decision, Image, Node, PolicyBanks, PortKey, PortProtocol, Verdict,
     counters::MAX_PAGES,
-    image::{Cell, ROWS, Roots},
-    node::{self, LINE_WORDS, MAX_SEGMENTS, OTHER_COLUMNS, SEGMENT_LINES, SEGMENT_WORDS},
+    image::{Cell, ROWS, Roots, feature},
+    node::{
+        self, LINE_WORDS, MAX_SEGMENTS, OTHER_COLUMNS, SEGMENT_LINES, SEGMENT_WORDS,
+        SMALL_SEGMENTS, SmallTables,
+    },
     steering::{self, Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS},
 };
 use portsteer_ebpf::bound;
@@ -28,6 +31,12 @@ use portsteer_ebpf::bound;
 /// the program has its value's address, where a look-up costs a dozen instructions.
 #[unsafe(no_mangle)]
 static POLICY: Shared<PolicyBanks> = Shared(UnsafeCell::new(MaybeUninit::zeroed()));
+
+/// The first of the segments that [`TABLES`] has, for programs whose policies lie in these. All programs of
+/// an instance share it; user space writes to it through a mapping.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.tables")]
+static SMALL_TABLES: Shared<SmallTables> = Shared(UnsafeCell::new(MaybeUninit::zeroed()));
 
 /// Memory that user space writes to while programs read it.
 #[repr(transparent)]
@@ -218,7 +227,12 @@ impl Segment {
 
     #[inline(always)]
     fn get(number: u32) -> Option<Self> {
-        TABLES.get_ptr(number).map(|segment| Self(segment.cast()))
+        if has(feature::LARGE) {
+            return TABLES.get_ptr(number).map(|segment| Self(segment.cast()));
+        }
+        let offset = bound::small_segment(number as usize) * size_of::<node::Segment>();
+        // SAFETY: one of the value's 64 segments.
+        Some(Self(unsafe { SMALL_TABLES.0.get().cast::<u8>().add(offset) }))
     }
 
     /// The half-word at an even offset in bytes.
@@ -247,7 +261,7 @@ impl Segment {
 }
 
 const _: () = assert!(
-    size_of::<node::Segment>() == 0x1_0000 && OTHER_COLUMNS == 512,
+    size_of::<node::Segment>() == 0x1_0000 && SMALL_SEGMENTS == 64 && OTHER_COLUMNS == 512,
     "the masks in bound.rs"
 );
 

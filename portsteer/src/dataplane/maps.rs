@@ -13,8 +13,8 @@ use bytemuck::Zeroable;
 use portsteer_common::{
     Counter, CounterPage, Image, PolicyBanks,
     counters::{MAX_PAGES, PAGE_COUNTERS},
-    image::{BANKS, FIRST_BANK, SECOND_BANK},
-    node::{MAX_SEGMENTS, Segment},
+    image::{BANKS, FIRST_BANK, SECOND_BANK, feature},
+    node::{MAX_SEGMENTS, SMALL_SEGMENTS, Segment, SmallTables},
     steering::{Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS, Target},
 };
 
@@ -29,6 +29,7 @@ use crate::compile::Compiled;
 
 const POLICY: &str = "policy";
 const TABLES: &str = "tables";
+const SMALL_TABLES: &str = "small_tables";
 /// Where larger or smaller tables are pinned until programs use them.
 const NEW_TABLES: &str = "tables_new";
 const DEVICES: &str = "devices";
@@ -62,6 +63,10 @@ const POLICY_SHAPE: MapShape =
 const fn tables_shape(segments: u32) -> MapShape {
     MapShape { flags: sys::MMAPABLE, ..array(size_of::<Segment>(), segments) }
 }
+
+/// The map `small_tables`, as well.
+const SMALL_TABLES_SHAPE: MapShape =
+    MapShape { flags: sys::MMAPABLE, ..array(size_of::<SmallTables>(), 1) };
 
 /// Tables with this many segments are never given back.
 const MIN_SEGMENTS: usize = 64;
@@ -147,6 +152,8 @@ pub(super) struct Maps {
     policy: Mapping<PolicyBanks>,
     tables_map: OwnedFd,
     tables: Mapping<Segment>,
+    small_tables_map: OwnedFd,
+    small_tables: Mapping<SmallTables>,
     /// Where the tables are pinned.
     tables_pin: &'static str,
     pub(super) interfaces: OwnedFd,
@@ -171,6 +178,9 @@ impl Maps {
         let policy = Mapping::new(policy_map.as_fd()).map_err(Error::io("mapping the policy"))?;
         let (tables_map, _) = open(instance, TABLES, tables_shape(1), Some(MAX_SEGMENTS as u32))?;
         let tables = Mapping::new(tables_map.as_fd()).map_err(Error::io("mapping the tables"))?;
+        let (small_tables_map, _) = open(instance, SMALL_TABLES, SMALL_TABLES_SHAPE, None)?;
+        let small_tables = Mapping::new(small_tables_map.as_fd())
+            .map_err(Error::io("mapping the small tables"))?;
         let page = array(size_of::<CounterPage>(), 1);
         let (retired, shape) = open(instance, RETIRED, page, Some(MAX_PAGES as u32))?;
         let (interfaces, _) = open(instance, INTERFACES, slots::SHAPE, None)?;
@@ -185,6 +195,8 @@ impl Maps {
             policy,
             tables_map,
             tables,
+            small_tables_map,
+            small_tables,
             tables_pin: TABLES,
             interfaces,
             devices,
@@ -203,6 +215,7 @@ impl Maps {
         let shapes = [
             (POLICY, POLICY_SHAPE),
             (TABLES, tables_shape(1)),
+            (SMALL_TABLES, SMALL_TABLES_SHAPE),
             // The kernel adds the flag itself, and refuses to be told.
             (DEVICES, MapShape { flags: 0, ..DEVICES_SHAPE }),
             (DEVICE_SLOTS, DEVICE_SLOTS_SHAPE),
@@ -220,12 +233,18 @@ impl Maps {
         Ok(())
     }
 
-    /// Both banks, as [`object::load`](super::object::load) wants them.
-    pub(super) fn policy_bytes(&self) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; size_of::<PolicyBanks>()];
-        sys::map_lookup(self.policy_map.as_fd(), 0, &mut bytes)
-            .map_err(Error::io("reading the policy"))?;
-        Ok(bytes)
+    /// What the maps hold that stand for sections, by the name of the program's static: as
+    /// [`object::load`](super::object::load) wants it.
+    pub(super) fn statics(&self) -> Result<[(&'static str, Vec<u8>); 2], Error> {
+        let read = |map: &OwnedFd, len: usize| -> Result<Vec<u8>, Error> {
+            let mut bytes = vec![0; len];
+            sys::map_lookup(map.as_fd(), 0, &mut bytes).map_err(Error::io("reading the policy"))?;
+            Ok(bytes)
+        };
+        Ok([
+            ("POLICY", read(&self.policy_map, size_of::<PolicyBanks>())?),
+            ("SMALL_TABLES", read(&self.small_tables_map, size_of::<SmallTables>())?),
+        ])
     }
 
     /// The bank that is in force.
@@ -282,8 +301,9 @@ impl Maps {
     /// and then [`Maps::settle_tables`] makes them the instance's.
     ///
     /// Only the holder of the instance's lock may do that, and only after [`sys::wait_for_programs`]:
-    /// programs that started before the last change may still be reading them. Returns the bank.
-    pub(super) fn fill(&mut self, compiled: &Compiled) -> Result<usize, Error> {
+    /// programs that started before the last change may still be reading them. Returns the bank, and the
+    /// features that programs need for it.
+    pub(super) fn fill(&mut self, compiled: &Compiled) -> Result<(usize, u32), Error> {
         let active = self.active_segments();
         let count = compiled.segments();
         let half = active.len().max(count) + active.len().max(count) / 8 + 1;
@@ -307,7 +327,16 @@ impl Maps {
             )
         };
         compiled.write(image, segments, first);
-        Ok(idle)
+        if first + count <= SMALL_SEGMENTS {
+            // SAFETY: as above.
+            let small = unsafe {
+                self.small_tables.part_mut(|tables| tables.cast::<[Segment; SMALL_SEGMENTS]>())
+            };
+            small[first..first + count].copy_from_slice(segments);
+        } else {
+            image.features |= feature::LARGE;
+        }
+        Ok((idle, image.features))
     }
 
     /// Makes other tables with a copy of what the policy in force needs.
@@ -346,11 +375,12 @@ impl Maps {
     }
 
     /// What the program calls the maps that all programs of an instance share, and where they are
-    /// pinned. The first stands for a section.
-    pub(super) fn shared_pins(&self) -> [(&'static str, PathBuf); 6] {
+    /// pinned. The first two stand for sections.
+    pub(super) fn shared_pins(&self) -> [(&'static str, PathBuf); 7] {
         let pin = |name| self.instance.pin(name);
         [
             (".bss", pin(POLICY)),
+            (".bss.tables", pin(SMALL_TABLES)),
             (TABLES, pin(self.tables_pin)),
             (DEVICES, pin(DEVICES)),
             (DEVICE_SLOTS, pin(DEVICE_SLOTS)),

@@ -229,9 +229,9 @@ impl Dataplane {
             placed.iter().zip(wanted).map(|(&slot, link)| (slot, link.name.as_str())).collect();
         let compiled = compile(policy, &names, &manifest.decisions(policy))?;
         // Programs judge by the policy before as well until the word is flipped.
-        let features = compiled.features();
-        let features_until_then = features | if running { maps.active_features() } else { 0 };
-        let idle = maps.fill(&compiled)?;
+        let before = if running { maps.active_features() } else { 0 };
+        let (idle, features) = maps.fill(&compiled)?;
+        let features_until_then = features | before;
         manifest.write(&self.instance, idle)?;
         if !running {
             // Before the first interface is attached: no packet meets the empty bank, and an agent

@@ -62,7 +62,7 @@ pub(super) fn load(
     // aya writes to a map that stands for a section what the section holds, also if it is pinned
     // and in use. What the policy holds is what it shall hold: nobody writes to it meanwhile, and
     // running programs see no change.
-    let policy = maps.policy_bytes()?;
+    let statics = maps.statics()?;
     let mut loader = EbpfLoader::new();
     // The program needs nothing of the kernel's own types, so their BTF is not read.
     loader.btf(None);
@@ -70,7 +70,9 @@ pub(super) fn load(
     for (name, pin) in maps.shared_pins() {
         loader.map_pin_path(name, pin);
     }
-    loader.override_global("POLICY", policy.as_slice(), true);
+    for (name, bytes) in &statics {
+        loader.override_global(name, bytes.as_slice(), true);
+    }
     let one_buffer = u32::from(kernel::redirects_one_buffer_only()?);
     loader.override_global("DEVICES_TAKE_ONE_BUFFER", &one_buffer, true);
     loader.override_global("FEATURES", &features, true);
@@ -139,7 +141,7 @@ pub(super) const WATCHERS: [Watcher; 3] = [
 
 /// Attaches watchers of an instance. They stay as long as somebody holds or pins the links.
 pub(super) fn watch(maps: &Maps, watchers: &[Watcher]) -> Result<Vec<(Watcher, OwnedFd)>, Error> {
-    let policy = maps.policy_bytes()?;
+    let statics = maps.statics()?;
     let [devices, cpus] = maps.redirect_map_ids()?;
     let kernel = std::fs::read(btf::PATH).map_err(Error::io(format!("reading {}", btf::PATH)))?;
     let offset = |structure, member| {
@@ -158,7 +160,9 @@ pub(super) fn watch(maps: &Maps, watchers: &[Watcher]) -> Result<Vec<(Watcher, O
     for (name, pin) in maps.shared_pins() {
         loader.map_pin_path(name, pin);
     }
-    loader.override_global("POLICY", policy.as_slice(), true);
+    for (name, bytes) in &statics {
+        loader.override_global(name, bytes.as_slice(), true);
+    }
     loader.override_global("DEVICES_ID", &devices, true);
     loader.override_global("CPUS_ID", &cpus, true);
     loader.override_global("IFINDEX_OFFSET", &ifindex, true);
