@@ -5,13 +5,14 @@
 //! ```text
 //! Node ──branch──▶ list:  starts[2^steps], ascending, of 16 bits; nodes[2^steps]
 //!                  table: nodes[65,536]
+//!      ──path────▶ mask and value of 64 bits; node if they match, node if they do not
 //!      ──rows────▶ nodes[8], by the packet's row
 //!      ──fork────▶ rules that constrain the source alone; by destination, those that constrain both
 //!      ──leaf────▶ rule number
 //! ```
 //!
 //! In a list, the node of the last start that is not above the key counts. The first start is always
-//! 0; a list is filled up to a power of two by repeating its last entry.
+//! 0; a list is filled up to a power of two, four at least, by repeating its last entry.
 //!
 //! The tables are an array of *segments*, so that they can be larger than one map value. What a node
 //! leads to stands at a *line*, a multiple of 32 bytes, and lies within one segment, except for a
@@ -30,6 +31,9 @@ pub const SEGMENT_LINES: usize = SEGMENT_WORDS / LINE_WORDS;
 
 /// Segments of a table of 65,536 nodes.
 pub const TABLE_SEGMENTS: usize = 65_536 / SEGMENT_WORDS;
+
+/// The least steps of a search.
+pub const MIN_STEPS: u32 = 2;
 
 /// The most steps of a search through a list, which then has 4,096 entries and more than a third of a
 /// segment.
@@ -93,6 +97,9 @@ pub enum Kind {
     Interface = 5,
     /// By the source port.
     SrcPort = 6,
+    /// By the next 64 bits of the address that is being looked up, where there is one prefix alone; behind
+    /// an IPv4 address come zeroes.
+    Path = 7,
 }
 
 impl Node {
@@ -122,10 +129,10 @@ impl Node {
     ///
     /// # Panics
     ///
-    /// If there are more than [`MAX_STEPS`], or the line is beyond.
+    /// If there are fewer than [`MIN_STEPS`] or more than [`MAX_STEPS`], or the line is beyond.
     #[must_use]
     pub const fn list(kind: Kind, line: u32, steps: u32) -> Self {
-        assert!(steps <= MAX_STEPS);
+        assert!(MIN_STEPS <= steps && steps <= MAX_STEPS);
         Self::at(kind, line, steps)
     }
 
@@ -135,7 +142,7 @@ impl Node {
         Self::at(kind, line, Self::TABLE)
     }
 
-    /// Rows or a fork at a line.
+    /// Rows, a fork or a path at a line.
     #[must_use]
     pub const fn record(kind: Kind, line: u32) -> Self {
         Self::at(kind, line, 0)
@@ -175,10 +182,6 @@ impl Node {
     }
 
     /// How it leads on.
-    ///
-    /// # Panics
-    ///
-    /// If it is no node at all.
     #[must_use]
     pub const fn kind(self) -> Kind {
         match self.0 >> Self::KIND_AT {
@@ -189,7 +192,7 @@ impl Node {
             4 => Kind::Vlan,
             5 => Kind::Interface,
             6 => Kind::SrcPort,
-            _ => panic!("no node has this kind"),
+            _ => Kind::Path,
         }
     }
 

@@ -72,6 +72,8 @@ bound! {
     other_column, 0x1ff;
     /// Where a half-word stands in a segment of the tables, in bytes.
     half_word, 0xfffe;
+    /// Where a double word stands in a segment of the tables, in bytes.
+    double_word, 0xfff8;
     /// Where a word stands in a segment of the tables, in bytes.
     word, 0xfffc;
 }

@@ -2,61 +2,62 @@
 //! nothing but protocols and destination ports; else as many bounded look-ups as the policy has
 //! partitions (see [`portsteer_common::image`]).
 
+use core::mem::offset_of;
+
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use portsteer_common::{
     Decision, Fault, Node, PortKey, Reason, Verdict,
-    image::{Cell, feature},
+    image::{Cell, Roots, feature},
     node::{Kind, row},
+    wire::EthernetHeader,
 };
 use portsteer_ebpf::{
-    frame::{Frame, PlainIpv4, PlainIpv6},
+    frame::{Frame, PlainIpv4},
     parse::{self, Headers},
 };
 
 use crate::{
     maps::{self, Policy, Segment},
     packet::Packet,
-    tables::{self, Facts},
+    tables::{self, Address, Facts, SlowV4, V4, V6},
 };
 
 /// A defect in this program.
 pub const BROKEN: Decision = Decision::without_rule(Verdict::Abort, Reason::Internal);
 
-/// What is decided about a plain packet.
+/// What is decided about a plain packet where rules constrain nothing but protocols and ports.
 #[inline(always)]
-pub fn classify_plain(ctx: *mut xdp_md, policy: Policy, key: PortKey) -> Decision {
-    let cell = policy.by_plain_port(key);
-    if maps::has(feature::RULES) && policy.features() != 0 {
-        return Decision::from_bits(plain_by_rules(ctx, policy.to_word(), cell.0, key.to_bits()));
-    }
-    Decision::from_bits(cell.0)
+pub fn classify_plain(policy: Policy, key: PortKey) -> Decision {
+    Decision::from_bits(policy.by_plain_port(key).0)
 }
 
-/// The same where rules constrain more than protocols and ports.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn plain_by_rules(ctx: *mut xdp_md, policy: u32, cell: u32, key: u32) -> u32 {
-    let policy = Policy::of_word(policy);
-    let frame = Frame::new(Packet(XdpContext::new(ctx)));
+/// What is decided about a plain packet.
+#[inline(always)]
+pub fn classify_plain_by_rules(
+    ctx: *mut xdp_md,
+    frame: &Frame<Packet>,
+    policy: Policy,
+    key: PortKey,
+) -> Decision {
+    let cell = policy.by_plain_port(key);
+    if policy.features() == 0 {
+        return Decision::from_bits(cell.0);
+    }
     let src_port =
-        if maps::has(feature::EXTRAS) { parse::plain_src_port(&frame).unwrap_or(0) } else { 0 };
-    let key = PortKey::from_bits(key);
+        if maps::has(feature::EXTRAS) { parse::plain_src_port(frame).unwrap_or(0) } else { 0 };
     let facts = Facts::new(key.row(), u32::from(key.dst_port()), 0, src_port);
-    let best = tables::leaf(Node::from_bits(cell), facts);
-    let Some(plain) = frame.get::<PlainIpv4>(0) else { return BROKEN.to_bits() };
+    let best = tables::leaf::<false>(Node::from_bits(cell.0), facts);
+    let Some(plain) = frame.get::<PlainIpv4>(0) else { return BROKEN };
     let best = if plain.kind[2] >> 4 == 4 {
         let [a, b, c, d, e, f, g, h] = plain.addresses;
-        best_v4(policy, best, facts, [a, b, c, d], [e, f, g, h])
+        let addresses = [V4::new([a, b, c, d]), V4::new([e, f, g, h])];
+        let Roots { src_v4, dst_v4, .. } = policy.roots();
+        best_of::<false, _>(best, facts, [src_v4, dst_v4], addresses)
     } else {
-        let Some(plain) = frame.get::<PlainIpv6>(0) else { return BROKEN.to_bits() };
-        let Some((src, dst)) = plain.addresses.split_first_chunk::<16>() else {
-            return BROKEN.to_bits();
-        };
-        let Some((dst, _)) = dst.split_first_chunk::<16>() else { return BROKEN.to_bits() };
-        best_v6(policy, best, facts, src, dst)
+        best_v6(ctx, policy, best, facts, EthernetHeader::LEN)
     };
-    decision(policy, best).to_bits()
+    decision(policy, best)
 }
 
 /// What is decided about any packet with these headers.
@@ -99,66 +100,52 @@ extern "C" fn any_by_rules(
             None => return BROKEN.to_bits(),
         },
     };
-    let best = tables::leaf(node, facts);
+    let best = tables::leaf::<true>(node, facts);
     let frame = Frame::new(Packet(XdpContext::new(ctx)));
     let l3_off = l3_off as usize;
     let version = frame.header::<u8>(l3_off).map_or(0, |byte| byte >> 4);
     let best = if version == 4 {
         let Ok(ip) = frame.header::<Ipv4Hdr>(l3_off) else { return BROKEN.to_bits() };
-        best_v4(policy, best, facts, ip.src_addr, ip.dst_addr)
+        let addresses = [ip.src_addr, ip.dst_addr].map(|address| SlowV4(V4::new(address)));
+        let Roots { src_v4, dst_v4, .. } = policy.roots();
+        best_of::<true, _>(best, facts, [src_v4, dst_v4], addresses)
     } else {
-        let Ok(ip) = frame.header::<Ipv6Hdr>(l3_off) else { return BROKEN.to_bits() };
-        best_v6(policy, best, facts, &ip.src_addr, &ip.dst_addr)
+        best_v6(ctx, policy, best, facts, l3_off)
     };
     decision(policy, best).to_bits()
 }
 
-/// The first rule of all partitions, where `best` is that of the rules that constrain no address.
+/// The first rule of all partitions for an IPv6 packet, whose header stands at an offset in the frame.
 #[inline(always)]
-fn best_v4(policy: Policy, best: Node, facts: Facts, src: [u8; 4], dst: [u8; 4]) -> Node {
-    let roots = policy.roots();
-    best_of(
-        best,
-        facts,
-        || tables::by_v4(roots.src_v4, src),
-        || tables::by_v4(roots.dst_v4, dst),
-        |root| tables::by_v4(root, dst),
-    )
+fn best_v6(ctx: *mut xdp_md, policy: Policy, best: Node, facts: Facts, l3_off: usize) -> Node {
+    let address = |offset: usize| V6 { ctx, at: (l3_off + offset) as u32 };
+    let addresses =
+        [address(offset_of!(Ipv6Hdr, src_addr)), address(offset_of!(Ipv6Hdr, dst_addr))];
+    let Roots { src_v6, dst_v6, .. } = policy.roots();
+    best_of::<true, _>(best, facts, [src_v6, dst_v6], addresses)
 }
 
-/// The same for IPv6.
+/// The first rule of all partitions, where `best` is that of the rules that constrain no address, for
+/// source and destination.
 #[inline(always)]
-fn best_v6(policy: Policy, best: Node, facts: Facts, src: &[u8; 16], dst: &[u8; 16]) -> Node {
-    let roots = policy.roots();
-    best_of(
-        best,
-        facts,
-        || tables::by_v6(roots.src_v6, src),
-        || tables::by_v6(roots.dst_v6, dst),
-        |root| tables::by_v6(root, dst),
-    )
-}
-
-#[inline(always)]
-fn best_of(
+fn best_of<const SLOW: bool, A: Address>(
     best: Node,
     facts: Facts,
-    by_src: impl FnOnce() -> Node,
-    by_dst: impl FnOnce() -> Node,
-    by_dst_from: impl FnOnce(Node) -> Node,
+    [src_root, dst_root]: [Node; 2],
+    [src, dst]: [A; 2],
 ) -> Node {
     let mut best = best;
     if maps::has(feature::SRC | feature::BOTH) {
-        let mut node = by_src();
+        let mut node = src.walk(src_root);
         if maps::has(feature::BOTH) && node.is(Kind::Fork) {
             let (alone, root) = tables::fork(node);
-            best = best.min(tables::leaf(by_dst_from(root), facts));
+            best = best.min(tables::leaf::<SLOW>(dst.walk(root), facts));
             node = alone;
         }
-        best = best.min(tables::leaf(node, facts));
+        best = best.min(tables::leaf::<SLOW>(node, facts));
     }
     if maps::has(feature::DST) {
-        best = best.min(tables::leaf(by_dst(), facts));
+        best = best.min(tables::leaf::<SLOW>(dst.walk(dst_root), facts));
     }
     best
 }

@@ -85,6 +85,14 @@ const _: () = {
     assert!(offset_of!(PlainIpv6, transport) == EthernetHeader::LEN + Ipv6Hdr::LEN);
 };
 
+/// An IPv6 address in network byte order, by halves.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Ipv6Address {
+    pub upper_be: [u8; 8],
+    pub lower_be: [u8; 8],
+}
+
 macro_rules! headers {
     ($($header:ty),+ $(,)?) => {
         $(
@@ -101,6 +109,7 @@ headers!(
     EthernetHeader,
     ExtensionHeader,
     Ipv4Hdr,
+    Ipv6Address,
     Ipv6Hdr,
     PlainIpv4,
     PlainIpv6,

@@ -229,6 +229,14 @@ impl Segment {
         u32::from(unsafe { self.0.add(offset).cast::<u16>().read() })
     }
 
+    /// The double word at an offset in bytes that is a multiple of eight.
+    #[inline(always)]
+    pub fn double_word(self, offset: u32) -> u64 {
+        let offset = bound::double_word(offset as usize);
+        // SAFETY: within the segment.
+        unsafe { self.0.add(offset).cast::<u64>().read() }
+    }
+
     /// The word at an offset in bytes that is a multiple of four.
     #[inline(always)]
     pub fn word(self, offset: u32) -> u32 {

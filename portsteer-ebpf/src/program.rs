@@ -8,28 +8,44 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use portsteer_common::{Decision, Verdict};
+use portsteer_common::{Decision, PortKey, Verdict};
 use portsteer_ebpf::{
     frame::Frame,
     parse::{Headers, parse_any, parse_plain},
 };
 
 use crate::{
-    classify::{classify_any, classify_plain, without_headers},
+    classify::{classify_any, classify_plain, classify_plain_by_rules, without_headers},
     maps::{self, Policy},
     packet::Packet,
     steer::{steer_any, steer_plain},
 };
 
-/// Judges one packet, counts it, and does what was decided.
+/// Judges one packet, counts it, and does what was decided: for policies whose rules constrain nothing
+/// but protocols and ports.
 #[xdp(frags)]
 pub fn portsteer(ctx: XdpContext) -> u32 {
+    run(&ctx, |_, policy, key| classify_plain(policy, key))
+}
+
+/// The same for policies whose rules constrain more. It can do all that the other does, since it is in
+/// place before the first such policy is; but the other should not pay for it.
+#[xdp(frags)]
+pub fn portsteer_rules(ctx: XdpContext) -> u32 {
+    run(&ctx, |frame, policy, key| classify_plain_by_rules(ctx.ctx, frame, policy, key))
+}
+
+#[inline(always)]
+fn run(
+    ctx: &XdpContext,
+    classify: impl FnOnce(&Frame<Packet>, Policy, PortKey) -> Decision,
+) -> u32 {
     let frame = Frame::new(Packet(XdpContext::new(ctx.ctx)));
     // The fast path parses before it looks anything up: a look-up is a call to the compiler, and
     // what lives across it is pushed onto the stack.
     match parse_plain(&frame) {
         Some(key) => {
-            let decision = classify_plain(ctx.ctx, Policy::current(), key);
+            let decision = classify(&frame, Policy::current(), key);
             if decision.steers() {
                 core::hint::cold_path();
                 return steer_plain(ctx.ctx, decision.to_bits(), frame.len());

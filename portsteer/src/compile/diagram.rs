@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use portsteer_common::{
     Node,
     node::{
-        Kind, LINE_WORDS, MAX_STEPS, SEGMENT_LINES, SEGMENT_WORDS, Segment, TABLE_SEGMENTS, row,
+        Kind, LINE_WORDS, MAX_STEPS, MIN_STEPS, SEGMENT_LINES, SEGMENT_WORDS, Segment,
+        TABLE_SEGMENTS, row,
     },
 };
 
@@ -44,7 +45,7 @@ impl Diagram {
         if entries.len() > 1 << MAX_STEPS {
             return self.table(kind, &entries, budget);
         }
-        let steps = entries.len().next_power_of_two().trailing_zeros();
+        let steps = entries.len().next_power_of_two().trailing_zeros().max(MIN_STEPS);
         let last = entries[entries.len() - 1];
         entries.resize(1 << steps, last);
         let starts = entries.chunks(2).map(|pair| match *pair {
@@ -111,6 +112,20 @@ impl Diagram {
         }
         let words = [alone.to_bits(), by_destination.to_bits()];
         self.share(&words, 0, Kind::Fork as u64, record(Kind::Fork), budget)
+    }
+
+    /// A node that leads to one of two, by whether the next 64 bits of an address under a mask are these.
+    pub(super) fn path(
+        &mut self,
+        mask: u64,
+        value: u64,
+        [same, other]: [Node; 2],
+        budget: &mut Budget,
+    ) -> Result<Node, OverBudget> {
+        let [mask_low, mask_high] = [mask as u32, (mask >> 32) as u32];
+        let [low, high] = [value as u32, (value >> 32) as u32];
+        let words = [mask_low, mask_high, low, high, same.to_bits(), other.to_bits()];
+        self.share(&words, 4, Kind::Path as u64, record(Kind::Path), budget)
     }
 
     /// These words, of which the ones from `first_node` on are nodes: where they are already, or at a

@@ -97,14 +97,26 @@ impl Evaluator<'_> {
     }
 
     fn by_address(&self, root: Node, address: IpAddr) -> Node {
-        let octets = match address {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => address.octets().to_vec(),
+        let (mut rest, mut node) = match address {
+            IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, root),
+            IpAddr::V6(address) => (address.to_bits(), root),
         };
-        octets.chunks(2).fold(root, |node, digit| match node.kind() {
-            Kind::Branch => self.step(node, u16::from_be_bytes([digit[0], digit[1]])),
-            _ => node,
-        })
+        loop {
+            match node.kind() {
+                Kind::Branch => {
+                    node = self.step(node, (rest >> 112) as u16);
+                    rest <<= 16;
+                }
+                Kind::Path => {
+                    let words = self.words(node.line(), 6);
+                    let double = |at: usize| u64::from(words[at + 1]) << 32 | u64::from(words[at]);
+                    let is_same = (rest >> 64) as u64 & double(0) == double(2);
+                    node = Node::from_bits(words[if is_same { 4 } else { 5 }]);
+                    rest <<= 64;
+                }
+                _ => return node,
+            }
+        }
     }
 
     fn by_fields(&self, node: Node, row: u32, column: u16, packet: &Packet<'_>, slot: u32) -> Node {
@@ -117,7 +129,7 @@ impl Evaluator<'_> {
                 Kind::Vlan => self.step(node, packet.vlan),
                 Kind::Interface => self.step(node, slot as u16),
                 Kind::SrcPort => self.step(node, packet.src_port.unwrap_or(0)),
-                Kind::Fork => panic!("a fork stands where an address leads to"),
+                Kind::Fork | Kind::Path => panic!("these stand where addresses are looked up"),
             };
         }
     }

@@ -36,7 +36,7 @@ pub enum CompileError {
     /// The rules' addresses, ports and VLANs meet in too many ways.
     #[error(
         "the policy's tables would be larger than {} MiB{}",
-        MAX_WORDS * 4 >> 20,
+        (MAX_WORDS * 4) >> 20,
         blame(rules)
     )]
     TooLarge { rules: Vec<Blamed> },

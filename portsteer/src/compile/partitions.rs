@@ -72,12 +72,12 @@ impl<'a> Partitions<'a> {
             let root = self.by_destination(&both, version, diagram, budget)?;
             nodes.push(diagram.fork(alone, root, budget)?);
         }
-        let entries = digits(&classes.intervals(&nodes), BITS[version] - 16, diagram, budget)?;
-        // Every packet comes by here: no search for the first digit of an IPv4 address.
-        if version == super::ranges::V4 && entries.iter().any(|entry| entry.1 != entries[0].1) {
+        let entries = digits(&classes.intervals(&nodes), BITS[version], diagram, budget)?;
+        // Every packet comes by here: no search for the first digit.
+        if entries.iter().any(|entry| entry.1 != entries[0].1) {
             return diagram.table(Kind::Branch, &entries, budget);
         }
-        diagram.branch(Kind::Branch, entries, budget)
+        Ok(entries[0].1)
     }
 
     /// The root by destination of rules that constrain source and destination, and whose source
@@ -104,8 +104,7 @@ impl<'a> Partitions<'a> {
             let rules = rules_of(&groups, class);
             nodes.push(self.fields.tail(&rules, diagram, budget)?);
         }
-        let entries = digits(&classes.intervals(&nodes), BITS[version] - 16, diagram, budget)?;
-        let node = diagram.branch(Kind::Branch, entries, budget)?;
+        let node = tree(&classes.intervals(&nodes), BITS[version], diagram, budget)?;
         self.by_destination.insert(key, node);
         Ok(node)
     }
@@ -204,14 +203,89 @@ fn classes(groups: &[Group], version: usize, budget: &mut Budget) -> Result<Clas
     Ok(classes)
 }
 
-/// The entries of a tree's node, by the digit above the lowest `shift` bits, for ascending intervals of
-/// which the first begins where the node does.
+/// The node for ascending intervals, of which the first begins where the node does, by so many of an
+/// address's lowest bits.
+fn tree(
+    intervals: &[(u128, Node)],
+    bits: u32,
+    diagram: &mut Diagram,
+    budget: &mut Budget,
+) -> Result<Node, OverBudget> {
+    if let [(_, node)] = intervals {
+        return Ok(*node);
+    }
+    // One digit is found as quickly in a list.
+    if bits > 16
+        && let Some(path) = path(intervals, bits)
+    {
+        let same = tree(&path.inside, bits - path.bits, diagram, budget)?;
+        return diagram.path(path.mask, path.value, [same, path.other], budget);
+    }
+    let entries = digits(intervals, bits, diagram, budget)?;
+    diagram.branch(Kind::Branch, entries, budget)
+}
+
+/// Intervals that are one node but for a prefix.
+struct Path {
+    /// How many bits are compared, at most 64: if there are not so many left, the lowest are zero.
+    bits: u32,
+    mask: u64,
+    value: u64,
+    inside: Vec<(u128, Node)>,
+    other: Node,
+}
+
+fn path(intervals: &[(u128, Node)], bits: u32) -> Option<Path> {
+    // Of addresses, only the lowest bits count from here on.
+    let low = u128::MAX >> (128 - bits);
+    let at = |index: usize| intervals[index].0 & low;
+    let (first, last, node, other) = match intervals.len() {
+        3 if intervals[0].1 == intervals[2].1 => (at(1), at(2) - 1, intervals[1].1, intervals[0].1),
+        // The prefix is at the start or at the end: whichever is one.
+        2 if is_prefix(0, at(1) - 1) => (0, at(1) - 1, intervals[0].1, intervals[1].1),
+        2 => (at(1), low, intervals[1].1, intervals[0].1),
+        _ => return None,
+    };
+    if !is_prefix(first, last) {
+        return None;
+    }
+    let taken = bits.min(64);
+    // The next 64 bits of the address, those that there are not as zeroes.
+    let window = |value: u128| (value << (128 - bits) >> 64) as u64;
+    let base = intervals[0].0 & !low;
+    let (inside_bits, host) = (bits - taken, last - first);
+    let inside_low = (1 << inside_bits) - 1;
+    if host & inside_low == inside_low {
+        // The prefix ends within the window.
+        let (mask, value) = (window(low & !host), window(first));
+        return Some(Path { bits: taken, mask, value, inside: vec![(base | first, node)], other });
+    }
+    let mut inside = Vec::new();
+    if first & inside_low != 0 {
+        inside.push((base | first & !inside_low, other));
+    }
+    inside.push((base | first, node));
+    if last & inside_low != inside_low {
+        inside.push((base | (last + 1), other));
+    }
+    Some(Path { bits: taken, mask: window(low), value: window(first), inside, other })
+}
+
+/// Whether the addresses from `first` to `last`, both included, are a prefix.
+const fn is_prefix(first: u128, last: u128) -> bool {
+    let host = last - first;
+    host & host.wrapping_add(1) == 0 && first & host == 0
+}
+
+/// The entries of a tree's node, by the highest of so many bits of an address, 16 of them, for ascending
+/// intervals of which the first begins where the node does.
 fn digits(
     intervals: &[(u128, Node)],
-    shift: u32,
+    bits: u32,
     diagram: &mut Diagram,
     budget: &mut Budget,
 ) -> Result<Entries, OverBudget> {
+    let shift = bits - 16;
     let digit = |address: u128| (address >> shift) as u16;
     let below = (1u128 << shift) - 1;
     let mut entries = Entries::new();
@@ -230,8 +304,7 @@ fn digits(
                 part.push((same[0].0 & !below, before));
             }
             part.extend_from_slice(same);
-            let inner = digits(&part, shift - 16, diagram, budget)?;
-            entries.push((at, diagram.branch(Kind::Branch, inner, budget)?));
+            entries.push((at, tree(&part, shift, diagram, budget)?));
             if let Some(next) = at.checked_add(1) {
                 entries.push((next, last));
             }

@@ -77,9 +77,10 @@ pub(super) fn load(
     loader.override_global("SLOT", &slot, true);
     loader.map_pin_path("counters", instance.counters_pin(slot));
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
-    let missing = || Error::Load("the object has no program `portsteer`".to_owned());
+    let name = if features == 0 { "portsteer" } else { "portsteer_rules" };
+    let missing = || Error::Load(format!("the object has no program `{name}`"));
     let program: &mut Xdp = ebpf
-        .program_mut("portsteer")
+        .program_mut(name)
         .ok_or_else(missing)?
         .try_into()
         .map_err(|error: ProgramError| Error::Load(error.to_string()))?;
