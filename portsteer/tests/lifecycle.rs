@@ -5,6 +5,8 @@
 mod answers;
 #[path = "lifecycle/counters.rs"]
 mod counters;
+#[path = "lifecycle/huge_policies.rs"]
+mod huge_policies;
 #[path = "lifecycle/instances.rs"]
 mod instances;
 #[path = "lifecycle/interfaces.rs"]
@@ -13,6 +15,8 @@ mod interfaces;
 mod policy_files;
 #[path = "lifecycle/refusals.rs"]
 mod refusals;
+#[path = "lifecycle/set_files.rs"]
+mod set_files;
 #[path = "lifecycle/signals.rs"]
 mod signals;
 #[path = "lifecycle/sudden_ends.rs"]
