@@ -329,9 +329,7 @@ impl Maps {
         compiled.write(image, segments, first);
         if first + count <= SMALL_SEGMENTS {
             // SAFETY: as above.
-            let small = unsafe {
-                self.small_tables.part_mut(|tables| tables.cast::<[Segment; SMALL_SEGMENTS]>())
-            };
+            let small: &mut SmallTables = unsafe { self.small_tables.part_mut(|tables| tables) };
             small[first..first + count].copy_from_slice(segments);
         } else {
             image.features |= feature::LARGE;

@@ -230,17 +230,10 @@ fn explanations_agree_with_the_oracle() {
                     }
                     (Cause::Fragments(index), oracle::Decision::Fragments) => {
                         let missing = explainer.misses(index, &packet);
-<<<<<<< HEAD
                         let is_lacking = |(field, _): &(&str, _)| {
                             ["src_port", "dst_port", "icmp_type"].contains(field)
                         };
                         prop_assert!(!missing.is_empty() && missing.iter().all(is_lacking));
-=======
-                        let asks =
-                            |field: &str| ["src_port", "dst_port", "icmp_type"].contains(&field);
-                        prop_assert!(!missing.is_empty());
-                        prop_assert!(missing.iter().all(|(field, _)| asks(field)), "{:?}", missing);
->>>>>>> examples
                         index
                     }
                     (Cause::Rule(_) | Cause::Fragments(_), _) => {
