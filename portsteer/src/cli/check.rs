@@ -127,6 +127,7 @@ const fn because(bit: u32) -> &'static str {
         feature::DST => "rules ask for destination addresses",
         feature::BOTH => "rules ask for source and destination addresses at once",
         feature::EXTRAS => "rules ask for VLANs, interfaces or source ports",
+        feature::LARGE => "the tables are larger than 4 MiB",
         _ => "",
     }
 }

@@ -9,7 +9,7 @@
 use portsteer_common::{
     Decision, Image, Node, PortProtocol, Reason, Verdict,
     image::{Cell, MAX_RULES, Roots, column, feature},
-    node::{Kind, Segment, row},
+    node::{Kind, SMALL_SEGMENTS, Segment, row},
 };
 
 use crate::policy::{Action, NumberRange, Policy, Rule};
@@ -225,7 +225,11 @@ fn compile_within(
         dst_v6: root(Side::Dst, &dst, V6)?,
     };
     let decisions: Vec<u32> = decisions.iter().map(|decision| decision.to_bits()).collect();
-    Ok(Compiled { image, tables: diagram.finish(&decisions) })
+    let tables = diagram.finish(&decisions);
+    if tables.segments() > SMALL_SEGMENTS {
+        image.features |= feature::LARGE;
+    }
+    Ok(Compiled { image, tables })
 }
 
 /// The verdict that an action asks for.

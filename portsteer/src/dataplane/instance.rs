@@ -11,7 +11,7 @@
 //!     devices, device_slots    the interfaces of targets, by target and the other way round
 //!     cpus                     the CPUs of targets, and their queues
 //!     losses                   what did not get to its target
-//!     repairs                  offloads that were switched for steering
+//!     repairs                  offloads that were switched for a policy
 //!     watch_PROGRAM_OBJECT     what listens to the kernel's tracepoints while a policy steers
 //! ```
 

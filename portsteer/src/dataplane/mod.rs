@@ -535,7 +535,7 @@ fn describe_switched(switched: &[Setting], back: &[Setting]) -> Vec<String> {
     let mut notes = Vec::new();
     if !switched.is_empty() {
         let text = repairs::describe(switched);
-        notes.push(format!("switched for steering, and back when it ends: {text}"));
+        notes.push(format!("switched for the policy, and back when it ends: {text}"));
     }
     if !back.is_empty() {
         notes.push(format!("switched back: {}", repairs::describe(back)));

@@ -54,9 +54,12 @@ pub(super) fn wanted(
     links: &[Link],
 ) -> Vec<Setting> {
     let mut settings = Vec::new();
-    if policy.targets.is_empty() {
+    let steers = !policy.targets.is_empty();
+    if !steers && policy.rules.iter().all(|rule| rule.vlans.is_empty()) {
         return settings;
     }
+    // Whoever asks for VLANs wants the tags where the program sees them.
+    let of_sender = if steers { &SENDER[..] } else { &[Offload::TxVlan] };
     let mut want = |link: &Link, offload| settings.push(Setting::new(link, offload, false));
     let with_index = |index: u32| links.iter().find(|link| link.index == index);
     for &(link, mode) in attached {
@@ -64,12 +67,12 @@ pub(super) fn wanted(
             // A veth hands over whatever its other end was given.
             Some("veth") => {
                 if let Some(peer) = link.peer_index.and_then(with_index) {
-                    SENDER.into_iter().for_each(|offload| want(peer, offload));
+                    of_sender.iter().for_each(|&offload| want(peer, offload));
                 }
             }
             _ => want(link, Offload::RxVlan),
         }
-        if mode == AttachedMode::Generic {
+        if mode == AttachedMode::Generic && steers {
             // There the program sees packets after they were joined, too long for any target.
             want(link, Offload::Gro);
         }

@@ -26,7 +26,7 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// In the policy's order.
     pub targets: Vec<TargetStatus>,
-    /// Offloads that were switched for steering, until it ends.
+    /// Offloads that were switched for a policy, until it ends.
     pub offloads: Vec<OffloadStatus>,
 }
 

@@ -39,12 +39,12 @@ pub(super) struct Slot {
     mode: u32,
     /// The interface's name, padded with zeroes.
     name: [u8; 16],
-    /// SHA-256 of the object that the attached program came from.
-    pub(super) object: [u8; 32],
-    /// What that program was loaded with: bits of [`portsteer_common::image::feature`].
+    /// What the attached program was loaded with: bits of [`portsteer_common::image::feature`].
     pub(super) features: u32,
     /// The id of the map `tables` that it uses.
     pub(super) tables: u32,
+    /// SHA-256 of the object that it came from.
+    pub(super) object: [u8; 32],
 }
 
 pub(super) const SHAPE: MapShape = MapShape {
@@ -62,7 +62,7 @@ impl Slot {
             AttachedMode::Native => 1,
             AttachedMode::Generic => 2,
         };
-        Self { ifindex, mode, name: padded(name), object: [0; 32], features: 0, tables: 0 }
+        Self { ifindex, mode, name: padded(name), features: 0, tables: 0, object: [0; 32] }
     }
 
     pub(super) fn mode(&self) -> AttachedMode {
