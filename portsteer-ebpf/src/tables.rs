@@ -10,7 +10,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use portsteer_common::{
     Node,
     image::feature,
-    node::{Kind, LINE_WORDS, MAX_STEPS, SEGMENT_LINES, SEGMENT_WORDS, row},
+    node::{Kind, LINE_WORDS, MAX_STEPS, MIN_STEPS, SEGMENT_LINES, SEGMENT_WORDS, row},
 };
 use portsteer_ebpf::{
     bound::is_below,
@@ -60,6 +60,10 @@ fn descend(node: Node, key: u32) -> Node {
 /// quarter what is left, and the last four starts are compared in one word.
 #[inline(always)]
 fn search(segment: Segment, offset: u32, steps: u32, key: u32) -> u32 {
+    if steps == MIN_STEPS {
+        // Most lists: a range, or a prefix, and what is around it.
+        return offset + NODE_LEN + count_not_above(segment.double_word(offset), key) * NODE_LEN;
+    }
     let len = 1 << (steps & 15);
     let mut window = len;
     let mut at = offset;
@@ -274,4 +278,6 @@ fn by_path(node: Node, bits: u64) -> Node {
     Node::from_bits(segment.word(offset + 16 + other))
 }
 
+// Four starts are as long as two nodes, of which the first belongs to the first start.
+const _: () = assert!(MIN_STEPS == 2 && 4 * START_LEN == 2 * NODE_LEN);
 const _: () = assert!(SEGMENT_LINES * LINE_WORDS == SEGMENT_WORDS);
