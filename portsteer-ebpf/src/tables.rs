@@ -56,23 +56,22 @@ fn descend(node: Node, key: u32) -> Node {
 
 /// Where the node stands that a list has for a key: in bytes, as the list's own `offset`.
 ///
-/// What counts is how many loads wait for each other, so each looks at three places of the list that
-/// quarter what is left, and the last four starts are compared in one word.
+/// In long lists, which are searched for keys that nobody can predict, what counts is how many loads wait
+/// for each other: each step looks at three places that quarter what is left, and the last four starts
+/// are compared in one word.
 #[inline(always)]
 fn search(segment: Segment, offset: u32, steps: u32, key: u32) -> u32 {
+    // Most lists: a range, or some prefixes, and what is around them. Branches, since what is predicted
+    // need not be waited for.
     if steps == MIN_STEPS {
-        // Most lists: a range, or a prefix, and what is around it. Branches, since what is predicted need
-        // not be waited for.
-        let starts = segment.double_word(offset);
-        let nodes = offset + 4 * START_LEN;
-        return if key < (starts >> 16) as u32 & 0xffff {
-            nodes
-        } else if key < (starts >> 32) as u32 & 0xffff {
-            nodes + NODE_LEN
-        } else if key < (starts >> 48) as u32 {
-            nodes + 2 * NODE_LEN
+        return search_four(segment, offset, key, offset + 4 * START_LEN);
+    }
+    if steps == MIN_STEPS + 1 {
+        let (half, nodes) = (offset + 4 * START_LEN, offset + 8 * START_LEN);
+        return if key < segment.half_word(half) {
+            search_four(segment, offset, key, nodes)
         } else {
-            nodes + 3 * NODE_LEN
+            search_four(segment, half, key, nodes + 4 * NODE_LEN)
         };
     }
     let len = 1 << (steps & 15);
@@ -96,6 +95,21 @@ fn search(segment: Segment, offset: u32, steps: u32, key: u32) -> u32 {
     }
     let before = (at - offset) / START_LEN + count_not_above(segment.double_word(at), key) - 1;
     offset + len * START_LEN + before * NODE_LEN
+}
+
+/// The same for four starts and four nodes.
+#[inline(always)]
+fn search_four(segment: Segment, starts_at: u32, key: u32, nodes_at: u32) -> u32 {
+    let starts = segment.double_word(starts_at);
+    if key < (starts >> 16) as u32 & 0xffff {
+        nodes_at
+    } else if key < (starts >> 32) as u32 & 0xffff {
+        nodes_at + NODE_LEN
+    } else if key < (starts >> 48) as u32 {
+        nodes_at + 2 * NODE_LEN
+    } else {
+        nodes_at + 3 * NODE_LEN
+    }
 }
 
 const START_LEN: u32 = size_of::<u16>() as u32;
