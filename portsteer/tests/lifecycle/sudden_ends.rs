@@ -130,6 +130,58 @@ fn an_agent_killed_during_swaps_leaves_one_policy_whole() {
     });
 }
 
+/// From a policy of ports to one whose tables need another map and another program, and back.
+#[test]
+fn an_agent_killed_while_tables_are_replaced_leaves_one_policy_whole() {
+    const ROUNDS: u32 = 8;
+    // Three or so for each first digit: more than the 4 MiB that lie in one value.
+    const PREFIXES: u32 = 200_000;
+    sandbox(|| {
+        let site = Site::quiet();
+        let small = |round: u32| policy(&["uplink"]) + &rule(&format!("r{round}"), 3000, "drop");
+        let large = |round: u32| {
+            small(round)
+                + "[sets.many]\nfile = \"many.txt\"\n[[rules]]\nname = \"many\"\nsrc = \"@many\"\n\
+                   action = \"drop\"\n"
+        };
+        let mut agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink"]));
+        let addresses: String = (0..PREFIXES)
+            .map(|index| {
+                let [a, b, c, d] = index.wrapping_mul(2_654_435_761).to_be_bytes();
+                format!("{}.{b}.{c}.{d}\n", 1 + a % 100)
+            })
+            .collect();
+        let beside = agent.policy_path();
+        fs::write(beside.with_file_name("many.txt"), addresses).unwrap();
+        let whole = duration(|| agent.swap(&large(ROUNDS)));
+        agent.swap(&small(ROUNDS + 1));
+        let mut blocked = Stats::read(&site.host, INSTANCE).rule("blocked");
+        for round in 0..ROUNDS {
+            let next = if round % 2 == 0 { large(round) } else { small(round) };
+            agent.write_policy(&next);
+            agent.signal(libc::SIGHUP);
+            // Reading and compiling is most of it; what is interrupted is mostly the end.
+            thread::sleep(whole * (ROUNDS + round) / (2 * ROUNDS));
+            agent.kill();
+            assert_in_force(&site);
+            let stats = Stats::read(&site.host, INSTANCE);
+            let known: Vec<u32> =
+                (0..=ROUNDS + 1).filter(|other| stats.has_rule(&format!("r{other}"))).collect();
+            let before = round.checked_sub(1).unwrap_or(ROUNDS + 1);
+            assert!(known == [round] || known == [before], "round {round}: {known:?}");
+            agent.restart();
+            assert_in_force(&site);
+            let stats = Stats::read(&site.host, INSTANCE);
+            assert!(stats.has_rule(&format!("r{round}")));
+            assert_eq!(stats.has_rule("many"), round % 2 == 0);
+            assert!(stats.rule("blocked") >= blocked + 2, "{stats:?}");
+            blocked = stats.rule("blocked");
+        }
+        agent.end(libc::SIGINT);
+        assert_all_off(&site);
+    });
+}
+
 #[test]
 fn thirty_thousand_rules_start_swap_and_are_listed() {
     sandbox(|| {
