@@ -27,8 +27,8 @@ pub struct Counter {
 /// The number of counters in a page: a power of two.
 pub const PAGE_COUNTERS: usize = 256;
 
-/// The most pages that a map `counters` can have. How many an instance really has is settled when
-/// it is loaded: a page costs 4 KiB per CPU and interface.
+/// The most pages that a map `counters` can have. How many it really has is settled when it is made: a
+/// page costs 4 KiB per CPU and interface. An interface that needs more gets another map beside it.
 pub const MAX_PAGES: usize = 2048;
 
 /// One value of the map `counters`. Counter `id` stands in page `id / 256` at `id % 256`.

@@ -73,9 +73,9 @@ pub enum Error {
     #[error("`{name}` is attached in {obtained} mode, and the policy now asks for {wanted} mode")]
     ModeChange { name: String, obtained: &'static str, wanted: &'static str },
     #[error(
-        "the policy has {rules} rules, and too few of the {available} rule counters are free for \
-         it: those of the policy in force are taken, and counters that were ever used for one \
-         action are not used for another"
+        "the policy has {rules} rules, and too few of the {available} rule counters that an instance \
+         can have are free for it: those of the policy in force are taken, and counters that were \
+         ever used for one action are not used for another"
     )]
     CountersFull { instance: String, rules: usize, available: usize },
     #[error(
@@ -184,8 +184,8 @@ impl Error {
                     .to_owned()
             }
             Self::CountersFull { instance, .. } => format!(
-                "the room for counters is settled when an instance is loaded: `portsteer detach \
-                 --instance {instance}`, then start the agent again (the counts start at zero)"
+                "start afresh: `portsteer detach --instance {instance}`, then start the agent again (the \
+                 counts start at zero)"
             ),
             _ => return None,
         })

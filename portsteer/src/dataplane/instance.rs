@@ -88,8 +88,9 @@ impl Instance {
         self.directory().join(name)
     }
 
-    pub(super) fn counters_pin(&self, slot: u32) -> PathBuf {
-        self.pin(&format!("counters_{slot}"))
+    /// Where a slot's counters are that have so many pages.
+    pub(super) fn counters_pin(&self, slot: u32, pages: u32) -> PathBuf {
+        self.pin(&format!("counters_{slot}_{pages}"))
     }
 
     pub(super) fn link_pin(&self, slot: u32) -> PathBuf {

@@ -11,7 +11,7 @@ use std::{
 
 use portsteer_common::{
     Counter, Decision, LAYOUT_VERSION, Verdict,
-    counters::PAGE_COUNTERS,
+    counters::{MAX_PAGES, PAGE_COUNTERS},
     steering::{Losses, TARGET_SLOTS},
 };
 use serde::{Deserialize, Serialize};
@@ -145,8 +145,6 @@ pub(super) fn place_targets(
 struct Allocator<'a> {
     /// The verdict of each page, from page 1 on.
     page_verdicts: &'a mut Vec<u8>,
-    /// How many pages there are, page 0 included.
-    pages: usize,
     used: HashSet<u32>,
     /// Where the search for a free counter goes on, by verdict.
     next: HashMap<u8, u32>,
@@ -160,7 +158,7 @@ impl Allocator<'_> {
         loop {
             let page = id as usize / PAGE_COUNTERS;
             if page > self.page_verdicts.len() {
-                if page >= self.pages {
+                if page >= MAX_PAGES {
                     return None;
                 }
                 self.page_verdicts.push(verdict);
@@ -184,13 +182,12 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// [`Error::CountersFull`] if there are not counters enough in `pages` pages.
+    /// [`Error::CountersFull`] if there are not counters enough in as many pages as there can be.
     pub(super) fn describe(
         instance: &Instance,
         policy: &Policy,
         source: (&str, &str),
         previous: Option<&Self>,
-        pages: u32,
         targets: Vec<ManifestTarget>,
         read: impl Fn(u32) -> Counter,
     ) -> Result<Self, Error> {
@@ -207,7 +204,6 @@ impl Manifest {
             previous.map_or_else(Vec::new, |previous| previous.page_verdicts.clone());
         let mut allocator = Allocator {
             page_verdicts: &mut page_verdicts,
-            pages: pages as usize,
             used: before.iter().flat_map(|rule| &rule.shares).map(|share| share.counter).collect(),
             next: HashMap::new(),
         };
@@ -244,7 +240,7 @@ impl Manifest {
                                 allocator.allocate(verdict).ok_or_else(|| Error::CountersFull {
                                     instance: instance.name().to_owned(),
                                     rules: policy.rules.len(),
-                                    available: (pages as usize - 1) * PAGE_COUNTERS,
+                                    available: (MAX_PAGES - 1) * PAGE_COUNTERS,
                                 })?;
                             let base = match previous {
                                 Some(_) => read(counter),

@@ -38,16 +38,25 @@ const CPUS: &str = "cpus";
 const LOSSES: &str = "losses";
 const INTERFACES: &str = "interfaces";
 const RETIRED: &str = "retired";
+/// Where a larger map of what is retired is pinned until it is whole.
+const NEW_RETIRED: &str = "retired_new";
 
-/// The least number of pages of counters, so that a small policy can grow: to 15,000 rules or so.
+/// The least number of pages of counters, so that a small policy can grow to 15,000 rules or so before
+/// its program has to be replaced.
 const MIN_PAGES: usize = 64;
 
-/// How many pages of counters an instance is loaded with: one for the packets without a rule, and
+/// How many pages of counters an instance begins with: one for the packets without a rule, and
 /// room for twice the rules, so that a policy whose rules are all new fits beside the one that it
 /// replaces. A page holds rules of one verdict, so each verdict may leave one half empty.
 pub(super) fn pages_for(rules: usize) -> u32 {
     let pages = 1 + 2 * (rules.div_ceil(PAGE_COUNTERS) + 2);
     pages.next_power_of_two().clamp(MIN_PAGES, MAX_PAGES) as u32
+}
+
+/// The numbers of pages that maps of counters have.
+pub(super) fn sizes() -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(MIN_PAGES as u32), |pages| Some(2 * pages))
+        .take_while(|&pages| pages <= MAX_PAGES as u32)
 }
 
 const fn array(value_size: usize, max_entries: u32) -> MapShape {
@@ -144,6 +153,11 @@ fn open(
     Ok((map, shape))
 }
 
+/// Opens the map `retired` as it is now: another may have taken its place.
+fn open_retired(instance: &Instance) -> Result<(OwnedFd, MapShape), Error> {
+    open(instance, RETIRED, array(size_of::<CounterPage>(), 1), Some(MAX_PAGES as u32))
+}
+
 /// The maps that all programs of an instance share.
 #[derive(Debug)]
 pub(super) struct Maps {
@@ -161,9 +175,9 @@ pub(super) struct Maps {
     device_slots: OwnedFd,
     cpus: OwnedFd,
     losses: OwnedFd,
-    retired: OwnedFd,
     pub(super) repairs: Repairs,
-    /// How many pages each map of counters has.
+    /// How many pages the counters have of programs that are loaded now. Programs that were loaded
+    /// before may have fewer.
     pub(super) pages: u32,
 }
 
@@ -181,8 +195,7 @@ impl Maps {
         let (small_tables_map, _) = open(instance, SMALL_TABLES, SMALL_TABLES_SHAPE, None)?;
         let small_tables = Mapping::new(small_tables_map.as_fd())
             .map_err(Error::io("mapping the small tables"))?;
-        let page = array(size_of::<CounterPage>(), 1);
-        let (retired, shape) = open(instance, RETIRED, page, Some(MAX_PAGES as u32))?;
+        let (_, retired) = open_retired(instance)?;
         let (interfaces, _) = open(instance, INTERFACES, slots::SHAPE, None)?;
         let (devices, _) = open(instance, DEVICES, DEVICES_SHAPE, None)?;
         let (device_slots, _) = open(instance, DEVICE_SLOTS, DEVICE_SLOTS_SHAPE, None)?;
@@ -203,9 +216,8 @@ impl Maps {
             device_slots,
             cpus,
             losses,
-            retired,
             repairs: Repairs::new(instance, repairs),
-            pages: shape.max_entries,
+            pages: retired.max_entries,
         })
     }
 
@@ -522,23 +534,53 @@ impl Maps {
         Ok(sum)
     }
 
-    /// The counters of an interface slot, if they exist.
-    pub(super) fn counters(&self, slot: u32) -> Result<Option<Counters>, Error> {
-        let name = format!("counters_{slot}");
-        let shape = MapShape {
-            map_type: map_type::PERCPU_ARRAY,
-            ..array(size_of::<CounterPage>(), self.pages)
-        };
-        let exists = self
-            .instance
-            .counters_pin(slot)
-            .try_exists()
-            .map_err(Error::io(format!("looking at the map `{name}`")))?;
-        if !exists {
-            return Ok(None);
+    /// The counters of an interface slot: none if the slot is being given up, several if it had to grow.
+    /// What it has counted is the sum of all of them.
+    pub(super) fn counters(&self, slot: u32) -> Result<Vec<Counters>, Error> {
+        let mut found = Vec::new();
+        for pages in sizes() {
+            let path = self.instance.counters_pin(slot, pages);
+            let exists = path
+                .try_exists()
+                .map_err(Error::io(format!("looking at the map {}", path.display())))?;
+            if exists {
+                let shape = MapShape {
+                    map_type: map_type::PERCPU_ARRAY,
+                    ..array(size_of::<CounterPage>(), pages)
+                };
+                let name = format!("counters_{slot}_{pages}");
+                let (map, _) = open(&self.instance, &name, shape, None)?;
+                found.push(Counters { map, values: possible_cpus()?, pages });
+            }
         }
-        let (map, _) = open(&self.instance, &name, shape, None)?;
-        Ok(Some(Counters { map, values: possible_cpus()? }))
+        Ok(found)
+    }
+
+    /// Makes room for at least so many pages of counters. Programs have to be loaded anew to count in them;
+    /// what they have counted until then stays where it is.
+    ///
+    /// Only the holder of the instance's lock may do that.
+    pub(super) fn make_room(&mut self, pages: u32) -> Result<(), Error> {
+        if pages <= self.pages {
+            return Ok(());
+        }
+        let pages = pages.next_power_of_two();
+        let making = || Error::io(format!("making room for {pages} pages of counters"));
+        let map = sys::map_create(RETIRED, array(size_of::<CounterPage>(), pages), None)
+            .map_err(making())?;
+        let retired = self.retired()?.read(self.pages)?;
+        for (number, page) in (0..).zip(&retired.pages) {
+            sys::map_update(map.as_fd(), number, bytemuck::bytes_of(page)).map_err(making())?;
+        }
+        let new = self.instance.pin(NEW_RETIRED);
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(making()(error)),
+            _ => {}
+        }
+        sys::pin(map.as_fd(), &new).map_err(making())?;
+        fs::rename(&new, self.instance.pin(RETIRED)).map_err(making())?;
+        self.pages = pages;
+        Ok(())
     }
 
     /// The error for counters that must be there and are not.
@@ -546,23 +588,24 @@ impl Maps {
         Error::OtherLayout {
             instance: self.instance.name().to_owned(),
             directory: self.instance.directory(),
-            detail: format!("the map `counters_{slot}` is missing"),
+            detail: format!("the maps `counters_{slot}_*` are missing"),
         }
     }
 
     /// What interfaces had counted that are no longer attached.
     pub(super) fn retired(&self) -> Result<Counters, Error> {
-        let map = self.retired.try_clone().map_err(Error::io("opening the map `retired`"))?;
-        Ok(Counters { map, values: 1 })
+        let (map, shape) = open_retired(&self.instance)?;
+        Ok(Counters { map, values: 1, pages: shape.max_entries })
     }
 
     /// Adds what an interface has counted, which counts no more, to what is retired.
     pub(super) fn retire(&self, counters: &Counters) -> Result<(), Error> {
-        let mut sums = self.retired()?.read(self.pages)?;
+        let retired = self.retired()?;
+        let mut sums = retired.read(self.pages)?;
         let counted = counters.read(self.pages)?;
         for (number, (sum, page)) in (0..).zip(sums.pages.iter_mut().zip(&counted.pages)) {
             add_page(sum, page);
-            sys::map_update(self.retired.as_fd(), number, bytemuck::bytes_of(sum))
+            sys::map_update(retired.map.as_fd(), number, bytemuck::bytes_of(sum))
                 .map_err(Error::io("writing the map `retired`"))?;
         }
         Ok(())
@@ -575,14 +618,15 @@ pub(super) struct Counters {
     map: OwnedFd,
     /// One, or as many as there may be CPUs.
     values: usize,
+    pub(super) pages: u32,
 }
 
 impl Counters {
-    /// The first `pages` pages, all CPUs together.
+    /// The first `pages` pages, or all if there are fewer, all CPUs together.
     pub(super) fn read(&self, pages: u32) -> Result<Snapshot, Error> {
         let mut values = vec![CounterPage::zeroed(); self.values];
         let mut sums = Vec::with_capacity(pages as usize);
-        for number in 0..pages {
+        for number in 0..pages.min(self.pages) {
             sys::map_lookup(self.map.as_fd(), number, bytemuck::cast_slice_mut(&mut values))
                 .map_err(Error::io("reading the counters"))?;
             let mut sum = CounterPage::zeroed();
@@ -603,13 +647,23 @@ fn add_page(sum: &mut CounterPage, page: &CounterPage) {
     }
 }
 
-/// What a map of counters stood at.
-#[derive(Debug)]
+/// What maps of counters stood at.
+#[derive(Debug, Default)]
 pub(super) struct Snapshot {
     pub(super) pages: Vec<CounterPage>,
 }
 
 impl Snapshot {
+    /// Adds another, page by page.
+    pub(super) fn add(&mut self, other: Self) {
+        for (number, page) in other.pages.into_iter().enumerate() {
+            match self.pages.get_mut(number) {
+                Some(sum) => add_page(sum, &page),
+                None => self.pages.push(page),
+            }
+        }
+    }
+
     /// The counter `id`, zero beyond the last page.
     pub(super) fn get(&self, id: u32) -> Counter {
         let (number, index) = (id as usize / PAGE_COUNTERS, id as usize % PAGE_COUNTERS);
@@ -631,6 +685,7 @@ mod tests {
         for rules in [0, 1, 1_000, 3_000, 65_535, 100_000, MAX_RULES] {
             let needed = 1 + 2 * (rules / PAGE_COUNTERS + 2);
             assert!(pages_for(rules) as usize >= needed, "{rules}");
+            assert!(sizes().any(|size| size == pages_for(rules)), "{rules}");
         }
     }
 }

@@ -206,7 +206,6 @@ impl Dataplane {
             policy,
             source,
             previous.as_ref(),
-            maps.pages,
             placed,
             |counter| total(&counted, counter),
         )?;
@@ -228,6 +227,7 @@ impl Dataplane {
         let names: Vec<(u32, &str)> =
             placed.iter().zip(wanted).map(|(&slot, link)| (slot, link.name.as_str())).collect();
         let compiled = compile(policy, &names, &manifest.decisions(policy))?;
+        maps.make_room(manifest.pages())?;
         // Programs judge by the policy before as well until the word is flipped.
         let before = if running { maps.active_features() } else { 0 };
         let (idle, features) = maps.fill(&compiled)?;
@@ -240,7 +240,8 @@ impl Dataplane {
             maps.set_active_bank(idle);
         }
 
-        let mut work = Attaching::new(self, &maps, &capabilities, features_until_then);
+        let mut work =
+            Attaching::new(self, &maps, &capabilities, features_until_then, manifest.pages());
         let result = work.attach_all(policy, wanted, &placed, &pinned).and_then(|attached| {
             let modes: Vec<(&Link, AttachedMode)> =
                 wanted.iter().zip(&attached).map(|(link, done)| (link, done.mode)).collect();
@@ -322,7 +323,7 @@ impl Dataplane {
         let replacing = || Error::io(format!("replacing the program on `{}`", record.name()));
         let link = sys::open_pin(&self.instance.link_pin(slot)).map_err(replacing())?;
         sys::link_update(link.as_fd(), program.as_fd()).map_err(replacing())?;
-        record.features = features;
+        (record.features, record.pages) = (features, maps.pages);
         record.write(maps.interfaces.as_fd(), slot)
     }
 
@@ -353,8 +354,10 @@ impl Dataplane {
         sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
         for pinned in unwanted {
             // Missing if an agent was killed right here.
-            if let Some(counters) = maps.counters(pinned.slot)? {
+            for counters in maps.counters(pinned.slot)? {
                 maps.retire(&counters)?;
+                let pin = self.instance.counters_pin(pinned.slot, counters.pages);
+                remove_pin(&self.instance, &pin)?;
             }
             remove_slot(&self.instance, pinned.slot)?;
         }
@@ -591,11 +594,15 @@ fn check_namespace(instance: &Instance, pinned: &[Pinned], links: &[Link]) -> Re
 fn snapshots(maps: &Maps, pinned: &[Pinned], pages: u32) -> Result<Vec<Snapshot>, Error> {
     let mut snapshots = vec![maps.retired()?.read(pages)?];
     for pinned in pinned {
-        snapshots.push(match maps.counters(pinned.slot)? {
-            Some(counters) => counters.read(pages)?,
-            None if pinned.ifindex == 0 => Snapshot { pages: Vec::new() },
-            None => return Err(maps.missing_counters(pinned.slot)),
-        });
+        let counters = maps.counters(pinned.slot)?;
+        if counters.is_empty() && pinned.ifindex != 0 {
+            return Err(maps.missing_counters(pinned.slot));
+        }
+        let mut sum = Snapshot::default();
+        for counters in counters {
+            sum.add(counters.read(pages)?);
+        }
+        snapshots.push(sum);
     }
     Ok(snapshots)
 }
@@ -652,6 +659,8 @@ struct Attaching<'a> {
     capabilities: &'a Capabilities,
     /// What the programs have to be able to do.
     features: u32,
+    /// How many pages of counters they need.
+    pages: u32,
 }
 
 impl<'a> Attaching<'a> {
@@ -660,9 +669,10 @@ impl<'a> Attaching<'a> {
         maps: &'a Maps,
         capabilities: &'a Capabilities,
         features: u32,
+        pages: u32,
     ) -> Self {
         let (new_slots, replaced) = (Vec::new(), Vec::new());
-        Self { dataplane, maps, new_slots, replaced, capabilities, features }
+        Self { dataplane, maps, new_slots, replaced, capabilities, features, pages }
     }
 
     fn attach_all(
@@ -714,10 +724,12 @@ impl<'a> Attaching<'a> {
         let (digest, tables) = (object::digest(), self.maps.tables_id()?);
         let mut record = Slot::new(link.index, &link.name, obtained);
         let before = pinned.record;
-        (record.object, record.features, record.tables) =
-            (before.object, before.features, before.tables);
+        (record.object, record.features, record.tables, record.pages) =
+            (before.object, before.features, before.tables, before.pages);
         let upgrade = before.object != digest;
-        let lacks = self.features & !before.features != 0 || before.tables != tables;
+        let lacks = self.features & !before.features != 0
+            || before.tables != tables
+            || before.pages < self.pages;
         if upgrade || lacks {
             let replacing = || Error::io(format!("replacing the program on `{}`", link.name));
             let program_before = sys::program_by_id(pinned.program_id).map_err(replacing())?;
@@ -725,7 +737,8 @@ impl<'a> Attaching<'a> {
             let handle = pinned.link.try_clone().map_err(replacing())?;
             sys::link_update(handle.as_fd(), program.as_fd()).map_err(replacing())?;
             self.replaced.push((handle, pinned.slot, before, program_before));
-            (record.object, record.features, record.tables) = (digest, self.features, tables);
+            (record.object, record.features) = (digest, self.features);
+            (record.tables, record.pages) = (tables, self.maps.pages);
         }
         // Written even if nothing but the interface's name has changed.
         record.write(self.maps.interfaces.as_fd(), pinned.slot)?;
@@ -745,7 +758,7 @@ impl<'a> Attaching<'a> {
         }
         let instance = &self.dataplane.instance;
         // What an agent left that was killed before it came to the link.
-        remove_pin(instance, &instance.counters_pin(slot))?;
+        remove_counters(instance, slot)?;
         let program = self.load(slot)?;
         self.new_slots.push(slot);
         let (handle, obtained, native_refused) = interfaces::attach(&program, link, mode)?;
@@ -754,7 +767,7 @@ impl<'a> Attaching<'a> {
         // makes it stay.
         let mut record = Slot::new(link.index, &link.name, obtained);
         (record.object, record.features) = (object::digest(), self.features);
-        record.tables = self.maps.tables_id()?;
+        (record.tables, record.pages) = (self.maps.tables_id()?, self.maps.pages);
         record.write(self.maps.interfaces.as_fd(), slot)?;
         sys::pin(handle.as_fd(), &instance.link_pin(slot))
             .map_err(Error::io(format!("pinning the link of `{}`", link.name)))?;
@@ -852,8 +865,13 @@ fn force_detach(link: &OwnedFd, slot: u32) -> Result<(), Error> {
 
 /// Removes a slot's pins, that of the link last: as long as it is there, the slot is taken.
 fn remove_slot(instance: &Instance, slot: u32) -> Result<(), Error> {
-    remove_pin(instance, &instance.counters_pin(slot))?;
+    remove_counters(instance, slot)?;
     remove_pin(instance, &instance.link_pin(slot))
+}
+
+/// Removes the pins of a slot's counters.
+fn remove_counters(instance: &Instance, slot: u32) -> Result<(), Error> {
+    maps::sizes().try_for_each(|pages| remove_pin(instance, &instance.counters_pin(slot, pages)))
 }
 
 /// Removes a pin, or whatever else somebody has put in its place.

@@ -48,8 +48,8 @@ pub(super) fn digest() -> [u8; 32] {
     digest
 }
 
-/// Loads the program for an interface slot, with code for these [features] and for no others. The slot's counters are created and pinned if they are
-/// missing, with as many pages as the instance has. Only the holder of the instance's lock may call
+/// Loads the program for an interface slot, with code for these [features] and for no others. The slot's counters of as many pages as the
+/// instance has are created and pinned if they are missing. Only the holder of the instance's lock may call
 /// this.
 ///
 /// [features]: portsteer_common::image::feature
@@ -77,7 +77,7 @@ pub(super) fn load(
     loader.override_global("DEVICES_TAKE_ONE_BUFFER", &one_buffer, true);
     loader.override_global("FEATURES", &features, true);
     loader.override_global("SLOT", &slot, true);
-    loader.map_pin_path("counters", instance.counters_pin(slot));
+    loader.map_pin_path("counters", instance.counters_pin(slot, maps.pages));
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
     let name = if features == 0 { "portsteer" } else { "portsteer_rules" };
     let missing = || Error::Load(format!("the object has no program `{name}`"));

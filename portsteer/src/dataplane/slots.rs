@@ -43,6 +43,8 @@ pub(super) struct Slot {
     pub(super) features: u32,
     /// The id of the map `tables` that it uses.
     pub(super) tables: u32,
+    /// How many pages the counters have that it counts in.
+    pub(super) pages: u32,
     /// SHA-256 of the object that it came from.
     pub(super) object: [u8; 32],
 }
@@ -62,7 +64,15 @@ impl Slot {
             AttachedMode::Native => 1,
             AttachedMode::Generic => 2,
         };
-        Self { ifindex, mode, name: padded(name), features: 0, tables: 0, object: [0; 32] }
+        Self {
+            ifindex,
+            mode,
+            name: padded(name),
+            features: 0,
+            tables: 0,
+            pages: 0,
+            object: [0; 32],
+        }
     }
 
     pub(super) fn mode(&self) -> AttachedMode {

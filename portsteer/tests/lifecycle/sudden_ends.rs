@@ -64,7 +64,7 @@ fn pins_without_a_link_are_no_obstacle() {
             max_entries: 1,
             flags: 0,
         };
-        for names in [&[][..], &["policy"], &["counters_0", "interfaces"], &["manifest_new"]] {
+        for names in [&[][..], &["policy"], &["counters_0_64", "interfaces"], &["manifest_new"]] {
             fs::create_dir_all(&directory).unwrap();
             for name in names {
                 let map = sys::map_create("debris", shape, None).unwrap();
@@ -179,6 +179,94 @@ fn an_agent_killed_while_tables_are_replaced_leaves_one_policy_whole() {
         }
         agent.end(libc::SIGINT);
         assert_all_off(&site);
+    });
+}
+
+/// A policy of so many rules, all with this action, and all after those of [`policy`].
+fn many_rules(count: u16, action: &str) -> String {
+    let mut text = policy(&["uplink"]);
+    for port in 10_000..10_000 + count {
+        text.push_str(&rule(&format!("{action}{port}"), port, action));
+    }
+    text
+}
+
+#[test]
+fn counters_grow_with_the_policy_and_forget_nothing() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink"]));
+        let attached = site.xdp();
+        let stats = || Stats::read(&site.host, INSTANCE);
+        let maps = || {
+            let pins = fs::read_dir(Path::new("/sys/fs/bpf/portsteer").join(INSTANCE)).unwrap();
+            let names = pins.map(|pin| pin.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.starts_with("counters_0")).count()
+        };
+        let count_one = |port: u16, rule: &str| {
+            let before = stats();
+            site.udp_client(HOST_V4, port).send(b"count me").unwrap();
+            wait_until("it is counted", || stats().rule(rule) == before.rule(rule) + 1);
+        };
+        assert_in_force(&site);
+        assert_eq!((maps(), stats().rule("blocked")), (1, 1));
+        // Room for 16,000 rules, then for these, then for as many that do something else.
+        agent.swap(&many_rules(25_000, "drop"));
+        assert_eq!((maps(), stats().rule("blocked")), (2, 1));
+        assert_ne!(site.xdp(), attached, "the program was replaced");
+        count_one(34_999, "drop34999");
+        agent.swap(&many_rules(25_000, "pass"));
+        assert_eq!(maps(), 3);
+        count_one(34_999, "pass34999");
+        assert_in_force(&site);
+        assert_eq!(stats().rule("blocked"), 2);
+        let whole = stats();
+
+        // Somebody else finds the sum of all of them.
+        agent.kill();
+        assert_eq!(stats().rule("pass34999"), 1);
+        agent.restart();
+        let again = stats();
+        assert_eq!((again.rule("blocked"), again.rule("pass34999")), (2, 1));
+        assert_eq!(again.reason("drop", "rule"), whole.reason("drop", "rule"));
+        assert_eq!(whole.reason("drop", "rule"), 3);
+        agent.swap(&policy(&["uplink"]));
+        assert_in_force(&site);
+        assert_eq!((maps(), stats().rule("blocked")), (3, 3));
+        agent.end(libc::SIGINT);
+        assert_all_off(&site);
+    });
+}
+
+#[test]
+fn an_agent_killed_while_counters_grow_leaves_one_policy_whole() {
+    const ROUNDS: u32 = 8;
+    sandbox(|| {
+        let site = Site::quiet();
+        let large = many_rules(17_000, "drop");
+        let mut agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink"]));
+        let whole = duration(|| agent.swap(&large));
+        agent.end(libc::SIGINT);
+        for round in 0..ROUNDS {
+            let mut agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink"]));
+            assert_in_force(&site);
+            agent.write_policy(&large);
+            agent.signal(libc::SIGHUP);
+            // Reading and compiling is most of it; what is interrupted is mostly the end.
+            thread::sleep(whole * (ROUNDS + round) / (2 * ROUNDS));
+            agent.kill();
+            assert_in_force(&site);
+            let stats = Stats::read(&site.host, INSTANCE);
+            assert_eq!(stats.rule("blocked"), 2, "round {round}");
+            let rules = stats.0["rules"].as_array().unwrap().len();
+            assert!(rules == 1 || rules == 17_001, "round {round}: {rules}");
+            agent.restart();
+            assert_in_force(&site);
+            let stats = Stats::read(&site.host, INSTANCE);
+            assert_eq!((stats.rule("blocked"), stats.has_rule("drop26999")), (3, true));
+            agent.end(libc::SIGINT);
+            assert_all_off(&site);
+        }
     });
 }
 
