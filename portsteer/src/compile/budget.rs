@@ -8,7 +8,7 @@ pub(super) const MAX_WORDS: usize = MAX_SEGMENTS / 2 * SEGMENT_WORDS;
 
 /// How many steps compiling may take. A policy of 100,000 rules with a prefix each takes some millions;
 /// this is reached after seconds.
-const MAX_STEPS: u64 = 400_000_000;
+const MAX_STEPS: u64 = 200_000_000;
 
 /// How many rules are blamed.
 const BLAMED: usize = 4;

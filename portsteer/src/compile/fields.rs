@@ -20,13 +20,22 @@ use crate::policy::{NumberRange, Rule};
 pub(super) struct Match<'a> {
     pub(super) rule: &'a Rule,
     /// The slots of the interfaces that it asks for; `None` if any will do.
-    pub(super) slots: Option<Vec<NumberRange>>,
+    slots: Option<Vec<NumberRange>>,
+    /// The columns of the last row that it matches, which take some time to find.
+    other_columns: Vec<NumberRange>,
 }
 
 /// The extras, in the order in which the program asks for them.
 const EXTRAS: [Kind; 3] = [Kind::Vlan, Kind::Interface, Kind::SrcPort];
 
-impl Match<'_> {
+impl<'a> Match<'a> {
+    /// A rule, with the slots of the interfaces that it asks for; `None` if any will do.
+    pub(super) fn new(rule: &'a Rule, slots: Option<Vec<NumberRange>>) -> Self {
+        let mut new = Self { rule, slots, other_columns: Vec::new() };
+        new.other_columns = new.find_other_columns();
+        new
+    }
+
     /// What it asks for in one of the extras; `None` if anything will do. Later fragments have no
     /// source port.
     fn extra(&self, kind: Kind, later: bool) -> Option<&[NumberRange]> {
@@ -51,32 +60,32 @@ impl Match<'_> {
     }
 
     /// The columns of a row that it matches, ascending.
-    fn columns(&self, row: u32) -> Vec<NumberRange> {
-        let some = |ranges: &[NumberRange]| match ranges {
-            [] => vec![NumberRange::ALL],
-            ranges => ranges.to_vec(),
-        };
+    fn columns(&self, row: u32) -> &[NumberRange] {
+        const ALL: &[NumberRange] = &[NumberRange::ALL];
+        fn some(ranges: &[NumberRange]) -> &[NumberRange] {
+            if ranges.is_empty() { ALL } else { ranges }
+        }
         let types = &self.rule.icmp_types;
         match row {
-            row::OTHER => self.other_columns(),
+            row::OTHER => &self.other_columns,
             row::ICMP | row::ICMPV6 => {
                 let number = if row == row::ICMP { protocol::ICMP } else { protocol::ICMPV6 };
                 if self.asks_for_ports() || !self.has_protocol(number) {
-                    return Vec::new();
+                    return &[];
                 }
                 some(types)
             }
             row => {
                 let number = PortProtocol::ALL[row as usize].number();
                 if !types.is_empty() || !self.has_protocol(number) {
-                    return Vec::new();
+                    return &[];
                 }
                 some(&self.rule.dst_ports)
             }
         }
     }
 
-    fn other_columns(&self) -> Vec<NumberRange> {
+    fn find_other_columns(&self) -> Vec<NumberRange> {
         let later = row::LATER as u16;
         let (ports, types) = (self.asks_for_ports(), !self.rule.icmp_types.is_empty());
         if self.rule.protocols.is_empty() && !ports && !types {
@@ -89,7 +98,14 @@ impl Match<'_> {
             let could = (!ports || has_ports) && (!types || has_types);
             self.has_protocol(number) && could && (column >= later || !ports && !types)
         };
-        (0..OTHER_COLUMNS as u16).filter(matches).map(NumberRange::single).collect()
+        let mut columns: Vec<NumberRange> = Vec::new();
+        for column in (0..OTHER_COLUMNS as u16).filter(matches) {
+            match columns.last_mut() {
+                Some(range) if range.last + 1 == column => range.last = column,
+                _ => columns.push(NumberRange::single(column)),
+            }
+        }
+        columns
     }
 
     /// Whether it matches whatever it is asked about.
@@ -155,7 +171,7 @@ impl<'a> Fields<'a> {
                 events.push((u32::from(range.last) + 1, false, rule));
             }
         }
-        budget.take_steps(events.len())?;
+        budget.take_steps(rules.len() + events.len())?;
         if row == row::OTHER {
             // Whether a column is a later fragment's matters to what is done with rules.
             events.push((row::LATER, false, u32::MAX));

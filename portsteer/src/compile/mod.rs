@@ -171,7 +171,7 @@ fn compile_within(
 ) -> Result<Compiled, OverBudget> {
     let mut matches = Vec::with_capacity(policy.rules.len());
     for rule in &policy.rules {
-        matches.push(Match { rule, slots: slots(rule, interfaces) });
+        matches.push(Match::new(rule, slots(rule, interfaces)));
     }
     let features = features(&matches);
     let mut image: Box<Image> = bytemuck::zeroed_box();
