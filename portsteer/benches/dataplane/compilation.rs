@@ -7,7 +7,7 @@ use std::{
 };
 
 use portsteer::{
-    compile::{compile, verdict},
+    compile::{Interrupt, compile, verdict},
     policy::Policy,
 };
 use portsteer_common::Decision;
@@ -56,7 +56,7 @@ fn compiled(policy: &Policy) -> Result<(usize, Duration)> {
         .map(|(rule, counter)| Decision::new(verdict(rule.action), counter))
         .collect();
     let start = Instant::now();
-    let compiled = compile(policy, &[], &decisions)?;
+    let compiled = compile(policy, &[], &decisions, &Interrupt::default())?;
     Ok((compiled.memory(), start.elapsed()))
 }
 

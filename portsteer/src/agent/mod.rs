@@ -13,10 +13,12 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use crate::{
+    compile::Interrupt,
     dataplane::{
         Applied, Change, Dataplane, Detached, Error as DataplaneError, Instance, Refreshed,
         TargetChange, TargetState,
@@ -147,6 +149,60 @@ const TARGET_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the agent looks whether somebody has detached its instance.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Why the agent is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Terminated,
+    Interrupted,
+    TimeIsUp,
+}
+
+/// What ends the agent.
+#[derive(Debug)]
+struct Ends {
+    interrupt: Signal,
+    terminate: [Signal; 5],
+    time: Option<Instant>,
+}
+
+impl Ends {
+    fn listen() -> Result<Self, Error> {
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            // Whoever sends one of the others wants it to end as well; unheard, they would end it at
+            // once.
+            terminate: [
+                listen(SignalKind::terminate())?,
+                listen(SignalKind::quit())?,
+                listen(SignalKind::user_defined1())?,
+                listen(SignalKind::user_defined2())?,
+                listen(SignalKind::alarm())?,
+            ],
+            time: None,
+        })
+    }
+
+    /// Waits for the first of them.
+    async fn next(&mut self) -> End {
+        let time = self.time;
+        let lifetime = async {
+            match time {
+                Some(time) => sleep_until(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = any(&mut self.terminate) => End::Terminated,
+            _ = self.interrupt.recv() => End::Interrupted,
+            () = lifetime => End::TimeIsUp,
+        }
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, Error> {
+    signal(kind).map_err(Error::Signals)
+}
+
 /// Runs the agent until a signal or its lifetime ends it.
 ///
 /// # Errors
@@ -155,55 +211,42 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// nothing.
 pub async fn run(options: Options, reporter: &mut impl Reporter) -> Result<(), Error> {
     // Listened for before anything is attached, so that no signal finds the agent deaf.
-    let listen = |kind| signal(kind).map_err(Error::Signals);
     let mut hangup = listen(SignalKind::hangup())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    // Whoever sends one of the others wants it to end as well; unheard, they would end it at once.
-    let mut terminate = [
-        listen(SignalKind::terminate())?,
-        listen(SignalKind::quit())?,
-        listen(SignalKind::user_defined1())?,
-        listen(SignalKind::user_defined2())?,
-        listen(SignalKind::alarm())?,
-    ];
+    let mut ends = Ends::listen()?;
 
-    let loaded = load_policy(&options.policy)?;
-    let dataplane = Dataplane::lock(options.instance.clone())?;
-    let mut running = Some(apply(dataplane, &loaded, reporter)?);
+    let (mut running, result, mut ended) =
+        put_in_force(&options, None, Reading::First, &mut ends).await;
+    match result {
+        Ok((loaded, applied)) => reporter.applied(&loaded, &applied),
+        Err(_) if ended.is_some() => return Ok(()),
+        Err(error) => return Err(error),
+    }
 
     // Whatever it says, all is looked at: it only wakes the agent early.
     let watch = Watch::start().map_err(Error::Events)?;
     let mut look = interval(TARGET_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-    let end = options.lifetime.map(|lifetime| Instant::now() + lifetime);
+    ends.time = options.lifetime.map(|lifetime| Instant::now() + lifetime);
     let mut check = interval(CHECK_INTERVAL);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let lifetime = async {
-            match end {
-                Some(end) => sleep_until(end).await,
-                None => std::future::pending().await,
-            }
-        };
+        if let Some(end) = ended {
+            return finish(&options, end, running, reporter);
+        }
         tokio::select! {
-            _ = hangup.recv() => reload(&options, &mut running, reporter),
-            // A trial is a trial however the agent is ended.
-            () = any(&mut terminate) => match end {
-                Some(_) => return take_off(running, "ended before its time", reporter),
-                None => {
-                    if running.is_some() {
-                        let name = options.instance.name();
-                        reporter.note(&format!(
-                            "ending; the dataplane stays in force (`portsteer detach --instance \
-                             {name}` takes it off)"
-                        ));
-                    }
-                    return Ok(());
+            _ = hangup.recv() => {
+                notice_detach(&mut running, reporter);
+                let (after, result, end) = put_in_force(&options, running, Reading::Again, &mut ends).await;
+                (running, ended) = (after, end);
+                match result {
+                    Ok((loaded, applied)) => reporter.applied(&loaded, &applied),
+                    // Whoever ends the agent does not ask how far it has come.
+                    Err(_) if end.is_some() => {}
+                    Err(error) => reporter.refused(&error),
                 }
-            },
-            _ = interrupt.recv() => return take_off(running, "interrupted", reporter),
-            () = lifetime => return take_off(running, "the time is up", reporter),
+            }
+            end = ends.next() => ended = Some(end),
             _ = check.tick() => {
                 notice_detach(&mut running, reporter);
                 notice_gone_interfaces(running.as_ref(), reporter);
@@ -214,6 +257,79 @@ pub async fn run(options: Options, reporter: &mut impl Reporter) -> Result<(), E
                 refresh_targets(running.as_ref(), false, reporter);
             }
         }
+    }
+}
+
+/// Ends as it is asked to.
+fn finish(
+    options: &Options,
+    end: End,
+    running: Option<Dataplane>,
+    reporter: &mut impl Reporter,
+) -> Result<(), Error> {
+    match end {
+        // A trial is a trial however the agent is ended.
+        End::Terminated if options.lifetime.is_some() => {
+            take_off(running, "ended before its time", reporter)
+        }
+        End::Terminated => {
+            if running.is_some() {
+                let name = options.instance.name();
+                reporter.note(&format!(
+                    "ending; the dataplane stays in force (`portsteer detach --instance {name}` \
+                     takes it off)"
+                ));
+            }
+            Ok(())
+        }
+        End::Interrupted => take_off(running, "interrupted", reporter),
+        End::TimeIsUp => take_off(running, "the time is up", reporter),
+    }
+}
+
+/// Whether the policy file has been read before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    First,
+    Again,
+}
+
+/// Reads the policy file and puts it in force, in a thread of its own: a large policy takes seconds, and
+/// whoever wants the agent to end does not wait for that. Gives the dataplane back, which there is none of
+/// if it was a start and failed, and says whether the agent is to end.
+async fn put_in_force(
+    options: &Options,
+    running: Option<Dataplane>,
+    reading: Reading,
+    ends: &mut Ends,
+) -> (Option<Dataplane>, Result<(LoadedPolicy, Applied), Error>, Option<End>) {
+    let interrupt = Interrupt::default();
+    let mut work = spawn_blocking({
+        let (options, interrupt) = (options.clone(), interrupt.clone());
+        move || {
+            let is_start = running.is_none();
+            let mut running = running;
+            let result = apply(&options, &mut running, reading, &interrupt);
+            if result.is_err()
+                && let Some(idle) = running.take_if(|running| is_start && running.is_idle())
+            {
+                idle.abandon();
+            }
+            (running, result)
+        }
+    });
+    let mut ended = None;
+    let done = tokio::select! {
+        done = &mut work => done,
+        end = ends.next() => {
+            ended = Some(end);
+            interrupt.set();
+            work.await
+        }
+    };
+    match done {
+        Ok((running, result)) => (running, result, ended),
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }
 
@@ -250,50 +366,25 @@ fn refresh_targets(running: Option<&Dataplane>, ask_again: bool, reporter: &mut 
 }
 
 fn apply(
-    dataplane: Dataplane,
-    loaded: &LoadedPolicy,
-    reporter: &mut impl Reporter,
-) -> Result<Dataplane, Error> {
-    let applied = dataplane.apply(&loaded.policy, &loaded.path.to_string_lossy(), &loaded.text);
-    match applied {
-        Ok(applied) => {
-            reporter.applied(loaded, &applied);
-            Ok(dataplane)
-        }
-        Err(error) => {
-            if dataplane.is_idle() {
-                dataplane.abandon();
-            }
-            Err(error.into())
-        }
-    }
-}
-
-fn reload(options: &Options, running: &mut Option<Dataplane>, reporter: &mut impl Reporter) {
-    notice_detach(running, reporter);
-    // A pipe would keep the agent waiting for whoever writes to it.
+    options: &Options,
+    running: &mut Option<Dataplane>,
+    reading: Reading,
+    interrupt: &Interrupt,
+) -> Result<(LoadedPolicy, Applied), Error> {
     let path = &options.policy;
-    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+    // A pipe would keep the agent waiting for whoever writes to it.
+    if reading == Reading::Again && fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         let source = io::Error::other("it is not a regular file, and cannot be read again");
-        return reporter.refused(&Error::Unreadable { path: path.clone(), source });
+        return Err(Error::Unreadable { path: path.clone(), source });
     }
-    let loaded = match load_policy(path) {
-        Ok(loaded) => loaded,
-        Err(error) => return reporter.refused(&error),
+    let loaded = load_policy(path)?;
+    let dataplane = match running {
+        Some(dataplane) => dataplane,
+        None => running.insert(Dataplane::lock(options.instance.clone())?),
     };
-    let result = match running {
-        Some(dataplane) => dataplane
-            .apply(&loaded.policy, &loaded.path.to_string_lossy(), &loaded.text)
-            .map(|applied| reporter.applied(&loaded, &applied))
-            .map_err(Error::from),
-        None => Dataplane::lock(options.instance.clone())
-            .map_err(Error::from)
-            .and_then(|dataplane| apply(dataplane, &loaded, reporter))
-            .map(|dataplane| *running = Some(dataplane)),
-    };
-    if let Err(error) = result {
-        reporter.refused(&error);
-    }
+    let source = (&*loaded.path.to_string_lossy(), &*loaded.text);
+    let applied = dataplane.apply(&loaded.policy, source.0, source.1, interrupt)?;
+    Ok((loaded, applied))
 }
 
 /// An interface that goes takes its attachment with it.

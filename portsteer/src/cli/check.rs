@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     agent,
-    compile::{CompileError, Compiled, compile, verdict},
+    compile::{CompileError, Compiled, Interrupt, compile, verdict},
     policy::{Action, Policy, Rule, Set},
 };
 
@@ -69,7 +69,7 @@ fn compile_offline(policy: &Policy) -> Result<Compiled, CompileError> {
             action => Decision::new(verdict(action), counter),
         })
         .collect();
-    compile(policy, &interfaces(policy), &decisions)
+    compile(policy, &interfaces(policy), &decisions, &Interrupt::default())
 }
 
 /// The interfaces that the policy or one of its rules names, each in a slot.

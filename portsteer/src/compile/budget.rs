@@ -2,6 +2,8 @@
 
 use portsteer_common::node::{MAX_SEGMENTS, SEGMENT_WORDS};
 
+use super::Interrupt;
+
 /// How many words of tables a policy may have: 256 MiB, half of what can be addressed, so that two
 /// policies fit beside each other.
 pub(super) const MAX_WORDS: usize = MAX_SEGMENTS / 2 * SEGMENT_WORDS;
@@ -13,11 +15,12 @@ const MAX_STEPS: u64 = 200_000_000;
 /// How many rules are blamed.
 const BLAMED: usize = 4;
 
-/// Which limit a policy goes beyond.
+/// Why compiling ends early: which limit a policy goes beyond, or that nobody waits for it any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OverBudget {
     Words,
     Steps,
+    Interrupted,
 }
 
 /// What is left of it.
@@ -25,13 +28,14 @@ pub(super) enum OverBudget {
 pub(super) struct Budget {
     words: usize,
     steps: u64,
+    interrupt: Interrupt,
     /// In how many parts of the tables each rule has had to be.
     parts: Vec<u32>,
 }
 
 impl Budget {
-    pub(super) fn new(rules: usize) -> Self {
-        Self { words: MAX_WORDS - rules, steps: MAX_STEPS, parts: vec![0; rules] }
+    pub(super) fn new(rules: usize, interrupt: Interrupt) -> Self {
+        Self { words: MAX_WORDS - rules, steps: MAX_STEPS, interrupt, parts: vec![0; rules] }
     }
 
     pub(super) fn take_words(&mut self, count: usize) -> Result<(), OverBudget> {
@@ -41,7 +45,7 @@ impl Budget {
 
     pub(super) fn take_steps(&mut self, count: usize) -> Result<(), OverBudget> {
         self.steps = self.steps.checked_sub(count as u64).ok_or(OverBudget::Steps)?;
-        Ok(())
+        if self.interrupt.is_set() { Err(OverBudget::Interrupted) } else { Ok(()) }
     }
 
     /// Notes that these rules are in one more part.

@@ -6,6 +6,11 @@
 //! [`partitions`] finds the lists, by address. What comes of it is a [`diagram`] of which equal parts
 //! are there once. [`budget`] ends what would take too much, and says who is to blame.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use portsteer_common::{
     Decision, Image, Node, PortProtocol, Reason, Verdict,
     image::{Cell, MAX_RULES, Roots, column, feature},
@@ -43,6 +48,26 @@ pub enum CompileError {
     /// The same, found out in another way.
     #[error("the policy's rules meet in too many ways to be compiled{}", blame(rules))]
     TooMuchWork { rules: Vec<Blamed> },
+    /// By [`Interrupt::set`].
+    #[error("interrupted before the policy was compiled")]
+    Interrupted,
+}
+
+/// With a clone of this, another thread ends a compilation that nobody waits for any more.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Ends the compilation soon.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is to end.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// A rule that has to be in many parts of the tables.
@@ -132,7 +157,7 @@ impl Compiled {
 ///
 /// # Errors
 ///
-/// The policy is beyond the budget.
+/// The policy is beyond the budget, or compiling it was interrupted.
 ///
 /// # Panics
 ///
@@ -141,6 +166,7 @@ pub fn compile(
     policy: &Policy,
     interfaces: &[(u32, &str)],
     decisions: &[Decision],
+    interrupt: &Interrupt,
 ) -> Result<Compiled, CompileError> {
     assert_eq!(policy.rules.len(), decisions.len(), "each rule has a decision");
     if policy.rules.len() > MAX_RULES {
@@ -149,7 +175,7 @@ pub fn compile(
     for (rule, decision) in policy.rules.iter().zip(decisions) {
         assert_eq!(verdict(rule.action), decision.verdict(), "a rule's decision is its own");
     }
-    let mut budget = Budget::new(policy.rules.len());
+    let mut budget = Budget::new(policy.rules.len(), interrupt.clone());
     compile_within(policy, interfaces, decisions, &mut budget).map_err(|over| {
         let blamed = |(index, parts): (usize, u32)| {
             let rule = &policy.rules[index];
@@ -159,6 +185,7 @@ pub fn compile(
         match over {
             OverBudget::Words => CompileError::TooLarge { rules },
             OverBudget::Steps => CompileError::TooMuchWork { rules },
+            OverBudget::Interrupted => CompileError::Interrupted,
         }
     })
 }

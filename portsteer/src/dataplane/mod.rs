@@ -15,7 +15,7 @@ use std::{
 use portsteer_common::{Counter, CounterPage, INTERFACE_SLOTS, Reason, counters::outcome_counter};
 
 use crate::{
-    compile::compile,
+    compile::{CompileError, Interrupt, compile},
     netlink::{self, Link},
     policy::{Mode, Policy},
 };
@@ -150,18 +150,28 @@ impl Dataplane {
     }
 
     /// Puts a policy in force on its interfaces and takes all others off. `path` and `text` are
-    /// the policy file, for the listings.
+    /// the policy file, for the listings. Setting `interrupt` from another thread takes effect
+    /// while the policy is compiled: then it is an error, and soon.
     ///
     /// # Errors
     ///
     /// What was in force before stays in force, on the same interfaces.
-    pub fn apply(&self, policy: &Policy, path: &str, text: &str) -> Result<Applied, Error> {
+    pub fn apply(
+        &self,
+        policy: &Policy,
+        path: &str,
+        text: &str,
+        interrupt: &Interrupt,
+    ) -> Result<Applied, Error> {
+        if interrupt.is_set() {
+            return Err(CompileError::Interrupted.into());
+        }
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
         let wanted = interfaces::select(&policy.interfaces, &links, &policy.targets)?;
         let mut notes = targets::check(&self.instance, policy, &wanted, &links)?;
         self.remove_debris(&links)?;
         let mut begun = Begun::default();
-        match self.apply_to(policy, (path, text), &wanted, &links, &mut begun) {
+        match self.apply_to(policy, (path, text), &wanted, &links, &mut begun, interrupt) {
             Ok(applied) => {
                 notes.extend(applied.notes);
                 Ok(Applied { notes, ..applied })
@@ -183,6 +193,7 @@ impl Dataplane {
         wanted: &[Link],
         links: &[Link],
         begun: &mut Begun,
+        interrupt: &Interrupt,
     ) -> Result<Applied, Error> {
         let running = !self.instance.linked_slots()?.is_empty();
         if !running {
@@ -226,7 +237,7 @@ impl Dataplane {
         let placed = place_interfaces(wanted, &pinned)?;
         let names: Vec<(u32, &str)> =
             placed.iter().zip(wanted).map(|(&slot, link)| (slot, link.name.as_str())).collect();
-        let compiled = compile(policy, &names, &manifest.decisions(policy))?;
+        let compiled = compile(policy, &names, &manifest.decisions(policy), interrupt)?;
         maps.make_room(manifest.pages())?;
         // Programs judge by the policy before as well until the word is flipped.
         let before = if running { maps.active_features() } else { 0 };

@@ -9,6 +9,7 @@ use crate::{
     policy::{
         PROTOCOL_NAMES,
         diagnostic::{Diagnostic, suggest},
+        file::{icmp_type_names, icmp_type_of},
         protocol_name,
         services::Services,
     },
@@ -89,7 +90,7 @@ impl fmt::Display for Described {
 }
 
 /// Reads a description: the protocol; where from, if that matters; `->` (or `to`) and where to; then,
-/// in any order, `type N`, `code N`, `vlan ID` or `vlan untagged`, `on INTERFACE` and `later-fragment`. An endpoint is
+/// in any order, `type N` or `type NAME`, `code N`, `vlan ID` or `vlan untagged`, `on INTERFACE` and `later-fragment`. An endpoint is
 /// an address, a port after a colon, or both, IPv6 addresses with ports in brackets.
 ///
 /// # Errors
@@ -179,7 +180,10 @@ impl<'a> Reader<'a> {
         let (mut kind, mut code) = (None, None);
         while self.peek().is_some() {
             match self.take("more")? {
-                ("type", _) => kind = Some(self.number("a type", u8::MAX.into())? as u8),
+                ("type", _) => {
+                    let (number, its_code) = self.icmp_type(packet.protocol)?;
+                    (kind, code) = (Some(number), code.or(its_code));
+                }
                 ("code", _) => code = Some(self.number("a code", u8::MAX.into())? as u8),
                 ("vlan", _) => packet.vlan = Some(self.vlan()?),
                 ("on", _) => packet.interface = Some(self.take("an interface")?.0.to_owned()),
@@ -232,6 +236,21 @@ impl<'a> Reader<'a> {
         let (word, span) = self.take(what)?;
         word.parse().ok().filter(|number| *number <= most).ok_or_else(|| {
             Diagnostic::error(format!("{what} is a number from 0 to {most}")).at(span).into()
+        })
+    }
+
+    /// `8`, `echo-request`, or, with its code, `port-unreachable`.
+    fn icmp_type(&mut self, protocol: u8) -> Result<(u8, Option<u8>), Box<Diagnostic>> {
+        let (word, span) = self.take("a type")?;
+        if let Some(named) = icmp_type_of(protocol, word) {
+            return Ok(named);
+        }
+        word.parse().map(|number| (number, None)).map_err(|_| {
+            let error = Diagnostic::error("a type is a number from 0 to 255, or a name").at(span);
+            match suggest(word, icmp_type_names(protocol)) {
+                Some(near) => error.help(format!("did you mean `{near}`?")).into(),
+                None => error.into(),
+            }
         })
     }
 
@@ -327,6 +346,9 @@ mod tests {
             ("udp any -> 192.0.2.1 later-fragment", "udp -> 192.0.2.1 later-fragment"),
             ("icmpv6 fe80::1->ff02::1 type 135", "icmpv6 fe80::1 -> ff02::1 type 135 code 0"),
             ("icmp -> any code 4 type 3", "icmp -> anywhere type 3 code 4"),
+            ("icmp -> any type fragmentation-needed", "icmp -> anywhere type 3 code 4"),
+            ("icmp -> any type destination-unreachable code 1", "icmp -> anywhere type 3 code 1"),
+            ("icmpv6 -> any type echo-reply", "icmpv6 -> anywhere type 129 code 0"),
             ("47 10.0.0.1 -> 10.0.0.2", "47 10.0.0.1 -> 10.0.0.2"),
             ("tcp -> :80 on veth-1 vlan untagged", "tcp -> :80 vlan 0 on veth-1"),
         ] {

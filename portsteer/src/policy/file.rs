@@ -12,6 +12,7 @@ use toml::{
     de::{DeInteger, DeTable, DeValue},
 };
 
+pub(crate) use self::icmp_types::{icmp_type_names, icmp_type_of};
 pub use self::sets::{MAX_PREFIXES_IN_ALL, SetFiles};
 use self::{
     interfaces::Attached,

@@ -10,6 +10,7 @@ use std::{
 };
 
 use portsteer::{
+    compile::Interrupt,
     dataplane::{
         Dataplane, Instance, Stats, read_stats,
         sys::{self, Instruction, TestRun},
@@ -82,7 +83,9 @@ fn storm(policies: &[Policy; 2], swaps: usize, deciding: &[&str; 2]) {
     let instance = Instance::new(INSTANCE).unwrap();
     let dataplane = site.host.run(|| Dataplane::lock(instance.clone())).expect("an instance");
     let apply = |policy: &Policy| {
-        site.host.run(|| dataplane.apply(policy, "storm.toml", "")).expect("a policy in force")
+        site.host
+            .run(|| dataplane.apply(policy, "storm.toml", "", &Interrupt::default()))
+            .expect("a policy in force")
     };
     apply(&policies[0]);
     let link = || site.cable.right.link().expect("the uplink").counters;

@@ -1,7 +1,7 @@
 //! Policies that are too much: refused in bounded time, offline and by an agent, which keeps the one that
 //! is in force.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, thread, time::Duration};
 
 use portsteer_testkit::{
     agent::{Agent, Outcome, Stats, is_slow, policy_file, run, run_agent},
@@ -107,5 +107,57 @@ fn a_policy_beyond_the_budget_is_refused_and_its_rules_are_named() {
             run_agent(&site.host, INSTANCE, &beyond).expect(2, &SAID);
             assert_all_off(&site);
         }
+    });
+}
+
+/// All rules overlap in both addresses: it takes many seconds until that is too much.
+fn slow_to_refuse() -> String {
+    let mut text = policy(&["uplink"]);
+    for index in 0..1_000 {
+        let (high, low) = (index / 256, index % 256);
+        write!(
+            text,
+            "[[rules]]\nsrc = \"!10.{high}.{low}.0/24\"\ndst = \"!172.16.{high}.{low}\"\n\
+             dst_port = {index}\naction = \"drop\"\n"
+        )
+        .unwrap();
+    }
+    text
+}
+
+#[test]
+fn an_agent_ends_when_it_is_to_whatever_it_compiles() {
+    const REFUSED: &str = "nothing was changed";
+    let begin = |agent: &mut Agent| {
+        agent.write_policy(&slow_to_refuse());
+        agent.signal(libc::SIGHUP);
+        // It is read quickly.
+        thread::sleep(Duration::from_secs(1));
+    };
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink"]));
+        begin(&mut agent);
+        let (status, log) = agent.end(libc::SIGTERM);
+        assert!(status.success() && !log.contains(REFUSED), "{status}: {log}");
+        assert!(log.contains("the dataplane stays in force"), "{log}");
+        assert_in_force(&site);
+
+        // It takes over what is in force, on trial.
+        let time = ["--for", if is_slow() { "10s" } else { "3s" }];
+        let mut agent = Agent::start_with(&site.host, INSTANCE, &policy(&["uplink"]), &time);
+        begin(&mut agent);
+        let status = agent.wait();
+        let log = agent.log();
+        assert!(status.success() && !log.contains(REFUSED), "{status}: {log}");
+        assert!(log.contains("the time is up; detached from uplink"), "{log}");
+        assert_all_off(&site);
+
+        // Nor does a start keep it.
+        let agent = Agent::launch(&site.host, INSTANCE, &slow_to_refuse(), &[]);
+        thread::sleep(Duration::from_secs(2));
+        let (status, log) = agent.end(libc::SIGINT);
+        assert!(status.success() && log.is_empty(), "{status}: {log}");
+        assert_all_off(&site);
     });
 }

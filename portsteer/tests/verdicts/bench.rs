@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use portsteer::{
+    compile::Interrupt,
     dataplane::{
         Dataplane, Instance, Stats, program_in_slot, read_stats,
         sys::{self, TestRun},
@@ -90,7 +91,7 @@ impl Bench {
         let policy = parse_policy(text);
         let dataplane = namespace.run(|| {
             let dataplane = Dataplane::lock(instance.clone()).unwrap();
-            dataplane.apply(&policy, "verdicts.toml", text).unwrap();
+            dataplane.apply(&policy, "verdicts.toml", text, &Interrupt::default()).unwrap();
             dataplane
         });
         let program = program_in_slot(&instance, 0).unwrap();
@@ -110,7 +111,9 @@ impl Bench {
         }
         self.policy = policy;
         let Self { dataplane, policy, .. } = self;
-        self._namespace.run(|| dataplane.apply(policy, "verdicts.toml", text)).unwrap();
+        self._namespace
+            .run(|| dataplane.apply(policy, "verdicts.toml", text, &Interrupt::default()))
+            .unwrap();
         // A policy that asks for other features has another program.
         self.program = program_in_slot(&self.instance, 0).unwrap();
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use portsteer::{
-    compile::{compile, evaluate::Evaluator, verdict},
+    compile::{Interrupt, compile, evaluate::Evaluator, verdict},
     explain::{Cause, Explainer, captured},
     oracle::{self, Packet},
     policy::{Action, Policy},
@@ -128,7 +128,7 @@ pub fn compiled(policy: &Policy, slots: &[(u32, &str)]) -> (Box<Image>, Vec<Segm
     // Whatever stood there before is gone.
     let mut image: Box<Image> = bytemuck::zeroed_box();
     bytemuck::bytes_of_mut(&mut *image).fill(0xa5);
-    let compiled = compile(policy, slots, &decisions).unwrap();
+    let compiled = compile(policy, slots, &decisions, &Interrupt::default()).unwrap();
     let mut segments = vec![[0xa5a5_a5a5; SEGMENT_WORDS]; FIRST_SEGMENT + compiled.segments()];
     compiled.write(&mut image, &mut segments[FIRST_SEGMENT..], FIRST_SEGMENT);
     (image, segments)

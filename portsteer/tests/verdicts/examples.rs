@@ -11,7 +11,7 @@ use std::{
 
 use portsteer::{
     agent::load_policy,
-    compile::evaluate::Evaluator,
+    compile::{Interrupt, evaluate::Evaluator},
     dataplane::{Dataplane, Instance, program_in_slot, read_stats, sys},
     explain::{self, Explainer, described},
     lab::{End, Namespace, Veth},
@@ -287,7 +287,7 @@ impl<'p> Bench<'p> {
         let instance = Instance::new(name).unwrap();
         let dataplane = namespace.run(|| {
             let dataplane = Dataplane::lock(instance.clone()).unwrap();
-            dataplane.apply(policy, "policy.toml", text).unwrap();
+            dataplane.apply(policy, "policy.toml", text, &Interrupt::default()).unwrap();
             dataplane
         });
         // The slots are those of an instance that is new: in the policy's order.

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use portsteer::{
+    compile::Interrupt,
     dataplane::{Dataplane, Instance, TargetStats, program_in_slot, read_stats},
     lab::Namespace,
     policy::Policy,
@@ -48,7 +49,7 @@ impl Portsteer {
         let instance = Instance::new(&format!("bench-{}", lane.receiver.name()))?;
         let dataplane = Dataplane::lock(instance.clone())?;
         // The first policy makes room for the counters of all that follow.
-        namespace.run(|| dataplane.apply(&policy, "bench", ""))?;
+        namespace.run(|| dataplane.apply(&policy, "bench", "", &Interrupt::default()))?;
         let program = program_in_slot(&instance, 0)?;
         let mut new = Self { namespace, dataplane, program, policy, idle, arriving_before: 0 };
         new.stop()?;
@@ -61,7 +62,7 @@ impl Portsteer {
     }
 
     fn apply(&self, policy: &Policy) -> Result<()> {
-        self.namespace.run(|| self.dataplane.apply(policy, "bench", ""))?;
+        self.namespace.run(|| self.dataplane.apply(policy, "bench", "", &Interrupt::default()))?;
         Ok(())
     }
 

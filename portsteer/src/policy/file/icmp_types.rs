@@ -322,6 +322,25 @@ impl Reader<'_> {
     }
 }
 
+/// The names of a protocol's types, with those of its codes.
+pub(crate) fn icmp_type_names(number: u8) -> impl Iterator<Item = &'static str> {
+    let names = match number {
+        ICMP => &ICMP_NAMES[..],
+        ICMPV6 => &ICMPV6_NAMES[..],
+        _ => &[],
+    };
+    names.iter().map(|&(name, _)| name)
+}
+
+/// What a name stands for in a protocol: a type, perhaps with one of its codes.
+pub(crate) fn icmp_type_of(number: u8, name: &str) -> Option<(u8, Option<u8>)> {
+    match number {
+        ICMP => known(&ICMP_NAMES, name),
+        ICMPV6 => known(&ICMPV6_NAMES, name),
+        _ => None,
+    }
+}
+
 /// Points at the key and the protocol that do not go together.
 fn beside(error: Diagnostic, key: Range<usize>, protocol: &Range<usize>) -> Diagnostic {
     error
