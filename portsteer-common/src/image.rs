@@ -321,7 +321,12 @@ pub mod feature {
     pub const EXTRAS: u32 = 1 << 4;
     /// Tables lie beyond [`SMALL_SEGMENTS`](crate::node::SMALL_SEGMENTS).
     pub const LARGE: u32 = 1 << 5;
-    /// Those that there are, with a name for each.
+    /// Of programs alone, not of policies: the interface belongs to the first bank's policy and to no other.
+    /// Where that is not in force, everything passes, as if nothing were attached.
+    pub const FIRST_BANK_ALONE: u32 = 1 << 30;
+    /// The same for the second bank.
+    pub const SECOND_BANK_ALONE: u32 = 1 << 31;
+    /// Those that policies have, with a name for each.
     pub const NAMES: [(u32, &str); 6] = [
         (RULES, "rules"),
         (SRC, "src"),

@@ -11,6 +11,7 @@ pub mod image;
 pub mod node;
 pub mod reason;
 pub mod steering;
+pub mod trial;
 pub mod verdict;
 pub mod wire;
 
@@ -22,7 +23,7 @@ pub use verdict::Verdict;
 
 /// The version of everything that lives in pinned maps. A portsteer that finds pins of another
 /// version leaves them alone and says so.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 
 /// How many interfaces one instance can be attached to at the same time. Each has a *slot*, a
 /// number below this.

@@ -14,6 +14,8 @@ mod steer;
 #[cfg(target_arch = "bpf")]
 mod tables;
 #[cfg(target_arch = "bpf")]
+mod trial;
+#[cfg(target_arch = "bpf")]
 mod watch;
 
 /// For the host there is no program, only the library: see `cargo xtask ebpf`.

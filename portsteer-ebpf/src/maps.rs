@@ -9,18 +9,21 @@ use aya_ebpf::{
     bindings::xdp_action::XDP_REDIRECT,
     btf_maps::{Array, CpuMap, DevMap, LruHashMap, PerCpuArray},
     cty::c_void,
-    helpers::generated::bpf_redirect_map,
+    helpers::generated::{
+        bpf_redirect_map, bpf_timer_cancel, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
+    },
     macros::btf_map,
 };
 use portsteer_common::{
     Counter, CounterPage, Decision, Image, Node, PolicyBanks, PortKey, PortProtocol, Verdict,
     counters::MAX_PAGES,
-    image::{Cell, ROWS, Roots, feature},
+    image::{Cell, FIRST_BANK, ROWS, Roots, SECOND_BANK, feature},
     node::{
         self, LINE_WORDS, MAX_SEGMENTS, OTHER_COLUMNS, SEGMENT_LINES, SEGMENT_WORDS,
         SMALL_SEGMENTS, SmallTables,
     },
     steering::{self, Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS},
+    trial::{self, Trial},
 };
 use portsteer_ebpf::bound;
 
@@ -122,6 +125,19 @@ impl Policy {
         // SAFETY: an aligned word of the value. User space changes it with one atomic store.
         let active = unsafe { (&raw const (*policy).active).read_volatile() };
         Self::of_word(active)
+    }
+
+    /// The policy in force, or, where this program's interface belongs to one bank alone, that bank's. The
+    /// latter is asked for only after that bank was in force.
+    #[inline(always)]
+    pub fn of_this_program() -> Self {
+        if has(feature::FIRST_BANK_ALONE) {
+            Self::of_word(FIRST_BANK)
+        } else if has(feature::SECOND_BANK_ALONE) {
+            Self::of_word(SECOND_BANK)
+        } else {
+            Self::current()
+        }
     }
 
     /// The word that says which bank this is, for functions that take nothing but numbers.
@@ -400,3 +416,68 @@ const _: () = assert!(
         && size_of::<MacAddresses>() == 12
 );
 const _: () = assert!(TARGET_SLOTS == 2048 && SPREAD_PLACES == 128, "the masks in bound.rs");
+
+/// What the map `trial` holds: [`portsteer_common::trial::HeldTrial`], with the timer by the name that the kernel
+/// looks for.
+#[repr(C)]
+struct HeldTrial {
+    timer: bpf_timer,
+    trial: Trial,
+}
+
+/// The kernel's `struct bpf_timer`, which it knows by its name and size.
+#[repr(C, align(8))]
+struct bpf_timer {
+    opaque: [u64; 2],
+}
+
+/// The policy on trial, if there is one.
+#[btf_map(name = "trial")]
+static TRIAL: Array<HeldTrial, 1> = Array::new();
+
+/// The timer of the policy on trial.
+#[derive(Clone, Copy)]
+pub struct Timer(*mut HeldTrial);
+
+impl Timer {
+    /// `None` never happens, but the verifier cannot know.
+    #[inline(always)]
+    pub fn get() -> Option<Self> {
+        TRIAL.get_ptr_mut(0).map(Self)
+    }
+
+    /// Starts it with the time that the map says. `false` if the kernel refuses.
+    #[inline(always)]
+    pub fn start(self) -> bool {
+        // CLOCK_BOOTTIME (include/uapi/linux/time.h).
+        const CLOCK: u64 = 7;
+        // SAFETY: the map's own timer; that it was made before, by another trial, is no harm. The function's
+        // arguments are those that the kernel calls it with.
+        unsafe {
+            let timer = (&raw mut (*self.0).timer).cast();
+            bpf_timer_init(timer, (&raw const TRIAL).cast_mut().cast(), CLOCK);
+            bpf_timer_set_callback(timer, when_the_time_is_up as *mut c_void) == 0
+                && bpf_timer_start(timer, (&raw const (*self.0).trial.nanoseconds).read(), 0) == 0
+        }
+    }
+
+    /// Stops it: 1 if it ran until then, 0 if not, less where the kernel refuses.
+    #[inline(always)]
+    pub fn cancel(self) -> i64 {
+        // SAFETY: the map's own timer.
+        unsafe { bpf_timer_cancel((&raw mut (*self.0).timer).cast()) }
+    }
+}
+
+/// Puts the policy before back in force.
+#[inline(never)]
+extern "C" fn when_the_time_is_up(_: *mut c_void, _: *mut u32, held: *mut HeldTrial) -> i32 {
+    let policy = POLICY.0.get().cast::<PolicyBanks>();
+    // SAFETY: the map's value, and an aligned word of the policy's, which programs read in one step.
+    unsafe {
+        let back = (&raw const (*held).trial.back).read_volatile();
+        (&raw mut (*policy).active).write_volatile(back);
+        (&raw mut (*held).trial.state).write_volatile(trial::state::LAPSED);
+    }
+    0
+}

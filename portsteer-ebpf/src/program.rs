@@ -25,19 +25,36 @@ use crate::{
 /// but protocols and ports.
 #[xdp(frags)]
 pub fn portsteer(ctx: XdpContext) -> u32 {
-    run(&ctx, |_, policy, key| classify_plain(policy, key))
+    run(&ctx, Policy::current, |_, policy, key| classify_plain(policy, key))
 }
 
 /// The same for policies whose rules constrain more. It can do all that the other does, since it is in
 /// place before the first such policy is; but the other should not pay for it.
 #[xdp(frags)]
 pub fn portsteer_rules(ctx: XdpContext) -> u32 {
-    run(&ctx, |frame, policy, key| classify_plain_by_rules(ctx.ctx, frame, policy, key))
+    run(&ctx, Policy::current, |frame, policy, key| {
+        classify_plain_by_rules(ctx.ctx, frame, policy, key)
+    })
+}
+
+/// The same for interfaces that only one of two policies names, while one is on trial: where the other is in
+/// force, it is as if nothing were attached.
+#[xdp(frags)]
+pub fn portsteer_alone(ctx: XdpContext) -> u32 {
+    let alone = Policy::of_this_program();
+    // The only time that this packet asks which policy is in force.
+    if alone.to_word() != Policy::current().to_word() {
+        return XDP_PASS;
+    }
+    run(&ctx, Policy::of_this_program, |frame, policy, key| {
+        classify_plain_by_rules(ctx.ctx, frame, policy, key)
+    })
 }
 
 #[inline(always)]
 fn run(
     ctx: &XdpContext,
+    policy: impl FnOnce() -> Policy,
     classify: impl FnOnce(&Frame<Packet>, Policy, PortKey) -> Decision,
 ) -> u32 {
     let frame = Frame::new(Packet(XdpContext::new(ctx.ctx)));
@@ -45,7 +62,7 @@ fn run(
     // what lives across it is pushed onto the stack.
     match parse_plain(&frame) {
         Some(key) => {
-            let decision = classify(&frame, Policy::current(), key);
+            let decision = classify(&frame, policy(), key);
             if decision.steers() {
                 core::hint::cold_path();
                 return steer_plain(ctx.ctx, decision.to_bits(), frame.len());
@@ -62,7 +79,7 @@ fn judge_any(ctx: *mut xdp_md) -> u32 {
     let mut frame = Frame::new(Packet(XdpContext::new(ctx)));
     let mut headers = Headers::new();
     let parsed = parse_any(&mut frame, &mut headers);
-    let policy = Policy::current();
+    let policy = Policy::of_this_program();
     let decision = match parsed {
         Ok(()) => classify_any(ctx, policy, &headers),
         Err(reason) => without_headers(policy, reason),
