@@ -14,11 +14,12 @@ use toml::{
 
 pub(crate) use self::icmp_types::{icmp_type_names, icmp_type_of};
 pub use self::sets::{MAX_PREFIXES_IN_ALL, SetFiles};
+pub(super) use self::syntax::dismantle;
 use self::{
     interfaces::Attached,
     rules::{Named, RULE_KEY_SYNONYMS, RULE_KEYS},
     sets::{SET_KEYS, Sets},
-    syntax::{dismantle, remove_consequences, syntax_diagnostics},
+    syntax::{remove_consequences, syntax_diagnostics},
     targets::{TARGET_KEYS, Targets},
 };
 use super::{
@@ -423,7 +424,7 @@ const fn is_invisible(character: char) -> bool {
 }
 
 /// Why a text is no name for a rule, a set or a target.
-fn name_fault(name: &str) -> Option<String> {
+pub(super) fn name_fault(name: &str) -> Option<String> {
     if name.is_empty() {
         Some("a name has at least one character".to_owned())
     } else if name.chars().any(char::is_control) {

@@ -145,7 +145,7 @@ pub(super) fn remove_consequences(errors: &mut Vec<Diagnostic>, syntax_errors: &
 
 /// Drops a tree without recursion: the parser allows some 6,000 levels, and dropping each takes a
 /// stack frame or two.
-pub(super) fn dismantle(root: DeTable<'_>) {
+pub(in crate::policy) fn dismantle(root: DeTable<'_>) {
     let mut pending = vec![DeValue::Table(root)];
     let is_nested = |value: &DeValue<'_>| matches!(value, DeValue::Table(_) | DeValue::Array(_));
     while let Some(value) = pending.pop() {
