@@ -3,7 +3,8 @@
 //! [`file`] reads a policy file into a [`Policy`], [`prefixes`] addresses and files of them,
 //! [`services`] knows the names of ports, [`lint`] looks for what is legal but hardly meant,
 //! [`ranges`] is how addresses are compared, and [`diagnostic`] is how all of them say what they found.
-//! [`edit`] changes what it has to of a policy file's text.
+//! [`edit`] changes what it has to of a policy file's text, and [`diff`] tells what one policy changes
+//! about another.
 //! Nothing in here does any I/O.
 
 use std::{fmt, net::IpAddr, ops::Range};
@@ -13,6 +14,7 @@ use portsteer_common::PortProtocol;
 use serde::{Deserialize, Serialize};
 
 pub mod diagnostic;
+pub mod diff;
 pub mod edit;
 pub mod file;
 pub mod lint;
