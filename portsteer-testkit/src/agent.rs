@@ -125,7 +125,7 @@ pub fn run_agent(namespace: &Namespace, instance: &str, policy: &str) -> Outcome
     let directory = TempDir::new().expect("a temporary directory");
     let path = policy_file(directory.path(), policy);
     let path = path.to_str().expect("a path of text");
-    run(namespace, &["agent", "--instance", instance, "--policy", path])
+    run(namespace, &["agent", "--ephemeral", "--instance", instance, "--policy", path])
 }
 
 /// How a child ended; none if it does not in time.
@@ -191,6 +191,10 @@ impl Agent {
         let log = directory.path().join("log");
         let mut all = vec!["agent".to_owned(), "--instance".to_owned(), instance.to_owned()];
         all.extend(["--policy".to_owned(), path.display().to_string()]);
+        // Nobody's state is to be touched that a test has not made.
+        if !arguments.contains(&"--state-dir") {
+            all.push("--ephemeral".to_owned());
+        }
         all.extend(arguments.iter().map(|&argument| argument.to_owned()));
         let child = spawn(namespace, &all, &log);
         let (namespace, instance) = (namespace.clone(), instance.to_owned());

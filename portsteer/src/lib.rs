@@ -2,6 +2,7 @@
 //! the agent that keeps the two together. The binary `portsteer` is `cli` and nothing else.
 
 pub mod agent;
+pub mod api;
 pub mod cli;
 pub mod compile;
 pub mod dataplane;

@@ -1,46 +1,73 @@
-//! The agent in the foreground: attaches, applies the policy file again on SIGHUP, and ends with
-//! the dataplane in force (SIGTERM) or taken off (Ctrl-C, when its time is up, or SIGTERM before
+//! The agent: puts policies in force and keeps them so, serves the control socket, and follows the network. It
+//! ends with the dataplane in force (SIGTERM) or taken off (Ctrl-C, when its time is up, or SIGTERM before
 //! that).
+//!
+//! Everything that changes something is done by [`control`], one thing at a time, in a thread of its own;
+//! meanwhile the loop here listens for whatever ends the agent, and the sockets answer those who only look.
 
 use std::{
-    fs,
     future::poll_fn,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    task::spawn_blocking,
+    sync::{mpsc, oneshot},
+    task::{JoinHandle, spawn_blocking},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use crate::{
-    compile::Interrupt,
-    dataplane::{
-        Applied, Change, Dataplane, Detached, Error as DataplaneError, Instance, Refreshed,
-        TargetChange, TargetState,
-    },
+    api::{ApplyAnswer, Kind, Refusal, default_socket},
+    compile::{CompileError, Interrupt},
+    dataplane::{Applied, Change, Detached, Error as DataplaneError, Instance},
     netlink::Watch,
-    policy::{self, Policy, diagnostic::Diagnostic, services::Services},
+    policy::diagnostic::{self, Diagnostic, Source},
 };
 
+pub mod bundle;
+pub mod config;
+mod connections;
+mod control;
+mod history;
+mod loading;
+mod server;
 mod set_files;
+mod store;
+mod way_in;
 
+pub use bundle::Bundle;
+pub use config::Config;
+pub use control::Desired;
+pub use loading::{LoadedPolicy, load_policy, services};
+pub use server::Description;
 pub use set_files::{MAX_SET_FILES_LEN, PolicyFiles};
+pub use store::{DEFAULT_DIRECTORY, Store, StoreError};
+
+use connections::{Address, Socket, group_id};
+use control::Control;
+use server::{Job, Shared};
 
 /// What the agent is to do.
 #[derive(Debug, Clone)]
 pub struct Options {
-    pub policy: PathBuf,
+    /// The policy file: put in force at the start, unless `resume` finds something better, and at SIGHUP.
+    pub policy: Option<PathBuf>,
+    /// Go on with what is in force, else with what was accepted last.
+    pub resume: bool,
     pub instance: Instance,
     /// Take the dataplane off after this time.
     pub lifetime: Option<Duration>,
+    pub config: Config,
+    /// Where policies are kept; None to keep nothing and to listen at no socket.
+    pub state: Option<PathBuf>,
 }
 
-/// Why the agent ended without doing its work.
+/// Why the agent did not do what it was asked.
 #[derive(Debug)]
 pub enum Error {
     /// The policy file cannot be read.
@@ -49,10 +76,14 @@ pub enum Error {
     Policy { path: PathBuf, text: String, diagnostics: Vec<Diagnostic> },
     /// The kernel, or what is in it already, refused.
     Dataplane(DataplaneError),
+    /// Anything else.
+    Refused(Refusal),
     /// The signals cannot be listened for.
     Signals(io::Error),
     /// Changes of the network cannot be followed.
     Events(io::Error),
+    /// There is no control socket to be had.
+    Socket { path: PathBuf, source: io::Error },
 }
 
 impl From<DataplaneError> for Error {
@@ -61,82 +92,60 @@ impl From<DataplaneError> for Error {
     }
 }
 
-/// A policy file that was read and understood.
-#[derive(Debug)]
-pub struct LoadedPolicy {
-    pub path: PathBuf,
-    pub text: String,
-    pub policy: Policy,
-    /// What the parser and the lints have to say.
-    pub warnings: Vec<Diagnostic>,
-}
-
-/// The names of ports: the embedded ones, and those that the host's own file adds.
-#[must_use]
-pub fn services() -> Services {
-    match fs::read_to_string("/etc/services") {
-        Ok(text) => Services::embedded().with_etc_services(&text),
-        Err(_) => Services::embedded(),
-    }
-}
-
-/// The longest policy file that is read, in bytes. 100,000 rules of every kind are some 12 MiB; a
-/// file of this length that is made to be large takes up to 4 GiB while it is read.
-const MAX_POLICY_LEN: u64 = 32 << 20;
-
-/// Reads a policy file, and the files that its sets name.
-///
-/// # Errors
-///
-/// It cannot be read, or it has errors, which those of the sets' files are among.
-pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
-    let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(unreadable)?;
-    file.take(MAX_POLICY_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_POLICY_LEN {
-        let text = format!("it is longer than {} MiB", MAX_POLICY_LEN >> 20);
-        return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, text)));
-    }
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        unreadable(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("it is not UTF-8 from byte {at} on"),
-        ))
-    })?;
-    match policy::file::parse_with(&text, &services(), &mut PolicyFiles::beside(path)) {
-        Ok(parsed) => {
-            let mut warnings = parsed.warnings;
-            warnings.extend(policy::lint::lint(&parsed.policy, &host_facts()));
-            Ok(LoadedPolicy { path: path.to_owned(), text, policy: parsed.policy, warnings })
+impl Error {
+    /// What a client is told.
+    #[must_use]
+    pub fn to_refusal(&self) -> Refusal {
+        match self {
+            Self::Unreadable { path, source } => {
+                Refusal::bad_input(format!("{}: {source}", path.display()))
+            }
+            Self::Policy { path, text, diagnostics } => {
+                let count = diagnostics.len();
+                let errors = if count == 1 { "an error" } else { "errors" };
+                let details = render_diagnostics(&path.display().to_string(), text, diagnostics);
+                Refusal {
+                    details: Some(details),
+                    ..Refusal::bad_input(format!("the policy has {errors}"))
+                }
+            }
+            Self::Dataplane(error) => {
+                let kind = match error {
+                    DataplaneError::Compile(CompileError::Interrupted) => Kind::Refused,
+                    DataplaneError::Compile(_) | DataplaneError::UnknownInterface { .. } => {
+                        Kind::BadInput
+                    }
+                    DataplaneError::NotAttached(_) | DataplaneError::NoTrial => Kind::Negative,
+                    _ => Kind::Refused,
+                };
+                let (message, help) = (error.to_string(), error.help());
+                Refusal { kind, message, help, details: None }
+            }
+            Self::Refused(refusal) => refusal.clone(),
+            Self::Signals(error) => Refusal::refused(format!("listening for signals: {error}")),
+            Self::Events(error) => {
+                Refusal::refused(format!("following the network's changes: {error}"))
+            }
+            Self::Socket { path, source } => {
+                Refusal::refused(format!("the control socket {}: {source}", path.display()))
+                    .help("end whoever listens there, or give another path with --socket")
+            }
         }
-        Err(diagnostics) => Err(Error::Policy { path: path.to_owned(), text, diagnostics }),
     }
 }
 
-/// What the lints want to know of this host.
-fn host_facts() -> policy::lint::HostFacts {
-    let read = |path: &str| fs::read_to_string(path).ok();
-    let ephemeral_ports = read("/proc/sys/net/ipv4/ip_local_port_range").and_then(|text| {
-        let mut numbers = text.split_whitespace().map(str::parse::<u16>);
-        let (first, last) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-        (first <= last).then_some(policy::PortRange { first, last })
-    });
-    let forwards = |path| read(path).map(|text| text.trim() != "0");
-    let v4 = forwards("/proc/sys/net/ipv4/ip_forward");
-    let v6 = forwards("/proc/sys/net/ipv6/conf/all/forwarding");
-    let forwards = match (v4, v6) {
-        (None, None) => None,
-        (v4, v6) => Some(v4 == Some(true) || v6 == Some(true)),
-    };
-    policy::lint::HostFacts { ephemeral_ports, forwards }
+/// What the parser and the lints have to say, as text for people.
+fn render_diagnostics(name: &str, text: &str, diagnostics: &[Diagnostic]) -> String {
+    let source = Source { name: name.to_owned(), text: text.to_owned() };
+    diagnostic::render(&source, diagnostics, false)
 }
 
 /// What the agent has to say while it runs.
-pub trait Reporter {
-    /// A policy is in force.
-    fn applied(&mut self, loaded: &LoadedPolicy, applied: &Applied);
+pub trait Reporter: Send {
+    /// A policy is in force, or on trial.
+    fn applied(&mut self, answer: &ApplyAnswer);
+    /// What another agent left in force was taken over.
+    fn taken_over(&mut self, desired: &Desired, applied: &Applied);
     /// A policy was not put in force, and the one before is.
     fn refused(&mut self, error: &Error);
     /// Anything else.
@@ -148,6 +157,9 @@ const TARGET_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often the agent looks whether somebody has detached its instance.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often it looks at the interfaces if nothing wakes it, and tries to keep what it could not keep.
+const SURVEY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why the agent is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,16 +197,10 @@ impl Ends {
     /// Waits for the first of them.
     async fn next(&mut self) -> End {
         let time = self.time;
-        let lifetime = async {
-            match time {
-                Some(time) => sleep_until(time).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             () = any(&mut self.terminate) => End::Terminated,
             _ = self.interrupt.recv() => End::Interrupted,
-            () = lifetime => End::TimeIsUp,
+            () = until(time) => End::TimeIsUp,
         }
     }
 }
@@ -203,133 +209,11 @@ fn listen(kind: SignalKind) -> Result<Signal, Error> {
     signal(kind).map_err(Error::Signals)
 }
 
-/// Runs the agent until a signal or its lifetime ends it.
-///
-/// # Errors
-///
-/// The policy cannot be put in force at the start. Later failures are reported and change
-/// nothing.
-pub async fn run(options: Options, reporter: &mut impl Reporter) -> Result<(), Error> {
-    // Listened for before anything is attached, so that no signal finds the agent deaf.
-    let mut hangup = listen(SignalKind::hangup())?;
-    let mut ends = Ends::listen()?;
-
-    let (mut running, result, mut ended) =
-        put_in_force(&options, None, Reading::First, &mut ends).await;
-    match result {
-        Ok((loaded, applied)) => reporter.applied(&loaded, &applied),
-        Err(_) if ended.is_some() => return Ok(()),
-        Err(error) => return Err(error),
-    }
-
-    // Whatever it says, all is looked at: it only wakes the agent early.
-    let watch = Watch::start().map_err(Error::Events)?;
-    let mut look = interval(TARGET_INTERVAL);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-
-    ends.time = options.lifetime.map(|lifetime| Instant::now() + lifetime);
-    let mut check = interval(CHECK_INTERVAL);
-    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        if let Some(end) = ended {
-            return finish(&options, end, running, reporter);
-        }
-        tokio::select! {
-            _ = hangup.recv() => {
-                notice_detach(&mut running, reporter);
-                let (after, result, end) = put_in_force(&options, running, Reading::Again, &mut ends).await;
-                (running, ended) = (after, end);
-                match result {
-                    Ok((loaded, applied)) => reporter.applied(&loaded, &applied),
-                    // Whoever ends the agent does not ask how far it has come.
-                    Err(_) if end.is_some() => {}
-                    Err(error) => reporter.refused(&error),
-                }
-            }
-            end = ends.next() => ended = Some(end),
-            _ = check.tick() => {
-                notice_detach(&mut running, reporter);
-                notice_gone_interfaces(running.as_ref(), reporter);
-            }
-            _ = look.tick() => refresh_targets(running.as_ref(), true, reporter),
-            changed = watch.changed() => {
-                changed.map_err(Error::Events)?;
-                refresh_targets(running.as_ref(), false, reporter);
-            }
-        }
-    }
-}
-
-/// Ends as it is asked to.
-fn finish(
-    options: &Options,
-    end: End,
-    running: Option<Dataplane>,
-    reporter: &mut impl Reporter,
-) -> Result<(), Error> {
-    match end {
-        // A trial is a trial however the agent is ended.
-        End::Terminated if options.lifetime.is_some() => {
-            take_off(running, "ended before its time", reporter)
-        }
-        End::Terminated => {
-            if running.is_some() {
-                let name = options.instance.name();
-                reporter.note(&format!(
-                    "ending; the dataplane stays in force (`portsteer detach --instance {name}` \
-                     takes it off)"
-                ));
-            }
-            Ok(())
-        }
-        End::Interrupted => take_off(running, "interrupted", reporter),
-        End::TimeIsUp => take_off(running, "the time is up", reporter),
-    }
-}
-
-/// Whether the policy file has been read before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reading {
-    First,
-    Again,
-}
-
-/// Reads the policy file and puts it in force, in a thread of its own: a large policy takes seconds, and
-/// whoever wants the agent to end does not wait for that. Gives the dataplane back, which there is none of
-/// if it was a start and failed, and says whether the agent is to end.
-async fn put_in_force(
-    options: &Options,
-    running: Option<Dataplane>,
-    reading: Reading,
-    ends: &mut Ends,
-) -> (Option<Dataplane>, Result<(LoadedPolicy, Applied), Error>, Option<End>) {
-    let interrupt = Interrupt::default();
-    let mut work = spawn_blocking({
-        let (options, interrupt) = (options.clone(), interrupt.clone());
-        move || {
-            let is_start = running.is_none();
-            let mut running = running;
-            let result = apply(&options, &mut running, reading, &interrupt);
-            if result.is_err()
-                && let Some(idle) = running.take_if(|running| is_start && running.is_idle())
-            {
-                idle.abandon();
-            }
-            (running, result)
-        }
-    });
-    let mut ended = None;
-    let done = tokio::select! {
-        done = &mut work => done,
-        end = ends.next() => {
-            ended = Some(end);
-            interrupt.set();
-            work.await
-        }
-    };
-    match done {
-        Ok((running, result)) => (running, result, ended),
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+/// Waits for a moment; for ever where there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -342,87 +226,321 @@ async fn any(signals: &mut [Signal]) {
     .await;
 }
 
-/// Follows interfaces, neighbours and CPUs.
-fn refresh_targets(running: Option<&Dataplane>, ask_again: bool, reporter: &mut impl Reporter) {
-    let Some(dataplane) = running else { return };
-    match dataplane.refresh_targets(ask_again) {
-        Ok(Refreshed { changes, notes }) => {
-            notes.iter().for_each(|note| reporter.note(note));
-            for TargetChange { name, state } in changes {
-                let hint = match state {
-                    TargetState::Refusing => {
-                        ": its interface takes no frames from native mode (of a veth pair, the \
-                         other end needs GRO on: `ethtool -K DEVICE gro on`)"
-                    }
-                    _ => "",
-                };
-                reporter.note(&format!("target `{name}` is {}{hint}", state.name()));
+/// What does the work and says what comes of it.
+struct Hands {
+    control: Control,
+    reporter: Box<dyn Reporter>,
+}
+
+/// The agent's loop.
+struct Agent {
+    /// Back here whenever nothing is being done.
+    hands: Option<Hands>,
+    ends: Ends,
+    ended: Option<End>,
+    shared: Arc<Shared>,
+}
+
+impl Agent {
+    /// Does something in a thread of its own: a large policy takes seconds, and whoever wants the agent to end
+    /// does not wait for that.
+    async fn work<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Hands, &Interrupt) -> T + Send + 'static,
+    ) -> T {
+        let interrupt = Interrupt::default();
+        let Some(mut hands) = self.hands.take() else { unreachable!("nothing else is being done") };
+        let mut work = spawn_blocking({
+            let interrupt = interrupt.clone();
+            move || {
+                let result = work(&mut hands, &interrupt);
+                (hands, result)
+            }
+        });
+        let done = tokio::select! {
+            done = &mut work => done,
+            end = self.ends.next() => {
+                self.ended = Some(end);
+                interrupt.set();
+                work.await
+            }
+        };
+        match done {
+            Ok((hands, result)) => {
+                self.shared.show(hands.control.view(), hands.control.history.events());
+                self.hands = Some(hands);
+                result
+            }
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+
+    /// Does what came over the socket.
+    async fn grant(&mut self, job: Job) {
+        match job {
+            Job::Apply(bundle, how, reply) => {
+                self.answer(reply, move |control, interrupt, reporter| {
+                    control.apply(bundle, &how, interrupt, reporter)
+                })
+                .await;
+            }
+            Job::Edit(request, reply) => {
+                self.answer(reply, move |control, interrupt, reporter| {
+                    control.edit(&request, interrupt, reporter)
+                })
+                .await;
+            }
+            Job::Confirm(reply) => {
+                self.answer(reply, |control, _, reporter| control.confirm(reporter)).await;
+            }
+            Job::Rollback(how, reply) => {
+                self.answer(reply, move |control, interrupt, reporter| {
+                    control.rollback(&how, interrupt, reporter)
+                })
+                .await;
+            }
+            Job::Detach(reply) => {
+                self.answer(reply, |control, _, reporter| control.detach(reporter)).await;
             }
         }
-        // Detached a moment ago: the next look at that says so.
-        Err(DataplaneError::NotAttached(_)) => {}
-        Err(error) => reporter.note(&format!("following the targets: {error}")),
+    }
+
+    async fn answer<T: Send + 'static>(
+        &mut self,
+        reply: oneshot::Sender<Result<T, Refusal>>,
+        work: impl FnOnce(&mut Control, &Interrupt, &mut dyn Reporter) -> Result<T, Error>
+        + Send
+        + 'static,
+    ) {
+        let result = self
+            .work(move |hands, interrupt| {
+                let Hands { control, reporter } = hands;
+                control.notice_detach(&mut **reporter);
+                work(control, interrupt, &mut **reporter).map_err(|error| error.to_refusal())
+            })
+            .await;
+        // Whoever asked may be gone.
+        let _ = reply.send(result);
+    }
+
+    fn trial_ends(&self) -> Option<Instant> {
+        let ends = self.hands.as_ref().and_then(|hands| hands.control.trial_ends());
+        // A moment later than the kernel, which is the one to end it.
+        ends.map(|ends| Instant::from_std(ends) + Duration::from_millis(10))
     }
 }
 
-fn apply(
-    options: &Options,
-    running: &mut Option<Dataplane>,
-    reading: Reading,
-    interrupt: &Interrupt,
-) -> Result<(LoadedPolicy, Applied), Error> {
-    let path = &options.policy;
-    // A pipe would keep the agent waiting for whoever writes to it.
-    if reading == Reading::Again && fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        let source = io::Error::other("it is not a regular file, and cannot be read again");
-        return Err(Error::Unreadable { path: path.clone(), source });
-    }
-    let loaded = load_policy(path)?;
-    let dataplane = match running {
-        Some(dataplane) => dataplane,
-        None => running.insert(Dataplane::lock(options.instance.clone())?),
+/// Runs the agent until a signal or its lifetime ends it.
+///
+/// # Errors
+///
+/// The policy cannot be put in force at the start. Later failures are reported and change
+/// nothing.
+pub async fn run(options: Options, reporter: Box<dyn Reporter>) -> Result<(), Error> {
+    // Listened for before anything is attached, so that no signal finds the agent deaf.
+    let mut hangup = listen(SignalKind::hangup())?;
+    let ends = Ends::listen()?;
+    let loaded = match &options.policy {
+        Some(path) if !options.resume => Some(load_policy(path)?),
+        _ => None,
     };
-    let source = (&*loaded.path.to_string_lossy(), &*loaded.text);
-    let applied = dataplane.apply(&loaded.policy, source.0, source.1, interrupt)?;
-    Ok((loaded, applied))
-}
+    let store = options.state.as_ref().map(|state| Store::new(state, &options.instance));
+    let instance = options.instance.clone();
+    let mut control = Control::new(instance.clone(), store, options.config.protect.clone());
+    control.lock_instance()?;
+    let shared = Arc::new(Shared::new(instance));
+    let (jobs, mut ordered) = mpsc::channel(server::JOBS);
+    let sockets = match &options.state {
+        Some(_) => serve(&options, &shared, jobs.clone())?,
+        None => Vec::new(),
+    };
 
-/// An interface that goes takes its attachment with it.
-fn notice_gone_interfaces(running: Option<&Dataplane>, reporter: &mut impl Reporter) {
-    let Some(Ok(gone)) = running.map(Dataplane::gone_interfaces) else { return };
-    for name in gone {
-        reporter.note(&format!(
-            "{name} is gone from here, and the policy with it; SIGHUP attaches again what there is"
-        ));
+    let mut agent = Agent {
+        hands: Some(Hands { control, reporter }),
+        ends,
+        ended: None,
+        shared: Arc::clone(&shared),
+    };
+    let path = options.policy.clone();
+    let result = agent
+        .work(move |hands, interrupt| {
+            let Hands { control, reporter } = hands;
+            let result = match loaded {
+                Some(loaded) => control.start_with(loaded, interrupt, &mut **reporter),
+                None => control.resume(path.as_deref(), interrupt, &mut **reporter),
+            };
+            if result.is_err() {
+                control.abandon_idle();
+            }
+            result
+        })
+        .await;
+    match result {
+        Ok(()) => {}
+        Err(_) if agent.ended.is_some() => return Ok(()),
+        Err(error) => return Err(error),
     }
-}
+    // Nobody may have asked to be told.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-/// After `portsteer detach` the agent keeps its hands off until it is told to apply again.
-fn notice_detach(running: &mut Option<Dataplane>, reporter: &mut impl Reporter) {
-    if let Some(dataplane) = running.take_if(|dataplane| dataplane.was_detached()) {
-        reporter.note("detached from outside; SIGHUP attaches again");
-        match dataplane.switch_back() {
-            Ok(notes) => notes.iter().for_each(|note| reporter.note(note)),
-            Err(error) => reporter.note(&format!("switching offloads back: {error}")),
+    // Whatever it says, all is looked at: it only wakes the agent early.
+    let watch = Watch::start().map_err(Error::Events)?;
+    let every = |period| {
+        let mut interval = interval(period);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        interval
+    };
+    let (mut look, mut check) = (every(TARGET_INTERVAL), every(CHECK_INTERVAL));
+    let mut survey = every(SURVEY_INTERVAL);
+    agent.ends.time = options.lifetime.map(|lifetime| Instant::now() + lifetime);
+    while agent.ended.is_none() {
+        let trial_ends = agent.trial_ends();
+        tokio::select! {
+            _ = hangup.recv() => reload(&mut agent, options.policy.as_deref()).await,
+            Some(job) = ordered.recv() => agent.grant(job).await,
+            end = agent.ends.next() => agent.ended = Some(end),
+            () = until(trial_ends) => {
+                agent.work(|hands, _| {
+                    let Hands { control, reporter } = hands;
+                    if let Err(error) = control.look_at_trial(&mut **reporter) {
+                        reporter.refused(&error);
+                    }
+                }).await;
+            }
+            _ = check.tick() => {
+                agent.work(|hands, _| hands.control.notice_detach(&mut *hands.reporter)).await;
+            }
+            _ = look.tick() => {
+                let has_targets = agent.hands.as_ref().is_some_and(|it| it.control.has_targets());
+                if has_targets {
+                    agent.work(|hands, _| {
+                        hands.control.refresh_targets(true, &mut *hands.reporter);
+                    }).await;
+                }
+            }
+            changed = watch.changed() => {
+                changed.map_err(Error::Events)?;
+                agent.work(|hands, interrupt| {
+                    let Hands { control, reporter } = hands;
+                    control.notice_detach(&mut **reporter);
+                    control.refresh_targets(false, &mut **reporter);
+                    control.follow_interfaces(interrupt, &mut **reporter);
+                }).await;
+            }
+            _ = survey.tick() => {
+                agent.work(|hands, interrupt| {
+                    let Hands { control, reporter } = hands;
+                    control.notice_detach(&mut **reporter);
+                    control.follow_interfaces(interrupt, &mut **reporter);
+                    control.keep_again(&mut **reporter);
+                }).await;
+            }
         }
     }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    for Serving { task, socket } in sockets {
+        task.abort();
+        // The file goes with it.
+        drop(socket);
+    }
+    match (agent.ended, agent.hands) {
+        (Some(end), Some(hands)) => finish(&options, end, hands),
+        _ => Ok(()),
+    }
 }
 
-fn take_off(
-    running: Option<Dataplane>,
-    cause: &str,
-    reporter: &mut impl Reporter,
-) -> Result<(), Error> {
-    let Some(dataplane) = running else { return Ok(()) };
-    match dataplane.detach() {
-        Ok(Detached { interfaces, notes }) => {
-            reporter.note(&format!("{cause}; detached from {}", interfaces.join(", ")));
-            notes.iter().for_each(|note| reporter.note(note));
-            Ok(())
-        }
-        Err(DataplaneError::NotAttached(_)) => Ok(()),
-        Err(error) => Err(error.into()),
+/// A socket that is served.
+struct Serving {
+    task: JoinHandle<()>,
+    socket: Arc<Socket>,
+}
+
+/// Listens at the sockets that are asked for.
+fn serve(
+    options: &Options,
+    shared: &Arc<Shared>,
+    jobs: mpsc::Sender<Job>,
+) -> Result<Vec<Serving>, Error> {
+    let Config { socket, socket_group, socket_mode, .. } = &options.config;
+    let path = socket.clone().unwrap_or_else(|| default_socket(&options.instance));
+    let bind = |path: &Path, group: &Option<String>, mode: Option<config::SocketMode>| {
+        let group = match group {
+            Some(name) => Some(group_id(name).map_err(|why| {
+                Error::Refused(Refusal::bad_input(format!("{}: {why}", path.display())))
+            })?),
+            None => None,
+        };
+        let usual = if group.is_some() { 0o660 } else { 0o600 };
+        let address =
+            Address { path: path.to_owned(), mode: mode.map_or(usual, |mode| mode.0), group };
+        Socket::bind(&address)
+            .map(Arc::new)
+            .map_err(|source| Error::Socket { path: path.to_owned(), source })
+    };
+    let mut sockets = Vec::new();
+    let mut begin = |socket: Arc<Socket>, router: axum::Router| {
+        let task = tokio::spawn({
+            let socket = Arc::clone(&socket);
+            async move { socket.serve(router).await }
+        });
+        sockets.push(Serving { task, socket });
+    };
+    begin(bind(&path, socket_group, *socket_mode)?, server::control(Arc::clone(shared), jobs));
+    let Config { monitor_socket, monitor_socket_group, monitor_socket_mode, .. } = &options.config;
+    if let Some(path) = monitor_socket {
+        let socket = bind(path, monitor_socket_group, *monitor_socket_mode)?;
+        begin(socket, server::monitor(Arc::clone(shared)));
     }
+    Ok(sockets)
+}
+
+/// Reads the policy file again.
+async fn reload(agent: &mut Agent, path: Option<&Path>) {
+    let path = path.map(Path::to_owned);
+    agent
+        .work(move |hands, interrupt| {
+            let Hands { control, reporter } = hands;
+            control.notice_detach(&mut **reporter);
+            let Some(path) = path else {
+                reporter.note("there is no policy file to read again: `portsteer apply FILE`");
+                return;
+            };
+            match control.reload(&path, interrupt, &mut **reporter) {
+                // Whoever ends the agent does not ask how far it has come.
+                Err(_) if interrupt.is_set() => {}
+                Err(error) => reporter.refused(&error),
+                Ok(()) => {}
+            }
+        })
+        .await;
+}
+
+/// Ends as it is asked to.
+fn finish(options: &Options, end: End, hands: Hands) -> Result<(), Error> {
+    let Hands { mut control, mut reporter } = hands;
+    let cause = match end {
+        // A trial is a trial however the agent is ended.
+        End::Terminated if options.lifetime.is_some() => "ended before its time",
+        End::Terminated => {
+            if control.is_attached() {
+                let name = options.instance.name();
+                reporter.note(&format!(
+                    "ending; the dataplane stays in force (`portsteer detach --instance {name}` \
+                     takes it off)"
+                ));
+            } else {
+                control.abandon_idle();
+            }
+            return Ok(());
+        }
+        End::Interrupted => "interrupted",
+        End::TimeIsUp => "the time is up",
+    };
+    if let Some(Detached { interfaces, notes }) = control.take_off()? {
+        reporter.note(&format!("{cause}; detached from {}", interfaces.join(", ")));
+        notes.iter().for_each(|note| reporter.note(note));
+    }
+    Ok(())
 }
 
 /// How a change of an interface is put.

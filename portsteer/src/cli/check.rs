@@ -37,7 +37,7 @@ pub(super) fn run(options: &Options) -> u8 {
             return BAD_INPUT;
         }
     };
-    show_diagnostics(&loaded.path, &loaded.text, &loaded.warnings);
+    show_diagnostics(loaded.path(), loaded.text(), &loaded.warnings);
     let policy = &loaded.policy;
     let compiled = match compile_offline(policy) {
         Ok(compiled) => compiled,

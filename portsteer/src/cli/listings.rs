@@ -3,13 +3,96 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::table::{Align, table};
-use crate::dataplane::{InterfaceStatus, OffloadStatus, PolicyInfo, Stats, Status, TargetStatus};
+use crate::{
+    api::{AgentAnswer, ApplyAnswer, RemovedRule},
+    dataplane::{InterfaceStatus, OffloadStatus, PolicyInfo, Stats, Status, TargetStatus},
+};
 
 /// A number of things.
 pub fn count(number: usize, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {thing}{plural}")
 }
+
+/// What was put in force, a line each.
+pub fn applied(answer: &ApplyAnswer) -> Vec<String> {
+    let mut lines = Vec::new();
+    for attached in &answer.attached {
+        let word = match attached.change.as_str() {
+            "new" => "attached to",
+            "upgraded" => "program replaced on",
+            _ => "still on",
+        };
+        lines.push(format!("{word} {} ({} mode)", attached.name, attached.mode));
+        if let Some(why) = &attached.native_refused {
+            lines.push(format!("generic mode, because {why}"));
+        }
+    }
+    lines.extend(answer.notes.iter().cloned());
+    lines.extend(answer.detached.iter().map(|name| format!("detached from {name}")));
+    for RemovedRule { name, packets, bytes } in &answer.removed {
+        lines.push(format!("rule `{name}` is gone; it counted {packets} packets, {bytes} bytes"));
+    }
+    for name in &answer.waiting {
+        lines.push(format!("waiting for `{name}`, which does not exist"));
+    }
+    let what = format!("{}, default {}", count(answer.rules, "rule"), answer.default);
+    let path = &answer.path;
+    lines.push(match answer.trial_seconds {
+        Some(seconds) => format!("{path} on trial for {}: {what}", in_words(seconds)),
+        None if answer.generation == 0 => format!("{path} waits for its interfaces: {what}"),
+        None => format!("{path} in force: {what}"),
+    });
+    lines
+}
+
+/// Seconds, such as `1m 30s`.
+fn in_words(seconds: u64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}
+
+/// What an agent knows, for `portsteer status`.
+pub fn agent(agent: &AgentAnswer) -> String {
+    let mut text = format!(
+        "agent: process {}, version {}, for {}, {}\n",
+        agent.process,
+        agent.version,
+        age(UNIX_EPOCH + Duration::from_secs(agent.started_at)),
+        agent.state
+    );
+    if let Some(left) = agent.trial_seconds_left {
+        text.push_str(&format!(
+            "on trial for {} more: `portsteer confirm` keeps it, `portsteer rollback` ends the trial\n",
+            in_words(left)
+        ));
+    }
+    for name in &agent.waiting {
+        text.push_str(&format!("waiting for `{name}`, which does not exist\n"));
+    }
+    if let Some(why) = &agent.not_kept {
+        text.push_str(&format!("would not be back after a restart of the machine: {why}\n"));
+    }
+    for problem in &agent.problems {
+        text.push_str(&format!("problem: {problem}\n"));
+    }
+    let columns = [("WHEN", Align::Left), ("INTERFACE", Align::Left), ("WHAT", Align::Left)];
+    let recent = agent.history.len().saturating_sub(RECENT);
+    let rows: Vec<Vec<String>> = agent.history[recent..]
+        .iter()
+        .map(|event| {
+            let when = format!("{} ago", age(UNIX_EPOCH + Duration::from_secs(event.at)));
+            let interface = event.interface.clone().unwrap_or_else(|| "-".to_owned());
+            vec![when, interface, event.what.clone()]
+        })
+        .collect();
+    if !rows.is_empty() {
+        text.push_str(&format!("\n{}", table(&columns, &rows)));
+    }
+    text
+}
+
+/// How many events `status` shows; `--json` has all that are kept.
+const RECENT: usize = 12;
 
 /// `portsteer status`.
 pub fn status(status: &Status) -> String {
@@ -40,7 +123,7 @@ pub fn status(status: &Status) -> String {
         .iter()
         .map(|OffloadStatus { interface, offload, on }| {
             let to = if *on { "on" } else { "off" };
-            vec![(*offload).to_owned(), interface.clone(), to.to_owned()]
+            vec![offload.to_string(), interface.clone(), to.to_owned()]
         })
         .collect();
     if !rows.is_empty() {
@@ -117,8 +200,8 @@ pub fn stats(stats: &Stats) -> String {
         .iter()
         .map(|reason| {
             let (packets, bytes) = (reason.packets.to_string(), reason.bytes.to_string());
-            let (name, verdict) = (reason.reason.to_owned(), reason.verdict.to_owned());
-            vec![name, verdict, packets, bytes, reason.help.to_owned()]
+            let (name, verdict) = (reason.reason.to_string(), reason.verdict.to_string());
+            vec![name, verdict, packets, bytes, reason.help.to_string()]
         })
         .collect();
     if !rows.is_empty() {

@@ -12,16 +12,24 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    agent::{self, LoadedPolicy},
-    dataplane::{self, Applied, Detached, Error as DataplaneError, Instance, OBJECT_DIGEST},
+    agent,
+    api::ApplyAnswer,
+    dataplane::{Applied, Error as DataplaneError, Instance, OBJECT_DIGEST},
     demo,
     policy::diagnostic::{self, Diagnostic, Source},
 };
 
 mod check;
+mod client;
+mod edits;
 mod explain;
 mod listings;
+mod looking;
+mod running;
 mod table;
+mod way_here;
+
+use client::AgentArgument;
 
 /// A negative answer.
 const NEGATIVE: u8 = 1;
@@ -74,23 +82,62 @@ enum Command {
         #[command(flatten)]
         options: explain::Options,
     },
-    /// Put a policy in force and keep it so, in the foreground.
+    /// Put a policy in force and keep it so, and serve the control socket.
     ///
     /// SIGHUP reads the file again and swaps the policy in whole; a file with errors changes
     /// nothing. SIGTERM ends the agent and leaves the dataplane in force, unless --for was given.
     /// Ctrl-C takes it off.
     Agent {
-        /// The policy file.
-        #[arg(long, value_name = "FILE")]
-        policy: PathBuf,
-        /// Take the dataplane off after this time, such as 60s or 5m, or when the agent is ended
-        /// before: the safety net for first tries. A number alone means seconds.
-        #[arg(long = "for", value_name = "TIME", value_parser = lifetime)]
-        lifetime: Option<Duration>,
         #[command(flatten)]
-        instance: InstanceArgument,
+        options: AgentOptions,
     },
-    /// Show what is attached where, and where it steers to. Needs no agent.
+    /// Replace the policy in force, whole or not at all.
+    Apply {
+        #[command(flatten)]
+        options: running::ApplyOptions,
+    },
+    /// Keep the policy that is on trial.
+    ///
+    /// Exit code 1: nothing is on trial.
+    Confirm {
+        #[command(flatten)]
+        agent: AgentArgument,
+    },
+    /// End a trial, or go back to the policy that was accepted before.
+    ///
+    /// Exit code 1: there is none to go back to.
+    Rollback {
+        #[command(flatten)]
+        options: running::RollbackOptions,
+    },
+    /// Compare the policy in force with a file: `-` is in force, `+` would come.
+    ///
+    /// Exit code 0: they mean the same. 1: they do not, or nothing is in force.
+    Diff {
+        #[command(flatten)]
+        options: running::DiffOptions,
+    },
+    /// Print the policy in force, edits at the prompt included.
+    ///
+    /// Exit code 1: nothing is in force.
+    Show {
+        #[command(flatten)]
+        options: running::ShowOptions,
+    },
+    /// Edit the rules in force.
+    #[command(subcommand)]
+    Rule(edits::RuleCommand),
+    /// Edit the sets of addresses in force.
+    #[command(subcommand)]
+    Set(edits::SetCommand),
+    /// Pass, drop or steer ports: a short form of `rule add`, before all other rules.
+    ///
+    /// For example: portsteer port drop 3306 5432 domain/udp
+    Port {
+        #[command(flatten)]
+        options: edits::PortOptions,
+    },
+    /// Show what is attached where, where it steers to, and what the agent knows. Needs no agent.
     ///
     /// Exit code 1: nothing is attached.
     Status {
@@ -109,8 +156,37 @@ enum Command {
     /// Exit code 1: nothing is attached.
     Detach {
         #[command(flatten)]
-        instance: InstanceArgument,
+        agent: AgentArgument,
     },
+}
+
+#[derive(Debug, Args)]
+struct AgentOptions {
+    /// The policy file: put in force at the start, and again at SIGHUP.
+    #[arg(long, value_name = "FILE", required_unless_present = "resume")]
+    policy: Option<PathBuf>,
+    /// Start with what is in force already, else with what was accepted last, and with the policy file only where
+    /// there is neither: for service managers.
+    #[arg(long, conflicts_with = "lifetime")]
+    resume: bool,
+    /// Take the dataplane off after this time, such as 60s or 5m, or when the agent is ended
+    /// before: the safety net for first tries. A number alone means seconds. Nothing is kept.
+    #[arg(long = "for", value_name = "TIME", value_parser = lifetime)]
+    lifetime: Option<Duration>,
+    /// The agent's settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to listen; the default is /run/portsteer/agent.sock.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Where policies are kept for the next start.
+    #[arg(long, value_name = "DIRECTORY", default_value = agent::DEFAULT_DIRECTORY)]
+    state_dir: PathBuf,
+    /// Keep nothing, and listen at no socket.
+    #[arg(long, conflicts_with_all = ["socket", "resume"])]
+    ephemeral: bool,
+    #[command(flatten)]
+    instance: InstanceArgument,
 }
 
 #[derive(Debug, Args)]
@@ -119,7 +195,7 @@ struct Listing {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    instance: InstanceArgument,
+    agent: AgentArgument,
 }
 
 #[derive(Debug, Args)]
@@ -152,19 +228,18 @@ pub fn main() -> ExitCode {
         Command::Demo { json } => return run_demo(json),
         Command::Check { options } => check::run(&options),
         Command::Explain { options } => explain::run(&options),
-        Command::Agent { policy, lifetime, instance } => {
-            run_agent(agent::Options { policy, instance: instance.instance, lifetime })
-        }
-        Command::Status { listing } => {
-            let attached = |status: &dataplane::Status| {
-                status.interfaces.iter().any(|interface| interface.attached)
-            };
-            run_listing(&listing, dataplane::read_status, listings::status, attached)
-        }
-        Command::Stats { listing } => {
-            run_listing(&listing, dataplane::read_stats, listings::stats, |_| true)
-        }
-        Command::Detach { instance } => run_detach(&instance.instance),
+        Command::Agent { options } => run_agent(options),
+        Command::Apply { options } => running::apply(&options),
+        Command::Confirm { agent } => running::confirm(&agent),
+        Command::Rollback { options } => running::rollback(&options),
+        Command::Diff { options } => running::diff(&options),
+        Command::Show { options } => running::show(&options),
+        Command::Rule(command) => edits::rule(command),
+        Command::Set(command) => edits::set(command),
+        Command::Port { options } => edits::port(options),
+        Command::Status { listing } => looking::status(&listing),
+        Command::Stats { listing } => looking::stats(&listing),
+        Command::Detach { agent } => running::detach(&agent),
     };
     ExitCode::from(code)
 }
@@ -183,7 +258,27 @@ fn run_demo(json: bool) -> ExitCode {
     }
 }
 
-fn run_agent(options: agent::Options) -> u8 {
+fn run_agent(options: AgentOptions) -> u8 {
+    let AgentOptions { policy, resume, lifetime, config, socket, state_dir, ephemeral, instance } =
+        options;
+    let mut config = match config.as_deref().map(agent::Config::read).transpose() {
+        Ok(config) => config.unwrap_or_default(),
+        Err(message) => {
+            complain(&message, None);
+            return BAD_INPUT;
+        }
+    };
+    config.socket = socket.or(config.socket);
+    let instance = instance.instance;
+    let options = agent::Options {
+        policy,
+        resume,
+        instance: instance.clone(),
+        lifetime,
+        config,
+        // A trial is nothing to start with the next time.
+        state: (!ephemeral && lifetime.is_none()).then_some(state_dir),
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -191,8 +286,8 @@ fn run_agent(options: agent::Options) -> u8 {
             return REFUSED;
         }
     };
-    let mut log = AgentLog { instance: options.instance.clone(), lifetime: options.lifetime };
-    match runtime.block_on(agent::run(options, &mut log)) {
+    let log = Box::new(AgentLog { instance, lifetime });
+    match runtime.block_on(agent::run(options, log)) {
         Ok(()) => 0,
         Err(error) => {
             show_error(&error);
@@ -200,42 +295,19 @@ fn run_agent(options: agent::Options) -> u8 {
                 agent::Error::Unreadable { .. }
                 | agent::Error::Policy { .. }
                 | agent::Error::Dataplane(DataplaneError::Compile(_)) => BAD_INPUT,
-                agent::Error::Dataplane(_) | agent::Error::Signals(_) | agent::Error::Events(_) => {
-                    REFUSED
-                }
+                agent::Error::Refused(refusal) => exit_code(refusal.kind),
+                _ => REFUSED,
             }
         }
     }
 }
 
-fn run_listing<T: serde::Serialize>(
-    listing: &Listing,
-    read: impl Fn(&Instance) -> Result<T, DataplaneError>,
-    render: impl Fn(&T) -> String,
-    is_positive: impl Fn(&T) -> bool,
-) -> u8 {
-    let code = |value: &T| if is_positive(value) { 0 } else { NEGATIVE };
-    match read(&listing.instance.instance) {
-        Ok(value) if listing.json => match serde_json::to_string_pretty(&value) {
-            Ok(json) => print(&format!("{json}\n"), code(&value)),
-            Err(error) => {
-                complain(&format!("writing JSON: {error}"), None);
-                REFUSED
-            }
-        },
-        Ok(value) => print(&render(&value), code(&value)),
-        Err(error) => fail(&error),
-    }
-}
-
-fn run_detach(instance: &Instance) -> u8 {
-    match dataplane::detach(instance) {
-        Ok(Detached { interfaces, notes }) => {
-            let mut text = format!("detached from {}\n", interfaces.join(", "));
-            notes.iter().for_each(|note| text.extend([note, "\n"]));
-            print(&text, 0)
-        }
-        Err(error) => fail(&error),
+/// The exit code for a kind of refusal.
+const fn exit_code(kind: crate::api::Kind) -> u8 {
+    match kind {
+        crate::api::Kind::Negative => NEGATIVE,
+        crate::api::Kind::BadInput => BAD_INPUT,
+        crate::api::Kind::Refused => REFUSED,
     }
 }
 
@@ -252,36 +324,34 @@ struct AgentLog {
 }
 
 impl agent::Reporter for AgentLog {
-    fn applied(&mut self, loaded: &LoadedPolicy, applied: &Applied) {
-        show_diagnostics(&loaded.path, &loaded.text, &loaded.warnings);
+    fn applied(&mut self, answer: &ApplyAnswer) {
+        if !answer.warnings.is_empty() {
+            print_error(&answer.warnings);
+        }
+        for line in listings::applied(answer) {
+            self.note(&line);
+        }
+        self.tell_lifetime();
+    }
+
+    fn taken_over(&mut self, desired: &agent::Desired, applied: &Applied) {
         for attached in &applied.attached {
             let word = agent::change_word(attached.change);
             self.note(&format!("{word} {} ({} mode)", attached.name, attached.mode.name()));
-            if let Some(why) = &attached.native_refused {
-                self.note(&format!("generic mode, because {why}"));
-            }
         }
         for note in &applied.notes {
             self.note(note);
         }
-        for name in &applied.detached {
-            self.note(&format!("detached from {name}"));
+        for name in &applied.waiting {
+            self.note(&format!("waiting for `{name}`, which does not exist"));
         }
-        for (label, counter) in &applied.removed {
-            let (packets, bytes) = (counter.packets, counter.bytes);
-            self.note(&format!(
-                "rule `{label}` is gone; it counted {packets} packets, {bytes} bytes"
-            ));
-        }
-        let rules = listings::count(loaded.policy.rules.len(), "rule");
-        let default = loaded.policy.default.name();
-        self.note(&format!("{} in force: {rules}, default {default}", loaded.path.display()));
-        if let Some(lifetime) = self.lifetime.take() {
-            self.note(&format!(
-                "taking it off after {}; Ctrl-C does so at once",
-                humantime::format_duration(lifetime)
-            ));
-        }
+        self.note(&format!(
+            "taken over, {} in force: {}, default {}, generation {}",
+            desired.record.path,
+            listings::count(desired.policy.rules.len(), "rule"),
+            desired.policy.default.name(),
+            desired.generation
+        ));
     }
 
     fn refused(&mut self, error: &agent::Error) {
@@ -292,6 +362,25 @@ impl agent::Reporter for AgentLog {
     fn note(&mut self, text: &str) {
         let _ = writeln!(io::stderr(), "portsteer[{}]: {text}", self.instance.name());
     }
+}
+
+impl AgentLog {
+    fn tell_lifetime(&mut self) {
+        if let Some(lifetime) = self.lifetime.take() {
+            agent::Reporter::note(
+                self,
+                &format!(
+                    "taking it off after {}; Ctrl-C does so at once",
+                    humantime::format_duration(lifetime)
+                ),
+            );
+        }
+    }
+}
+
+/// Prints text for people to standard error.
+fn print_error(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", text.trim_end());
 }
 
 fn show_error(error: &agent::Error) {
@@ -305,9 +394,12 @@ fn show_error(error: &agent::Error) {
         agent::Error::Dataplane(error) => {
             complain(&error.to_string(), error.help().as_deref());
         }
-        agent::Error::Signals(error) => complain(&format!("listening for signals: {error}"), None),
-        agent::Error::Events(error) => {
-            complain(&format!("following the network's changes: {error}"), None);
+        error => {
+            let refusal = error.to_refusal();
+            if let Some(details) = &refusal.details {
+                print_error(details);
+            }
+            complain(&refusal.message, refusal.help.as_deref());
         }
     }
 }
@@ -331,7 +423,6 @@ fn complain(message: &str, help: Option<&str>) {
     }
 }
 
-/// Prints to standard output; a reader that has gone away is no error.
 /// Prints the answer. Returns `code`, unless the answer was lost.
 fn print(text: &str, code: u8) -> u8 {
     let mut output = io::stdout();

@@ -1,6 +1,6 @@
 //! What the kernel, or what is already in it, can refuse, and what to do about it.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use portsteer_common::INTERFACE_SLOTS;
 
@@ -86,6 +86,15 @@ pub enum Error {
     Compile(#[from] CompileError),
     #[error("the kernel refused the program: {0}")]
     Load(String),
+    #[error(
+        "instance `{instance}` has a policy on trial, for {} more",
+        humantime::format_duration(Duration::from_secs(left.as_secs()))
+    )]
+    OnTrial { instance: String, left: Duration },
+    #[error("no policy is on trial")]
+    NoTrial,
+    #[error("the trial is over: the policy before is in force again")]
+    TrialOver,
     #[error("{action}: {source}")]
     Io { action: String, source: io::Error },
 }
@@ -183,6 +192,11 @@ impl Error {
                  passing: `portsteer detach` first, then start the agent again"
                     .to_owned()
             }
+            Self::OnTrial { instance, .. } => format!(
+                "`portsteer confirm --instance {instance}` keeps it, `portsteer rollback --instance \
+                 {instance}` ends the trial"
+            ),
+            Self::TrialOver => "apply the policy again".to_owned(),
             Self::CountersFull { instance, .. } => format!(
                 "start afresh: `portsteer detach --instance {instance}`, then start the agent again (the \
                  counts start at zero)"

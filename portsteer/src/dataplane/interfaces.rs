@@ -19,14 +19,25 @@ const LOOPBACK: u16 = 772;
 const GENERIC_FLAG: u32 = 1 << 1;
 const NATIVE_FLAG: u32 = 1 << 2;
 
+/// What the patterns of a policy name.
+#[derive(Debug)]
+pub(super) struct Selected {
+    /// At least one.
+    pub(super) links: Vec<Link>,
+    /// The names of those that do not exist.
+    pub(super) waiting: Vec<String>,
+}
+
 /// The interfaces that the patterns name, in the kernel's order, each once. A glob means only
 /// Ethernet devices; the loopback device must be named.
-/// A glob does not mean the interfaces of targets either.
+/// A glob does not mean the interfaces of targets either. With `waits`, one that is named and does not exist
+/// is no error.
 pub(super) fn select(
     patterns: &[InterfacePattern],
     links: &[Link],
     targets: &[Target],
-) -> Result<Vec<Link>, Error> {
+    waits: bool,
+) -> Result<Selected, Error> {
     let is_target = |link: &Link| {
         targets.iter().any(|target| {
             matches!(&target.kind, TargetKind::Interface { interface, .. } if *interface == link.name)
@@ -35,6 +46,7 @@ pub(super) fn select(
     let existing = || links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
     let mut selected: Vec<&Link> = Vec::new();
     let mut targets_left_out: Vec<String> = Vec::new();
+    let mut waiting = Vec::new();
     for pattern in patterns {
         if pattern.is_glob {
             // The policy's parser has compiled it before.
@@ -48,6 +60,10 @@ pub(super) fn select(
             targets_left_out.extend(left_out.iter().map(|link| link.name.clone()));
         } else {
             let Some(link) = links.iter().find(|link| link.name == pattern.text) else {
+                if waits {
+                    waiting.push(pattern.text.clone());
+                    continue;
+                }
                 let (name, existing) = (pattern.text.clone(), existing());
                 return Err(Error::UnknownInterface { name, existing });
             };
@@ -68,7 +84,7 @@ pub(super) fn select(
     if selected.len() > INTERFACE_SLOTS as usize {
         return Err(Error::TooManyInterfaces { count: selected.len() });
     }
-    Ok(selected.into_iter().cloned().collect())
+    Ok(Selected { links: selected.into_iter().cloned().collect(), waiting })
 }
 
 /// Attaches a program. Returns the link, the mode obtained, and why native mode was refused if

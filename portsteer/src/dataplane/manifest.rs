@@ -17,7 +17,7 @@ use portsteer_common::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error,
+    Error, Order,
     instance::Instance,
     sys::{self, MapShape, map_type},
 };
@@ -43,6 +43,12 @@ pub struct Manifest {
     pub path: String,
     /// The policy's text.
     pub text: String,
+    /// By which whoever keeps policies recognises this one. May be empty.
+    #[serde(default)]
+    pub id: String,
+    /// If it was put on trial.
+    #[serde(default)]
+    pub trial: Option<ManifestTrial>,
     /// The policy's default.
     pub default: String,
     /// The rules, in order.
@@ -52,6 +58,26 @@ pub struct Manifest {
     /// The number of the verdict of all rules that ever count in a page of counters, from page 1
     /// on.
     pub page_verdicts: Vec<u8>,
+}
+
+/// How long a policy was put on trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestTrial {
+    /// When the trial ends, in nanoseconds since the machine started (`CLOCK_BOOTTIME`).
+    pub ends: u64,
+    /// How long it is, in seconds.
+    pub seconds: u64,
+}
+
+/// What a policy is described for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Context<'a> {
+    pub(super) instance: &'a Instance,
+    pub(super) order: &'a Order<'a>,
+    /// The policy in force.
+    pub(super) previous: Option<&'a Manifest>,
+    /// The number that the policy gets.
+    pub(super) generation: u64,
 }
 
 /// A rule in a manifest.
@@ -176,7 +202,7 @@ impl Allocator<'_> {
 }
 
 impl Manifest {
-    /// Describes a policy, and gives each rule its counter: rules that `previous` has, by name or,
+    /// Describes a policy, and gives each rule its counter: rules that the policy in force has, by name or,
     /// unnamed, by match and action, keep theirs; new ones get one that neither policy uses.
     /// `read` gives what a counter stands at. `targets` are those of the policy, with their slots.
     ///
@@ -184,13 +210,12 @@ impl Manifest {
     ///
     /// [`Error::CountersFull`] if there are not counters enough in as many pages as there can be.
     pub(super) fn describe(
-        instance: &Instance,
-        policy: &Policy,
-        source: (&str, &str),
-        previous: Option<&Self>,
+        context: &Context<'_>,
         targets: Vec<ManifestTarget>,
         read: impl Fn(u32) -> Counter,
     ) -> Result<Self, Error> {
+        let Context { instance, order, previous, generation } = *context;
+        let policy = order.policy;
         let kept: HashSet<u16> = previous
             .map_or(&[][..], |previous| &previous.targets)
             .iter()
@@ -263,14 +288,24 @@ impl Manifest {
                 shares,
             });
         }
+        let trial = match order.trial {
+            Some(time) => {
+                let now = sys::boot_time().map_err(Error::io("asking for the time"))?;
+                let time_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+                Some(ManifestTrial { ends: now.saturating_add(time_ns), seconds: time.as_secs() })
+            }
+            None => None,
+        };
         Ok(Self {
             layout: LAYOUT_VERSION,
-            generation: previous.map_or(1, |previous| previous.generation + 1),
+            generation,
             applied_at: std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
-            path: source.0.to_owned(),
-            text: source.1.to_owned(),
+            path: order.path.to_owned(),
+            text: order.text.to_owned(),
+            id: order.id.to_owned(),
+            trial,
             default: policy.default.name().to_owned(),
             rules,
             targets,

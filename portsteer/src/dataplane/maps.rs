@@ -16,6 +16,7 @@ use portsteer_common::{
     image::{BANKS, FIRST_BANK, SECOND_BANK, feature},
     node::{MAX_SEGMENTS, SMALL_SEGMENTS, Segment, SmallTables},
     steering::{Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS, Target},
+    trial::Trial,
 };
 
 use super::{
@@ -24,6 +25,7 @@ use super::{
     repairs::{self, Repairs},
     slots,
     sys::{self, MapShape, Mapping, map_type},
+    trials,
 };
 use crate::compile::Compiled;
 
@@ -37,6 +39,7 @@ const DEVICE_SLOTS: &str = "device_slots";
 const CPUS: &str = "cpus";
 const LOSSES: &str = "losses";
 const INTERFACES: &str = "interfaces";
+const TRIAL: &str = "trial";
 const RETIRED: &str = "retired";
 /// Where a larger map of what is retired is pinned until it is whole.
 const NEW_RETIRED: &str = "retired_new";
@@ -596,6 +599,31 @@ impl Maps {
     pub(super) fn retired(&self) -> Result<Counters, Error> {
         let (map, shape) = open_retired(&self.instance)?;
         Ok(Counters { map, values: 1, pages: shape.max_entries })
+    }
+
+    /// The policy on trial, if there ever was one.
+    pub(super) fn trial(&self) -> Result<Option<Trial>, Error> {
+        self.trial_map()?.map(trials::read).transpose()
+    }
+
+    /// Writes down what is to become of a policy on trial. There was one before.
+    pub(super) fn set_trial(&self, trial: Trial) -> Result<(), Error> {
+        self.trial_map()?.map_or(Ok(()), |map| trials::write(map, trial))
+    }
+
+    fn trial_map(&self) -> Result<Option<OwnedFd>, Error> {
+        let path = self.instance.pin(TRIAL);
+        let exists = path.try_exists();
+        if !exists.map_err(Error::io(format!("looking at the map {}", path.display())))? {
+            return Ok(None);
+        }
+        let (map, _) = open(&self.instance, TRIAL, array(trials::VALUE_SIZE, 1), None)?;
+        Ok(Some(map))
+    }
+
+    /// What the program calls the map of the policy on trial, and where it is pinned.
+    pub(super) fn trial_pin(&self) -> (&'static str, PathBuf) {
+        (TRIAL, self.instance.pin(TRIAL))
     }
 
     /// Adds what an interface has counted, which counts no more, to what is retired.

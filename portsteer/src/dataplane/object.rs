@@ -7,11 +7,15 @@ use std::{
 };
 
 use aya::{
-    EbpfError, EbpfLoader, include_bytes_aligned,
+    Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     programs::{ProgramError, RawTracePoint, Xdp},
 };
 
-use super::{Error, btf, instance::Instance, kernel, maps::Maps, repairs::this_network, sys};
+use portsteer_common::trial::{self, Trial};
+
+use super::{
+    Error, btf, instance::Instance, kernel, maps::Maps, repairs::this_network, slots::ALONE, sys,
+};
 use crate::policy::TargetKind;
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../portsteer-ebpf/portsteer.bpf.o");
@@ -79,7 +83,71 @@ pub(super) fn load(
     loader.override_global("SLOT", &slot, true);
     loader.map_pin_path("counters", instance.counters_pin(slot, maps.pages));
     let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
-    let name = if features == 0 { "portsteer" } else { "portsteer_rules" };
+    let name = if features & ALONE != 0 {
+        "portsteer_alone"
+    } else if features == 0 {
+        "portsteer"
+    } else {
+        "portsteer_rules"
+    };
+    load_xdp(&mut ebpf, name)
+}
+
+/// Writes down what is to become of a policy on trial, and has the kernel hold the deadline.
+pub(super) fn start_trial(maps: &Maps, trial: Trial) -> Result<(), Error> {
+    // Loading makes the map, if this is the first trial.
+    let program = load_trial(maps, "start_trial")?;
+    maps.set_trial(trial)?;
+    match run_trial(&program)? {
+        XDP_PASS => Ok(()),
+        _ => {
+            maps.set_trial(Trial { state: trial::state::NONE, ..trial })?;
+            Err(Error::Load("the kernel refused to start the trial's timer".to_owned()))
+        }
+    }
+}
+
+/// Stops the timer. Whether it ran until then: else its time was up, and what it does is done.
+pub(super) fn end_trial(maps: &Maps) -> Result<bool, Error> {
+    match run_trial(&load_trial(maps, "end_trial")?)? {
+        XDP_PASS => Ok(true),
+        XDP_DROP => Ok(false),
+        _ => Err(Error::Load("the kernel refused to stop the trial's timer".to_owned())),
+    }
+}
+
+/// `XDP_DROP` and `XDP_PASS` (include/uapi/linux/bpf.h).
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+fn run_trial(program: &OwnedFd) -> Result<u32, Error> {
+    // No packet of anybody's: it only has to be long enough.
+    let run = sys::TestRun { frame: &[0; 64], repeat: 1, live: false, first_buffer: None };
+    let result = sys::test_run(program.as_fd(), run);
+    Ok(result.map_err(Error::io("running the trial's program"))?.action)
+}
+
+/// Loads one of the programs that start and stop the timer.
+fn load_trial(maps: &Maps, name: &str) -> Result<OwnedFd, Error> {
+    let statics = maps.statics()?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    // They have no interface.
+    loader.map_max_entries("counters", 1);
+    for (name, pin) in maps.shared_pins() {
+        loader.map_pin_path(name, pin);
+    }
+    let (map, pin) = maps.trial_pin();
+    loader.map_pin_path(map, pin);
+    for (name, bytes) in &statics {
+        loader.override_global(name, bytes.as_slice(), true);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+    load_xdp(&mut ebpf, name)
+}
+
+/// Loads a program of the object.
+fn load_xdp(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, Error> {
     let missing = || Error::Load(format!("the object has no program `{name}`"));
     let program: &mut Xdp = ebpf
         .program_mut(name)

@@ -1,9 +1,12 @@
 //! What listings show. The field names are those of `--json` and stay.
 
+use std::borrow::Cow;
+
 use portsteer_common::{
     Counter, CounterPage, Reason, Verdict, counters::outcome_counter, steering::Losses,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     AttachedMode, Error, Manifest, ManifestRule, ManifestTarget, Pinned,
@@ -19,7 +22,7 @@ use crate::{
 };
 
 /// What `portsteer status` tells.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     pub instance: String,
     pub policy: PolicyInfo,
@@ -31,16 +34,16 @@ pub struct Status {
 }
 
 /// An offload that was switched.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OffloadStatus {
     pub interface: String,
     /// As `ethtool -K` calls it.
-    pub offload: &'static str,
+    pub offload: Cow<'static, str>,
     pub on: bool,
 }
 
 /// Where packets can be steered to, and how that is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TargetStatus {
     pub name: String,
     /// In words: `veth-web via 10.0.80.2`, `CPUs 2,3`.
@@ -49,7 +52,7 @@ pub struct TargetStatus {
 }
 
 /// What was steered to a target.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TargetStats {
     pub name: String,
     pub to: String,
@@ -65,7 +68,7 @@ pub struct TargetStats {
 }
 
 /// Packets that a rule steered and that did not get to the target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TargetLosses {
     /// The program knew, and dropped them: these four are not among the target's packets.
     pub gone: u64,
@@ -91,7 +94,7 @@ impl TargetLosses {
 }
 
 /// The policy in force.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PolicyInfo {
     /// The file it came from, as it was given.
     pub path: String,
@@ -101,10 +104,12 @@ pub struct PolicyInfo {
     pub applied_at: u64,
     pub default: String,
     pub rules: usize,
+    /// Whether it is on trial: then the kernel puts the policy before back in force by itself.
+    pub on_trial: bool,
 }
 
 /// One interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InterfaceStatus {
     pub name: String,
     /// 0 once the interface is gone.
@@ -115,7 +120,7 @@ pub struct InterfaceStatus {
 }
 
 /// What `portsteer stats` tells.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stats {
     pub instance: String,
     pub policy: PolicyInfo,
@@ -129,7 +134,7 @@ pub struct Stats {
 }
 
 /// What a rule decided.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RuleStats {
     /// Its name, or its match and action where it has none.
     pub name: String,
@@ -143,17 +148,17 @@ pub struct RuleStats {
 }
 
 /// Packets with one verdict and reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReasonStats {
-    pub verdict: &'static str,
-    pub reason: &'static str,
-    pub help: &'static str,
+    pub verdict: Cow<'static, str>,
+    pub reason: Cow<'static, str>,
+    pub help: Cow<'static, str>,
     pub packets: u64,
     pub bytes: u64,
 }
 
 /// What one interface received.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InterfaceStats {
     pub name: String,
     pub index: u32,
@@ -169,8 +174,9 @@ pub struct InterfaceStats {
 }
 
 impl PolicyInfo {
-    pub(super) fn new(manifest: &Manifest) -> Self {
+    pub(super) fn new(manifest: &Manifest, on_trial: bool) -> Self {
         Self {
+            on_trial,
             path: manifest.path.clone(),
             generation: manifest.generation,
             applied_at: manifest.applied_at,
@@ -193,7 +199,7 @@ impl InterfaceStatus {
 
 impl OffloadStatus {
     pub(super) fn new(setting: &Setting) -> Self {
-        let (interface, offload) = (setting.interface.clone(), setting.offload.name());
+        let (interface, offload) = (setting.interface.clone(), setting.offload.name().into());
         Self { interface, offload, on: setting.on }
     }
 }
@@ -292,9 +298,9 @@ impl ReasonStats {
                 let counter = outcomes.counters[outcome_counter(verdict, reason) as usize];
                 if counter.packets > 0 {
                     reasons.push(Self {
-                        verdict: verdict.name(),
-                        reason: reason.name(),
-                        help: reason.help(),
+                        verdict: verdict.name().into(),
+                        reason: reason.name().into(),
+                        help: reason.help().into(),
                         packets: counter.packets,
                         bytes: counter.bytes,
                     });

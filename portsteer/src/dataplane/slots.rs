@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use bytemuck::{Pod, Zeroable};
-use portsteer_common::INTERFACE_SLOTS;
+use portsteer_common::{INTERFACE_SLOTS, image::feature};
 
 use super::{
     Error,
@@ -11,7 +11,9 @@ use super::{
 };
 
 /// How an interface was attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachedMode {
     Native,
@@ -33,6 +35,8 @@ impl AttachedMode {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct Slot {
+    /// The number of the policy that was the last to want the interface.
+    pub(super) generation: u64,
     /// The interface's index, 0 in a slot that was never used.
     pub(super) ifindex: u32,
     /// 1 native, 2 generic.
@@ -47,6 +51,15 @@ pub(super) struct Slot {
     pub(super) pages: u32,
     /// SHA-256 of the object that it came from.
     pub(super) object: [u8; 32],
+    reserved: u32,
+}
+
+/// The features of a program whose interface belongs to one bank alone.
+pub(super) const ALONE: u32 = feature::FIRST_BANK_ALONE | feature::SECOND_BANK_ALONE;
+
+/// That of a program whose interface belongs to this bank alone.
+pub(super) const fn alone(bank: usize) -> u32 {
+    if bank == 0 { feature::FIRST_BANK_ALONE } else { feature::SECOND_BANK_ALONE }
 }
 
 pub(super) const SHAPE: MapShape = MapShape {
@@ -65,6 +78,7 @@ impl Slot {
             AttachedMode::Generic => 2,
         };
         Self {
+            generation: 0,
             ifindex,
             mode,
             name: padded(name),
@@ -72,6 +86,7 @@ impl Slot {
             tables: 0,
             pages: 0,
             object: [0; 32],
+            reserved: 0,
         }
     }
 
@@ -81,6 +96,10 @@ impl Slot {
 
     pub(super) fn name(&self) -> String {
         unpadded(&self.name)
+    }
+
+    pub(super) fn set_name(&mut self, name: &str) {
+        self.name = padded(name);
     }
 
     pub(super) fn read(map: BorrowedFd<'_>, slot: u32) -> Result<Self, Error> {

@@ -351,6 +351,17 @@ pub fn map_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(info.id)
 }
 
+/// How long the machine has been up, its sleep included, in nanoseconds (`CLOCK_BOOTTIME`): what the kernel's
+/// timers go by. Nobody sets that clock.
+pub fn boot_time() -> io::Result<u64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a structure of the right type that lives through the call.
+    if unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
 /// How many instructions the verifier followed when it looked at a program (`verified_insns`).
 pub fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> {
     let info: bpf_prog_info = info(program)?;

@@ -11,12 +11,14 @@ use std::{
 };
 
 use portsteer_common::steering::{Losses, MacAddresses, TARGET_SLOTS, state};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
-    AttachedMode, Error, Pinned, error,
+    AttachedMode, Error, Pinned,
+    attaching::instance_of,
+    error,
     instance::Instance,
-    instance_of,
     manifest::ManifestTarget,
     maps::{self, Maps},
     object::{self, Watcher},
@@ -36,7 +38,7 @@ impl TargetKind {
 }
 
 /// How a target is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TargetState {
     /// Packets are sent there.

@@ -46,7 +46,7 @@ impl Agent {
             .arg("agent")
             .arg("--policy")
             .arg(policy)
-            .args(["--instance", &instance])
+            .args(["--instance", &instance, "--ephemeral"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

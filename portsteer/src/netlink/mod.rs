@@ -11,6 +11,7 @@ mod events;
 mod features;
 mod neighbours;
 mod request;
+mod routes;
 mod watch;
 
 use std::{io, net::IpAddr};
@@ -21,6 +22,7 @@ pub(crate) use neighbours::neighbour_header;
 pub use neighbours::{Neighbour, NeighbourState, neighbour, resolve_neighbour};
 pub(crate) use request::Request;
 use request::{attributes, field, text};
+pub use routes::route_to;
 pub use watch::Watch;
 
 /// A network interface.
@@ -53,6 +55,8 @@ pub struct Link {
     /// The index of the device that a VLAN device, macvlan or the like is put on, where that is in this
     /// network namespace (`IFLA_LINK`).
     pub lower: Option<u32>,
+    /// The id of a VLAN device (`IFLA_VLAN_ID`).
+    pub vlan: Option<u16>,
     /// The index of the bridge, bond, team or VRF that the interface is part of (`IFLA_MASTER`).
     pub master: Option<u32>,
     /// The XDP program that is attached, if one is.
@@ -196,6 +200,9 @@ pub(crate) fn link_header(index: u32, flags: i32, change: i32) -> [u8; 16] {
     header
 }
 
+/// `IFLA_VLAN_ID` (include/uapi/linux/if_link.h).
+const VLAN_ID: u16 = 1;
+
 fn parse_link(message: &[u8]) -> Option<Link> {
     let flags = i32::from_ne_bytes(field(message, 8)?);
     let mut link = Link {
@@ -213,6 +220,7 @@ fn parse_link(message: &[u8]) -> Option<Link> {
         peer: None,
         peer_index: None,
         lower: None,
+        vlan: None,
         master: None,
         xdp: None,
         counters: LinkCounters::default(),
@@ -232,9 +240,14 @@ fn parse_link(message: &[u8]) -> Option<Link> {
             libc::IFLA_NUM_RX_QUEUES => link.rx_queues = number(value),
             libc::IFLA_NUM_TX_QUEUES => link.tx_queues = number(value),
             libc::IFLA_LINKINFO => {
-                link.kind = attributes(value)
-                    .find(|(kind, _)| *kind == libc::IFLA_INFO_KIND)
-                    .map(|(_, value)| text(value));
+                let info = |wanted| attributes(value).find(|(kind, _)| *kind == wanted);
+                link.kind = info(libc::IFLA_INFO_KIND).map(|(_, value)| text(value));
+                if link.kind.as_deref() == Some("vlan") {
+                    link.vlan = info(libc::IFLA_INFO_DATA)
+                        .and_then(|(_, data)| attributes(data).find(|(kind, _)| *kind == VLAN_ID))
+                        .and_then(|(_, id)| field(id, 0))
+                        .map(u16::from_ne_bytes);
+                }
             }
             libc::IFLA_XDP => link.xdp = parse_xdp(value),
             libc::IFLA_STATS64 => link.counters = parse_counters(value),

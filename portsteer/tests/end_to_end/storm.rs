@@ -12,7 +12,7 @@ use std::{
 use portsteer::{
     compile::Interrupt,
     dataplane::{
-        Dataplane, Instance, Stats, read_stats,
+        Dataplane, Instance, Order, Stats, read_stats,
         sys::{self, Instruction, TestRun},
     },
     policy::{Policy, file, services::Services},
@@ -84,7 +84,7 @@ fn storm(policies: &[Policy; 2], swaps: usize, deciding: &[&str; 2]) {
     let dataplane = site.host.run(|| Dataplane::lock(instance.clone())).expect("an instance");
     let apply = |policy: &Policy| {
         site.host
-            .run(|| dataplane.apply(policy, "storm.toml", "", &Interrupt::default()))
+            .run(|| dataplane.apply(&Order::new(policy, "storm.toml", ""), &Interrupt::default()))
             .expect("a policy in force")
     };
     apply(&policies[0]);

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use portsteer::{
     compile::Interrupt,
     dataplane::{
-        Dataplane, Instance, Stats, program_in_slot, read_stats,
+        Dataplane, Instance, Order, Stats, program_in_slot, read_stats,
         sys::{self, TestRun},
     },
     explain::captured,
@@ -91,7 +91,9 @@ impl Bench {
         let policy = parse_policy(text);
         let dataplane = namespace.run(|| {
             let dataplane = Dataplane::lock(instance.clone()).unwrap();
-            dataplane.apply(&policy, "verdicts.toml", text, &Interrupt::default()).unwrap();
+            dataplane
+                .apply(&Order::new(&policy, "verdicts.toml", text), &Interrupt::default())
+                .unwrap();
             dataplane
         });
         let program = program_in_slot(&instance, 0).unwrap();
@@ -112,7 +114,9 @@ impl Bench {
         self.policy = policy;
         let Self { dataplane, policy, .. } = self;
         self._namespace
-            .run(|| dataplane.apply(policy, "verdicts.toml", text, &Interrupt::default()))
+            .run(|| {
+                dataplane.apply(&Order::new(policy, "verdicts.toml", text), &Interrupt::default())
+            })
             .unwrap();
         // A policy that asks for other features has another program.
         self.program = program_in_slot(&self.instance, 0).unwrap();
@@ -233,7 +237,7 @@ pub fn read_outcome(before: &Stats, after: &Stats, len: u64) -> Outcome {
         }
     };
     let target = read_target(before, after, len);
-    let action = match entry.verdict {
+    let action = match &*entry.verdict {
         "pass" => Action::Pass,
         "drop" => Action::Drop,
         "steer" => Action::Steer(TargetId(target.expect("a target was counted") as u16)),

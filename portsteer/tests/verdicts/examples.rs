@@ -12,7 +12,7 @@ use std::{
 use portsteer::{
     agent::load_policy,
     compile::{Interrupt, evaluate::Evaluator},
-    dataplane::{Dataplane, Instance, program_in_slot, read_stats, sys},
+    dataplane::{Dataplane, Instance, Order, program_in_slot, read_stats, sys},
     explain::{self, Explainer, described},
     lab::{End, Namespace, Veth},
     oracle::{self, Decision, Packet},
@@ -171,7 +171,7 @@ fn judge(example: &Example) {
             *cpus = vec![0];
         }
     }
-    let bench = Bench::new(example.name, &policy, &loaded.text);
+    let bench = Bench::new(example.name, &policy, &loaded.bundle.text);
     let slots: Vec<(u32, &str)> = (7..).zip(bench.interfaces()).collect();
     let (image, segments) = compiled(&policy, &slots);
     let evaluator = Evaluator { image: &image, segments: &segments };
@@ -287,7 +287,9 @@ impl<'p> Bench<'p> {
         let instance = Instance::new(name).unwrap();
         let dataplane = namespace.run(|| {
             let dataplane = Dataplane::lock(instance.clone()).unwrap();
-            dataplane.apply(policy, "policy.toml", text, &Interrupt::default()).unwrap();
+            dataplane
+                .apply(&Order::new(policy, "policy.toml", text), &Interrupt::default())
+                .unwrap();
             dataplane
         });
         // The slots are those of an instance that is new: in the policy's order.

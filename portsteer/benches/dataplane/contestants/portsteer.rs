@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use portsteer::{
     compile::Interrupt,
-    dataplane::{Dataplane, Instance, TargetStats, program_in_slot, read_stats},
+    dataplane::{Dataplane, Instance, Order, TargetStats, program_in_slot, read_stats},
     lab::Namespace,
     policy::Policy,
 };
@@ -49,7 +49,8 @@ impl Portsteer {
         let instance = Instance::new(&format!("bench-{}", lane.receiver.name()))?;
         let dataplane = Dataplane::lock(instance.clone())?;
         // The first policy makes room for the counters of all that follow.
-        namespace.run(|| dataplane.apply(&policy, "bench", "", &Interrupt::default()))?;
+        namespace
+            .run(|| dataplane.apply(&Order::new(&policy, "bench", ""), &Interrupt::default()))?;
         let program = program_in_slot(&instance, 0)?;
         let mut new = Self { namespace, dataplane, program, policy, idle, arriving_before: 0 };
         new.stop()?;
@@ -62,7 +63,9 @@ impl Portsteer {
     }
 
     fn apply(&self, policy: &Policy) -> Result<()> {
-        self.namespace.run(|| self.dataplane.apply(policy, "bench", "", &Interrupt::default()))?;
+        self.namespace.run(|| {
+            self.dataplane.apply(&Order::new(policy, "bench", ""), &Interrupt::default())
+        })?;
         Ok(())
     }
 

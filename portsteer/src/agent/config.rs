@@ -1,0 +1,155 @@
+//! The agent's own settings, from `agent.toml`: where it listens, who may talk to it, and what no policy may
+//! cut.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    str::FromStr as _,
+};
+
+use serde::{Deserialize, Deserializer, de};
+
+use super::loading::services;
+use crate::explain::described::{self, Described};
+
+/// What stands in `agent.toml`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the control socket is.
+    pub socket: Option<PathBuf>,
+    /// The group that may use it.
+    pub socket_group: Option<String>,
+    /// The socket's permissions.
+    pub socket_mode: Option<SocketMode>,
+    /// A second socket, at which nothing can be changed.
+    pub monitor_socket: Option<PathBuf>,
+    pub monitor_socket_group: Option<String>,
+    pub monitor_socket_mode: Option<SocketMode>,
+    /// Packets that no policy may keep from the host.
+    pub protect: Vec<Protected>,
+}
+
+/// Permissions of a socket, as text in octal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketMode(pub u32);
+
+impl<'de> Deserialize<'de> for SocketMode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match u32::from_str_radix(&text, 8) {
+            Ok(mode) if mode <= 0o777 => Ok(Self(mode)),
+            _ => Err(de::Error::custom(format!(
+                "`{text}` are no permissions: write them as octal digits, such as \"0660\""
+            ))),
+        }
+    }
+}
+
+/// A packet that no policy may keep from the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Protected {
+    /// To this TCP port, from wherever the operator is.
+    Port { text: String, port: u16 },
+    /// As `portsteer explain` reads it.
+    Packet(Box<Described>),
+}
+
+impl fmt::Display for Protected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port { text, .. } => write!(f, "{text}"),
+            Self::Packet(packet) => write!(f, "{packet}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Protected {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let services = services();
+        let number = text.parse().ok();
+        let port = number.or_else(|| services.port(text)).filter(|&port| port != 0);
+        if let Some(port) = port {
+            return Ok(Self::Port { text: text.to_owned(), port });
+        }
+        match described::parse(text, &services) {
+            Ok(packet) => Ok(Self::Packet(Box::new(packet))),
+            Err(diagnostic) => {
+                let label =
+                    diagnostic.label.map_or_else(String::new, |label| format!(" ({label})"));
+                Err(format!("`{text}`: {}{label}", diagnostic.message))
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Protected {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum PortOrText {
+            Port(u16),
+            Text(String),
+        }
+        let text = match PortOrText::deserialize(deserializer)? {
+            PortOrText::Port(port) => port.to_string(),
+            PortOrText::Text(text) => text,
+        };
+        Self::from_str(&text).map_err(|why| {
+            de::Error::custom(format!(
+                "{why}; write a TCP port, or a packet such as \"tcp 198.51.100.7 -> :8443\""
+            ))
+        })
+    }
+}
+
+impl Config {
+    /// Reads the settings.
+    ///
+    /// # Errors
+    ///
+    /// In words, what is wrong and where.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let text =
+            fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read() {
+        let config: Config = toml::from_str(
+            "socket = '/run/x.sock'\nsocket_group = 'adm'\nsocket_mode = '0660'\n\
+             protect = ['ssh', 8443, 'tcp 198.51.100.7 -> :9000']\n",
+        )
+        .unwrap();
+        assert_eq!(config.socket_mode, Some(SocketMode(0o660)));
+        assert_eq!(config.protect[0], Protected::Port { text: "ssh".to_owned(), port: 22 });
+        assert_eq!(config.protect[1], Protected::Port { text: "8443".to_owned(), port: 8443 });
+        let Protected::Packet(packet) = &config.protect[2] else { panic!("a packet") };
+        assert_eq!(packet.dst_port, Some(9000));
+        assert!(toml::from_str::<Config>("").unwrap().protect.is_empty());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for text in [
+            "sockets = 1",
+            "socket_mode = '0999'",
+            "socket_mode = 432",
+            "socket_mode = '7777'",
+            "protect = ['sshd-of-mine']",
+            "protect = [70000]",
+            "protect = [0]",
+            "protect = ['tcp 300.1.1.1 -> :22']",
+        ] {
+            assert!(toml::from_str::<Config>(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Who is connected to a socket: whoever may be, and no more at a time than the agent has room for.
+
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body, http::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::AbortHandle,
+    time::sleep,
+};
+use tower::ServiceExt as _;
+
+/// How many are connected at a time at most. Whoever has been idle for longest makes room for a newcomer.
+const MOST: usize = 64;
+
+/// How long a client may take to send a request's header, and how long it may be connected and ask nothing.
+const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A socket to be, and who may use it.
+#[derive(Debug, Clone)]
+pub struct Address {
+    pub path: PathBuf,
+    pub mode: u32,
+    /// The id of the group that may use it.
+    pub group: Option<u32>,
+}
+
+/// Whether a connection's request is being answered, so that it is not for somebody else to end it.
+#[derive(Debug, Clone, Default)]
+pub struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    /// The request has come whole.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A socket that is listened at. The file goes with it.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    address: Address,
+}
+
+impl Socket {
+    /// Listens.
+    ///
+    /// # Errors
+    ///
+    /// Somebody else listens there, or the file cannot be made.
+    pub fn bind(address: &Address) -> io::Result<Self> {
+        let path = &address.path;
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    "another agent listens there",
+                ));
+            }
+            // What an agent left that was killed.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path)?;
+            }
+            Err(_) => {}
+        }
+        // Bound under another name, so that nobody finds it with other permissions than it is to have.
+        let new = path.with_added_extension("new");
+        let _ = fs::remove_file(&new);
+        let listener = UnixListener::bind(&new)?;
+        let finish = || {
+            chown(&new, None, address.group)?;
+            fs::set_permissions(&new, fs::Permissions::from_mode(address.mode))?;
+            fs::rename(&new, path)
+        };
+        if let Err(error) = finish() {
+            let _ = fs::remove_file(&new);
+            return Err(error);
+        }
+        Ok(Self { listener, address: address.clone() })
+    }
+
+    /// Answers whoever connects, for ever.
+    pub async fn serve(&self, router: Router) {
+        let connections = Connections::default();
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    if self.may_use(&stream) {
+                        connections.begin(stream, router.clone());
+                    }
+                }
+                // Out of descriptors, most likely.
+                Err(_) => {
+                    connections.end_oldest();
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// Root and the agent's own user; others only if a group or a mode was set for them, and then the file's
+    /// permissions have let them in.
+    fn may_use(&self, stream: &UnixStream) -> bool {
+        let Ok(peer) = stream.peer_cred() else { return false };
+        let own = fs::metadata("/proc/self").map(|it| std::os::unix::fs::MetadataExt::uid(&it));
+        let is_open = self.address.mode & 0o066 != 0;
+        peer.uid() == 0 || own.is_ok_and(|own| peer.uid() == own) || is_open
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Whoever comes next removes it otherwise.
+        let _ = fs::remove_file(&self.address.path);
+    }
+}
+
+/// The id of a group.
+///
+/// # Errors
+///
+/// There is none of this name, in words.
+pub fn group_id(name: &str) -> Result<u32, String> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    let groups = fs::read_to_string(Path::new("/etc/group"))
+        .map_err(|error| format!("/etc/group: {error}"))?;
+    let id = |line: &str| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+    };
+    groups.lines().find_map(id).ok_or_else(|| format!("there is no group `{name}`"))
+}
+
+/// Who is connected.
+#[derive(Debug, Clone, Default)]
+struct Connections {
+    /// The oldest first.
+    all: Arc<Mutex<Vec<Connection>>>,
+    next: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    number: u64,
+    busy: Busy,
+    task: AbortHandle,
+}
+
+impl Connections {
+    fn begin(&self, stream: UnixStream, router: Router) {
+        let is_full = || self.all.lock().unwrap_or_else(PoisonError::into_inner).len() >= MOST;
+        if is_full() && !self.end_oldest() {
+            // All are being answered. Whoever comes now may come again.
+            return;
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let busy = Busy::default();
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let task = tokio::spawn({
+            let (connections, busy) = (self.clone(), busy.clone());
+            async move {
+                answer(stream, router, busy).await;
+                connections.forget(number);
+            }
+        });
+        all.push(Connection { number, busy, task: task.abort_handle() });
+    }
+
+    fn forget(&self, number: u64) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|connection| connection.number != number);
+    }
+
+    /// Ends the connection that has been there for longest, of those that are not being answered.
+    fn end_oldest(&self) -> bool {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(oldest) = all.iter().position(|connection| !connection.busy.is_set()) else {
+            return false;
+        };
+        all.remove(oldest).task.abort();
+        true
+    }
+}
+
+async fn answer(stream: UnixStream, router: Router, busy: Busy) {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(busy.clone());
+        let (router, busy) = (router.clone(), busy.clone());
+        async move {
+            let answer = router.oneshot(request.map(Body::new)).await;
+            busy.end();
+            answer
+        }
+    });
+    // Whatever the client did wrong, it is gone.
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_PATIENCE)
+        .max_buf_size(64 << 10)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_have_ids() {
+        assert_eq!(group_id("root"), Ok(0));
+        assert_eq!(group_id("4711"), Ok(4711));
+        assert!(group_id("no-such-group-of-anybody").is_err());
+    }
+}

@@ -1,0 +1,119 @@
+//! Reading a policy file, and what the lints want to know of this host.
+
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use super::{Bundle, Error, bundle::Recorded, set_files::PolicyFiles};
+use crate::policy::{self, Policy, diagnostic::Diagnostic, services::Services};
+
+/// A policy that was read and understood.
+#[derive(Debug)]
+pub struct LoadedPolicy {
+    /// As it was read: its text and the files of its sets.
+    pub bundle: Bundle,
+    pub policy: Policy,
+    /// What the parser and the lints have to say.
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl LoadedPolicy {
+    /// The policy file's text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.bundle.text
+    }
+
+    /// The policy file's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        Path::new(&self.bundle.path)
+    }
+}
+
+/// The names of ports: the embedded ones, and those that the host's own file adds.
+#[must_use]
+pub fn services() -> Services {
+    match fs::read_to_string("/etc/services") {
+        Ok(text) => Services::embedded().with_etc_services(&text),
+        Err(_) => Services::embedded(),
+    }
+}
+
+/// The longest policy file that is read, in bytes. 100,000 rules of every kind are some 12 MiB; a
+/// file of this length that is made to be large takes up to 4 GiB while it is read.
+pub const MAX_POLICY_LEN: u64 = 32 << 20;
+
+/// Reads a policy file, and the files that its sets name.
+///
+/// # Errors
+///
+/// It cannot be read, or it has errors, which those of the sets' files are among.
+pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
+    let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(unreadable)?;
+    file.take(MAX_POLICY_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_POLICY_LEN {
+        let text = format!("it is longer than {} MiB", MAX_POLICY_LEN >> 20);
+        return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, text)));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        unreadable(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it is not UTF-8 from byte {at} on"),
+        ))
+    })?;
+    let mut files = Recorded::new(PolicyFiles::beside(path));
+    let parsed = policy::file::parse_with(&text, &services(), &mut files);
+    let path = path.display().to_string();
+    understood(Bundle { path, text, files: files.into_files() }, parsed)
+}
+
+/// Understands a policy that was read before.
+///
+/// # Errors
+///
+/// It has errors.
+pub fn understand(bundle: Bundle) -> Result<LoadedPolicy, Error> {
+    let parsed = policy::file::parse_with(&bundle.text, &services(), &mut bundle.set_files());
+    understood(bundle, parsed)
+}
+
+fn understood(
+    bundle: Bundle,
+    parsed: Result<policy::file::Parsed, Vec<Diagnostic>>,
+) -> Result<LoadedPolicy, Error> {
+    match parsed {
+        Ok(parsed) => {
+            let mut warnings = parsed.warnings;
+            warnings.extend(policy::lint::lint(&parsed.policy, &host_facts()));
+            Ok(LoadedPolicy { bundle, policy: parsed.policy, warnings })
+        }
+        Err(diagnostics) => {
+            let (path, text) = (PathBuf::from(bundle.path), bundle.text);
+            Err(Error::Policy { path, text, diagnostics })
+        }
+    }
+}
+
+/// What the lints want to know of this host.
+pub(super) fn host_facts() -> policy::lint::HostFacts {
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let ephemeral_ports = read("/proc/sys/net/ipv4/ip_local_port_range").and_then(|text| {
+        let mut numbers = text.split_whitespace().map(str::parse::<u16>);
+        let (first, last) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        (first <= last).then_some(policy::PortRange { first, last })
+    });
+    let forwards = |path| read(path).map(|text| text.trim() != "0");
+    let v4 = forwards("/proc/sys/net/ipv4/ip_forward");
+    let v6 = forwards("/proc/sys/net/ipv6/conf/all/forwarding");
+    let forwards = match (v4, v6) {
+        (None, None) => None,
+        (v4, v6) => Some(v4 == Some(true) || v6 == Some(true)),
+    };
+    policy::lint::HostFacts { ephemeral_ports, forwards }
+}

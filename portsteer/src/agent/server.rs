@@ -1,0 +1,577 @@
+//! The control socket: what can be asked, and how it is answered. What changes something goes to the agent's
+//! loop, one request at a time; what only looks is answered beside it, also while a policy is compiled.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Extension, Path, Query, State},
+    http::{HeaderMap, Request, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use http_body_util::{BodyExt as _, Limited};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    task::spawn_blocking,
+    time::timeout,
+};
+use utoipa::{OpenApi, ToSchema};
+
+use super::{
+    Bundle, bundle::SetFile, connections::Busy, control::View, history, loading::understand,
+};
+use crate::{
+    api::{
+        AgentAnswer, ApplyAnswer, ApplyRequest, Attachment, DiffAnswer, DoneAnswer, EditRequest,
+        ErrorAnswer, Event, File, How, Kind, MAX_REQUEST_LEN, PolicyAnswer, PrefixesAnswer,
+        Refusal, RemovedRule, RuleAnswer, SetAnswer,
+    },
+    dataplane::{self, Error as DataplaneError, Instance, Stats, Status},
+    policy::diff,
+};
+
+/// Something that changes what is in force.
+#[derive(Debug)]
+pub enum Job {
+    Apply(Bundle, How, Reply<ApplyAnswer>),
+    Edit(EditRequest, Reply<ApplyAnswer>),
+    Confirm(Reply<DoneAnswer>),
+    Rollback(How, Reply<ApplyAnswer>),
+    Detach(Reply<DoneAnswer>),
+}
+
+/// Where the answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// How many jobs may wait.
+pub const JOBS: usize = 16;
+
+/// What the agent's loop tells those who only look.
+#[derive(Debug)]
+pub struct Shared {
+    pub instance: Instance,
+    started_at: u64,
+    view: Mutex<(View, Vec<Event>)>,
+    /// Who reads the kernel's state, or understands a policy, at the same time.
+    lookers: Semaphore,
+    /// Who sends much at the same time.
+    large_bodies: Semaphore,
+}
+
+impl Shared {
+    pub fn new(instance: Instance) -> Self {
+        Self {
+            instance,
+            started_at: history::now(),
+            view: Mutex::default(),
+            lookers: Semaphore::new(2),
+            large_bodies: Semaphore::new(1),
+        }
+    }
+
+    /// What has become of things.
+    pub fn show(&self, view: View, events: Vec<Event>) {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = (view, events);
+    }
+
+    fn view(&self) -> View {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    fn agent(&self) -> AgentAnswer {
+        let (view, history) = self.view.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let state = match &view.desired {
+            Some(_) if view.trial_ends.is_some() => "on trial",
+            Some(_) if view.is_attached => "in force",
+            Some(_) => "waiting",
+            None if view.was_detached => "detached",
+            None => "nothing",
+        };
+        AgentAnswer {
+            process: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: state.to_owned(),
+            started_at: self.started_at,
+            trial_seconds_left: seconds_left(&view),
+            waiting: view.waiting,
+            not_kept: view.not_kept,
+            problems: view.problems,
+            history,
+        }
+    }
+}
+
+fn seconds_left(view: &View) -> Option<u64> {
+    let left = view.trial_ends?.saturating_duration_since(Instant::now());
+    // Rounded up: nothing is left only when the time is up.
+    Some(left.as_millis().div_ceil(1000) as u64)
+}
+
+#[derive(Debug, Clone)]
+struct Context {
+    shared: Arc<Shared>,
+    jobs: mpsc::Sender<Job>,
+}
+
+/// What can be asked at the control socket.
+pub fn control(shared: Arc<Shared>, jobs: mpsc::Sender<Job>) -> Router {
+    let changing = Router::new()
+        .route("/v1/policy", put(put_policy))
+        .route("/v1/confirm", post(confirm))
+        .route("/v1/rollback", post(rollback))
+        .route("/v1/detach", post(detach))
+        .route("/v1/edits", post(edits));
+    looking().merge(changing).fallback(unknown).with_state(Context { shared, jobs })
+}
+
+/// What can be asked at the socket for monitoring.
+pub fn monitor(shared: Arc<Shared>) -> Router {
+    // Nobody listens at the other end.
+    let (jobs, _) = mpsc::channel(1);
+    looking().fallback(unknown).with_state(Context { shared, jobs })
+}
+
+fn looking() -> Router<Context> {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/stats", get(stats))
+        .route("/v1/policy", get(policy))
+        .route("/v1/sets/{name}", get(set))
+        .route("/v1/diff", post(diff_policy))
+        .route("/v1/openapi.json", get(openapi))
+        .method_not_allowed_fallback(wrong_method)
+}
+
+/// The description of everything that can be asked.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "portsteer",
+        description = "The agent's control socket: HTTP over a Unix socket, JSON both ways. Fields are only ever added."
+    ),
+    servers((url = "http://localhost", description = "curl --unix-socket /run/portsteer/agent.sock")),
+    paths(
+        status, stats, policy, put_policy, set, diff_policy, confirm, rollback, detach, edits, openapi
+    ),
+    components(schemas(
+        AgentAnswer, ApplyAnswer, ApplyRequest, Attachment, DiffAnswer, DoneAnswer, EditRequest,
+        ErrorAnswer, Event, File, How, Kind, PolicyAnswer, PrefixesAnswer, Refusal, RemovedRule,
+        RuleAnswer, SetAnswer, StatusAnswer, Stats
+    ))
+)]
+#[derive(Debug)]
+pub struct Description;
+
+/// What `GET /v1/status` tells: of what is pinned, nothing while nothing is attached.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StatusAnswer {
+    /// What is attached where.
+    pub dataplane: Option<Status>,
+    pub agent: AgentAnswer,
+}
+
+/// A refusal as it is answered.
+struct Refused(Box<(StatusCode, Refusal)>);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (status, error) = *self.0;
+        (status, Json(ErrorAnswer { error })).into_response()
+    }
+}
+
+type Answer<T> = Result<Json<T>, Refused>;
+
+fn refuse(refusal: Refusal) -> Refused {
+    let status = match refusal.kind {
+        Kind::Negative => StatusCode::NOT_FOUND,
+        Kind::BadInput => StatusCode::UNPROCESSABLE_ENTITY,
+        Kind::Refused => StatusCode::CONFLICT,
+    };
+    refuse_with(status, refusal)
+}
+
+fn refuse_with(status: StatusCode, refusal: Refusal) -> Refused {
+    Refused(Box::new((status, refusal)))
+}
+
+/// What is attached where, and what the agent knows of it
+#[utoipa::path(get, path = "/v1/status", responses(
+    (status = 200, body = StatusAnswer), (status = 409, body = ErrorAnswer)
+))]
+async fn status(State(context): State<Context>) -> Answer<StatusAnswer> {
+    let instance = context.shared.instance.clone();
+    let looked = look(&context, move || match dataplane::read_status(&instance) {
+        Ok(status) => Ok(Some(status)),
+        Err(DataplaneError::NotAttached(_)) => Ok(None),
+        Err(error) => Err(super::Error::from(error).to_refusal()),
+    });
+    let dataplane = looked.await?;
+    Ok(Json(StatusAnswer { dataplane, agent: context.shared.agent() }))
+}
+
+/// What was counted
+#[utoipa::path(get, path = "/v1/stats", responses(
+    (status = 200, body = Stats),
+    (status = 404, body = ErrorAnswer, description = "nothing is attached"),
+    (status = 409, body = ErrorAnswer)
+))]
+async fn stats(State(context): State<Context>) -> Answer<Stats> {
+    let instance = context.shared.instance.clone();
+    let read = move || {
+        dataplane::read_stats(&instance).map_err(|error| super::Error::from(error).to_refusal())
+    };
+    Ok(Json(look(&context, read).await?))
+}
+
+/// The policy in force
+#[utoipa::path(get, path = "/v1/policy", responses(
+    (status = 200, body = PolicyAnswer), (status = 404, body = ErrorAnswer, description = "nothing is in force")
+))]
+async fn policy(State(context): State<Context>) -> Answer<PolicyAnswer> {
+    let view = context.shared.view();
+    let trial_seconds_left = seconds_left(&view);
+    let desired = view.desired.ok_or_else(|| refuse(nothing_in_force()))?;
+    let policy = desired.policy;
+    let rules = policy.rules.iter().enumerate().map(|(index, rule)| RuleAnswer {
+        number: index + 1,
+        name: rule.name.clone(),
+        matches: policy.matches(rule),
+        action: policy.does(rule),
+    });
+    let sets = policy.sets.iter().map(|set| SetAnswer {
+        name: set.name.clone(),
+        file: set.file.clone(),
+        prefixes: set.prefixes.len(),
+    });
+    Ok(Json(PolicyAnswer {
+        generation: desired.generation,
+        path: desired.record.path,
+        policy: desired.text.to_string(),
+        trial_seconds_left,
+        rules: rules.collect(),
+        sets: sets.collect(),
+    }))
+}
+
+fn nothing_in_force() -> Refusal {
+    Refusal::negative("nothing is in force").help("`portsteer apply FILE` puts a policy in force")
+}
+
+/// All prefixes of a set of the policy in force
+#[utoipa::path(get, path = "/v1/sets/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = PrefixesAnswer), (status = 404, body = ErrorAnswer)
+))]
+async fn set(State(context): State<Context>, Path(name): Path<String>) -> Answer<PrefixesAnswer> {
+    let desired = context.shared.view().desired.ok_or_else(|| refuse(nothing_in_force()))?;
+    let found = look(&context, move || {
+        let set =
+            desired.policy.sets.iter().find(|set| set.name == name).ok_or_else(|| {
+                Refusal::negative(format!("the policy in force has no set `{name}`"))
+            })?;
+        let prefixes = set.prefixes.iter().map(|prefix| {
+            match prefix.prefix_len() == prefix.max_prefix_len() {
+                true => prefix.addr().to_string(),
+                false => prefix.to_string(),
+            }
+        });
+        Ok(PrefixesAnswer { name, prefixes: prefixes.collect() })
+    });
+    Ok(Json(found.await?))
+}
+
+/// How the policy in force differs from another. The body is as that of `PUT /v1/policy`
+#[utoipa::path(post, path = "/v1/diff",
+    request_body(content((ApplyRequest = "application/json"), (String = "application/toml"))),
+    responses(
+        (status = 200, body = DiffAnswer),
+        (status = 404, body = ErrorAnswer, description = "nothing is in force"),
+        (status = 422, body = ErrorAnswer)
+    )
+)]
+async fn diff_policy(
+    State(context): State<Context>,
+    Extension(busy): Extension<Busy>,
+    Query(parameters): Query<Parameters>,
+    request: Request<Body>,
+) -> Answer<DiffAnswer> {
+    let (bundle, _) = read_policy(&context, &busy, parameters, request).await?;
+    let desired = context.shared.view().desired.ok_or_else(|| refuse(nothing_in_force()))?;
+    let compared = look(&context, move || {
+        let loaded = understand(bundle).map_err(|error| error.to_refusal())?;
+        let difference = diff::diff(&desired.policy, &loaded.policy);
+        let changes = serde_json::to_value(&difference)
+            .map_err(|error| Refusal::refused(format!("writing JSON: {error}")))?;
+        Ok(DiffAnswer { same: difference.is_empty(), text: difference.to_string(), changes })
+    });
+    Ok(Json(compared.await?))
+}
+
+/// What can stand behind the `?` where the body is a policy's text alone.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parameters {
+    path: Option<String>,
+    confirm_seconds: Option<u64>,
+    #[serde(default)]
+    force: bool,
+    ssh_connection: Option<String>,
+}
+
+/// Puts a policy in force. The body is JSON, or the policy file's text alone with the rest as parameters
+#[utoipa::path(put, path = "/v1/policy",
+    params(
+        ("path" = Option<String>, Query, description = "the policy file's path, for listings"),
+        ("confirm_seconds" = Option<u64>, Query, description = "put it on trial for so long"),
+        ("force" = Option<bool>, Query, description = "even if it cuts the operator's own connection"),
+        ("ssh_connection" = Option<String>, Query, description = "the operator's own connection")
+    ),
+    request_body(content((ApplyRequest = "application/json"), (String = "application/toml"))),
+    responses(
+        (status = 200, body = ApplyAnswer),
+        (status = 409, body = ErrorAnswer, description = "the kernel or the agent refuses"),
+        (status = 413, body = ErrorAnswer), (status = 422, body = ErrorAnswer)
+    )
+)]
+async fn put_policy(
+    State(context): State<Context>,
+    Extension(busy): Extension<Busy>,
+    Query(parameters): Query<Parameters>,
+    request: Request<Body>,
+) -> Answer<ApplyAnswer> {
+    let (bundle, how) = read_policy(&context, &busy, parameters, request).await?;
+    check_how(&how)?;
+    order(&context, |reply| Job::Apply(bundle, how, reply)).await
+}
+
+/// Keeps the policy on trial
+#[utoipa::path(post, path = "/v1/confirm", responses(
+    (status = 200, body = DoneAnswer),
+    (status = 404, body = ErrorAnswer, description = "nothing is on trial"),
+    (status = 409, body = ErrorAnswer)
+))]
+async fn confirm(
+    State(context): State<Context>,
+    Extension(busy): Extension<Busy>,
+) -> Answer<DoneAnswer> {
+    busy.begin();
+    order(&context, Job::Confirm).await
+}
+
+/// Ends a trial, or goes back to the policy that was accepted before
+#[utoipa::path(post, path = "/v1/rollback", request_body(content((How = "application/json"))), responses(
+    (status = 200, body = ApplyAnswer),
+    (status = 404, body = ErrorAnswer, description = "there is no policy to go back to"),
+    (status = 409, body = ErrorAnswer)
+))]
+async fn rollback(
+    State(context): State<Context>,
+    Extension(busy): Extension<Busy>,
+    request: Request<Body>,
+) -> Answer<ApplyAnswer> {
+    let body = read_body(&context, &busy, request).await?;
+    let how: How = match body.is_empty() {
+        true => How::default(),
+        false => from_json(&body)?,
+    };
+    check_how(&how)?;
+    order(&context, |reply| Job::Rollback(how, reply)).await
+}
+
+/// Takes the dataplane off all interfaces, until the next policy is put in force
+#[utoipa::path(post, path = "/v1/detach", responses(
+    (status = 200, body = DoneAnswer),
+    (status = 404, body = ErrorAnswer, description = "nothing is attached"),
+    (status = 409, body = ErrorAnswer)
+))]
+async fn detach(
+    State(context): State<Context>,
+    Extension(busy): Extension<Busy>,
+) -> Answer<DoneAnswer> {
+    busy.begin();
+    order(&context, Job::Detach).await
+}
+
+/// Edits the policy in force
+#[utoipa::path(post, path = "/v1/edits", request_body = EditRequest, responses(
+    (status = 200, body = ApplyAnswer),
+    (status = 404, body = ErrorAnswer, description = "nothing is in force"),
+    (status = 409, body = ErrorAnswer), (status = 413, body = ErrorAnswer),
+    (status = 422, body = ErrorAnswer)
+))]
+async fn edits(
+    State(context): State<Context>,
+    Extension(busy): Extension<Busy>,
+    request: Request<Body>,
+) -> Answer<ApplyAnswer> {
+    let body = read_body(&context, &busy, request).await?;
+    let request: EditRequest = from_json(&body)?;
+    if request.edits.is_empty() {
+        return Err(refuse(Refusal::bad_input("there are no edits")));
+    }
+    check_how(&request.how)?;
+    order(&context, |reply| Job::Edit(request, reply)).await
+}
+
+/// This description
+#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, body = Object)))]
+async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(Description::openapi())
+}
+
+async fn unknown(request: Request<Body>) -> Refused {
+    let refusal = Refusal::negative(format!("there is nothing at {}", request.uri().path()))
+        .help("GET /v1/openapi.json lists what there is");
+    refuse(refusal)
+}
+
+async fn wrong_method(request: Request<Body>) -> Refused {
+    let (method, path) = (request.method(), request.uri().path());
+    let refusal = Refusal::bad_input(format!("{method} makes no sense at {path}"))
+        .help("GET /v1/openapi.json lists what does");
+    refuse_with(StatusCode::METHOD_NOT_ALLOWED, refusal)
+}
+
+/// The longest trial, in seconds.
+const LONGEST_TRIAL: u64 = 7 * 86_400;
+
+fn check_how(how: &How) -> Result<(), Refused> {
+    match how.confirm_seconds {
+        Some(0) => Err(refuse(Refusal::bad_input("a trial of no time is none"))),
+        Some(seconds) if seconds > LONGEST_TRIAL => Err(refuse(Refusal::bad_input(format!(
+            "a trial lasts {LONGEST_TRIAL} seconds at most"
+        )))),
+        _ => Ok(()),
+    }
+}
+
+/// Has something looked up in a thread of its own.
+async fn look<T: Send + 'static>(
+    context: &Context,
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refused> {
+    // Never closed.
+    let _permit = context.shared.lookers.acquire().await;
+    match spawn_blocking(work).await {
+        Ok(result) => result.map_err(refuse),
+        Err(_) => Err(refuse(Refusal::refused("the agent could not answer"))),
+    }
+}
+
+/// Has the agent's loop do something.
+async fn order<T>(context: &Context, job: impl FnOnce(Reply<T>) -> Job) -> Answer<T> {
+    let (reply, answer) = oneshot::channel();
+    let ending = || refuse(Refusal::refused("the agent is ending"));
+    if let Err(refused) = context.jobs.try_send(job(reply)) {
+        return Err(match refused {
+            mpsc::error::TrySendError::Full(_) => {
+                refuse(Refusal::refused("too many requests wait already").help("try again later"))
+            }
+            mpsc::error::TrySendError::Closed(_) => ending(),
+        });
+    }
+    match answer.await {
+        Ok(result) => result.map(Json).map_err(refuse),
+        Err(_) => Err(ending()),
+    }
+}
+
+/// Bodies up to this length are read at once, longer ones one after the other.
+const SMALL_BODY: usize = 64 << 10;
+
+/// How long a client may take to send its request.
+const BODY_PATIENCE: Duration = Duration::from_secs(60);
+
+async fn read_body(
+    context: &Context,
+    busy: &Busy,
+    request: Request<Body>,
+) -> Result<Bytes, Refused> {
+    let too_long = || {
+        let message = format!("the request is longer than {} MiB", MAX_REQUEST_LEN >> 20);
+        refuse_with(StatusCode::PAYLOAD_TOO_LARGE, Refusal::bad_input(message))
+    };
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > MAX_REQUEST_LEN) {
+        return Err(too_long());
+    }
+    let read = async {
+        let is_large = length.is_none_or(|length| length > SMALL_BODY);
+        // Never closed.
+        let permit = match is_large {
+            true => context.shared.large_bodies.acquire().await.ok(),
+            false => None,
+        };
+        let body = Limited::new(request.into_body(), MAX_REQUEST_LEN).collect().await;
+        drop(permit);
+        body
+    };
+    match timeout(BODY_PATIENCE, read).await {
+        Ok(Ok(body)) => {
+            busy.begin();
+            Ok(body.to_bytes())
+        }
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_long()),
+        Ok(Err(error)) => {
+            Err(refuse(Refusal::bad_input(format!("the request cannot be read: {error}"))))
+        }
+        Err(_) => {
+            let refusal = Refusal::bad_input("the request did not come in time");
+            Err(refuse_with(StatusCode::REQUEST_TIMEOUT, refusal))
+        }
+    }
+}
+
+fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
+    serde_json::from_slice(body)
+        .map_err(|error| refuse(Refusal::bad_input(format!("the request is wrong: {error}"))))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.is_some_and(|kind| kind.split(';').next().unwrap_or("").trim() == "application/json")
+}
+
+/// A policy that came as JSON, or as its text alone.
+async fn read_policy(
+    context: &Context,
+    busy: &Busy,
+    parameters: Parameters,
+    request: Request<Body>,
+) -> Result<(Bundle, How), Refused> {
+    let is_json = is_json(request.headers());
+    let body = read_body(context, busy, request).await?;
+    const UNNAMED: &str = "(control socket)";
+    if !is_json {
+        let text = String::from_utf8(body.into()).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            refuse(Refusal::bad_input(format!("the policy is not UTF-8 from byte {at} on")))
+        })?;
+        let path = parameters.path.unwrap_or_else(|| UNNAMED.to_owned());
+        let how = How {
+            confirm_seconds: parameters.confirm_seconds,
+            force: parameters.force,
+            ssh_connection: parameters.ssh_connection,
+        };
+        return Ok((Bundle::of_text(path, text), how));
+    }
+    let request: ApplyRequest = from_json(&body)?;
+    drop(body);
+    let files = request
+        .files
+        .into_iter()
+        .map(|file| SetFile { name: file.name, content: file.content.into_bytes() });
+    let bundle = Bundle {
+        path: request.path.unwrap_or_else(|| UNNAMED.to_owned()),
+        text: request.policy,
+        files: files.collect(),
+    };
+    Ok((bundle, request.how))
+}

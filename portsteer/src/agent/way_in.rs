@@ -1,0 +1,282 @@
+//! The operator's own way in: a policy that would cut it is not put in force unprompted.
+
+use std::net::IpAddr;
+
+use super::{Error, config::Protected};
+use crate::{
+    api::Refusal,
+    dataplane::Dataplane,
+    explain::described::Described,
+    netlink::{self, Link},
+    oracle::{self, Decision, Packet},
+    policy::{Action, Addresses, Policy, TargetKind},
+};
+
+/// TCP's number.
+const TCP: u8 = 6;
+
+/// Refuses a policy that would cut the connection by which the operator is here, or what is to be protected.
+/// `ssh_connection` is as OpenSSH has it: client address and port, server address and port.
+///
+/// # Errors
+///
+/// What would be cut, and the rule that does it.
+pub fn check(
+    policy: &Policy,
+    ssh_connection: Option<&str>,
+    protected: &[Protected],
+) -> Result<(), Error> {
+    if ssh_connection.is_none() && protected.is_empty() {
+        return Ok(());
+    }
+    let connection = ssh_connection.map(parse_connection).transpose()?;
+    let links = netlink::links().map_err(unknown)?;
+    let attached = Dataplane::meant(policy)?;
+    if let Some(connection) = &connection {
+        for (interface, vlan) in ways_in(connection.src, &links, &attached)? {
+            let packet = Described {
+                interface: Some(interface),
+                vlan,
+                ..connection.packet(connection.dst_port, true)
+            };
+            refuse_if_cut(policy, &packet, "your own connection")?;
+        }
+    }
+    for protected in protected {
+        let what = format!("what is to be protected (`{protected}`)");
+        match (protected, &connection) {
+            (Protected::Packet(packet), _) => {
+                for packet in on_each(packet, &attached) {
+                    refuse_if_cut(policy, &packet, &what)?;
+                }
+            }
+            (Protected::Port { port, .. }, Some(connection)) => {
+                for (interface, vlan) in ways_in(connection.src, &links, &attached)? {
+                    let packet = Described {
+                        interface: Some(interface),
+                        vlan,
+                        ..connection.packet(*port, false)
+                    };
+                    refuse_if_cut(policy, &packet, &what)?;
+                }
+            }
+            (Protected::Port { port, .. }, None) => {
+                let packet =
+                    Described { protocol: TCP, dst_port: Some(*port), ..Described::default() };
+                for packet in on_each(&packet, &attached) {
+                    // Nobody knows from where the operator comes: somebody at least has to get through.
+                    refuse_if_cut(&without_sources(policy), &packet, &what)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unknown(error: std::io::Error) -> Error {
+    Error::Refused(Refusal::refused(format!("looking for your own connection: {error}")))
+}
+
+/// A connection to this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Connection {
+    src: IpAddr,
+    src_port: u16,
+    dst: IpAddr,
+    dst_port: u16,
+}
+
+impl Connection {
+    /// A packet from the same place, to this port; `same` for one of this very connection.
+    fn packet(&self, dst_port: u16, same: bool) -> Described {
+        Described {
+            protocol: TCP,
+            src: Some(self.src),
+            // Another connection has another port.
+            src_port: same.then_some(self.src_port),
+            dst: Some(self.dst),
+            dst_port: Some(dst_port),
+            ..Described::default()
+        }
+    }
+}
+
+fn parse_connection(text: &str) -> Result<Connection, Error> {
+    let wrong = || {
+        let refusal = Refusal::bad_input(format!("`{text}` is no connection"));
+        let help = "as SSH_CONNECTION has it: client address and port, server address and port";
+        Error::Refused(refusal.help(help))
+    };
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let [src, src_port, dst, dst_port] = words[..] else { return Err(wrong()) };
+    // A link-local address may come with its interface.
+    let address = |text: &str| {
+        let text = text.split_once('%').map_or(text, |(address, _)| address);
+        text.parse::<IpAddr>().map(|address| address.to_canonical())
+    };
+    Ok(Connection {
+        src: address(src).map_err(|_| wrong())?,
+        src_port: src_port.parse().map_err(|_| wrong())?,
+        dst: address(dst).map_err(|_| wrong())?,
+        dst_port: dst_port.parse().map_err(|_| wrong())?,
+    })
+}
+
+/// The attached interfaces by which packets from this address come in, each with the VLAN that they are tagged
+/// with there: those that the answers leave by, the parts of a bond or bridge, and what a VLAN is on.
+fn ways_in(
+    address: IpAddr,
+    links: &[Link],
+    attached: &[Link],
+) -> Result<Vec<(String, Option<u16>)>, Error> {
+    if address.is_loopback() {
+        return Ok(Vec::new());
+    }
+    let Some(index) = netlink::route_to(address).map_err(unknown)? else { return Ok(Vec::new()) };
+    Ok(below(index, links, attached))
+}
+
+fn below(index: u32, links: &[Link], attached: &[Link]) -> Vec<(String, Option<u16>)> {
+    let mut found = Vec::new();
+    let mut next = vec![(index, None)];
+    let mut seen = Vec::new();
+    while let Some((index, vlan)) = next.pop() {
+        if seen.contains(&(index, vlan)) {
+            continue;
+        }
+        seen.push((index, vlan));
+        let Some(link) = links.iter().find(|link| link.index == index) else { continue };
+        if attached.iter().any(|attached| attached.index == index) {
+            found.push((link.name.clone(), vlan));
+        }
+        next.extend(link.lower.map(|lower| (lower, link.vlan.or(vlan))));
+        let parts = links.iter().filter(|part| part.master == Some(index));
+        next.extend(parts.map(|part| (part.index, vlan)));
+    }
+    found
+}
+
+/// The packet on the interface that it says, else on each that is attached.
+fn on_each(packet: &Described, attached: &[Link]) -> Vec<Described> {
+    if packet.interface.is_some() || attached.is_empty() {
+        return vec![packet.clone()];
+    }
+    let on = |link: &Link| Described { interface: Some(link.name.clone()), ..packet.clone() };
+    attached.iter().map(on).collect()
+}
+
+/// The policy as whoever has the best of all addresses sees it: rules that pass match whatever source they ask
+/// for, and rules that do not pass only if they ask for none.
+fn without_sources(policy: &Policy) -> Policy {
+    let mut policy = policy.clone();
+    policy.rules.retain(|rule| rule.src.is_any() || rule.action == Action::Pass);
+    policy.rules.iter_mut().for_each(|rule| rule.src = Addresses::default());
+    policy
+}
+
+fn refuse_if_cut(policy: &Policy, packet: &Described, what: &str) -> Result<(), Error> {
+    let headers: Packet<'_> = packet.headers();
+    let decision = oracle::judge(policy, &headers);
+    let gets_in = match oracle::action(policy, decision) {
+        Action::Pass => true,
+        Action::Drop => false,
+        // Which hands it to the host's own stack in the end.
+        Action::Steer(id) => matches!(policy.target(id).kind, TargetKind::Cpus { .. }),
+    };
+    if gets_in {
+        return Ok(());
+    }
+    let by = match decision {
+        Decision::Rule(index) => {
+            let rule = &policy.rules[index];
+            let name = rule.name.as_ref().map_or_else(String::new, |name| format!(" `{name}`"));
+            let does = match rule.action {
+                Action::Steer(id) => format!("steers it to `{}`", policy.target(id).name),
+                _ => "drops it".to_owned(),
+            };
+            format!("rule{name} (line {}) {does}", rule.line)
+        }
+        Decision::Fragments => "options.fragments drops it".to_owned(),
+        _ => "no rule matches it, and the default drops it".to_owned(),
+    };
+    let refusal = Refusal::refused(format!("the policy would cut {what}: {packet}: {by}"));
+    Err(Error::Refused(refusal.help(
+        "let it through by a rule before that one, or apply the policy with --force; `portsteer explain \
+         --policy FILE` tells more",
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{file::parse, services::Services};
+
+    fn policy(rules: &str) -> Policy {
+        let text = format!("version = 1\ninterfaces = [\"lo\"]\n{rules}");
+        parse(&text, &Services::embedded()).expect("a policy").policy
+    }
+
+    fn refusal(result: Result<(), Error>) -> String {
+        match result {
+            Err(Error::Refused(refusal)) => refusal.message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn connections_are_read_as_openssh_has_them() {
+        let connection = parse_connection("198.51.100.7 51000 192.0.2.1 22").expect("it");
+        assert_eq!(connection.src, IpAddr::from([198, 51, 100, 7]));
+        assert_eq!((connection.src_port, connection.dst_port), (51_000, 22));
+        assert!(parse_connection("fe80::1%eth0 51000 fe80::2%eth0 22").is_ok());
+        let mapped = parse_connection("::ffff:198.51.100.7 51000 ::ffff:192.0.2.1 22");
+        assert_eq!(mapped.expect("it"), connection);
+        for text in ["", "198.51.100.7 51000 192.0.2.1", "a b c d", "1.2.3.4 99999 1.2.3.5 22"] {
+            assert!(parse_connection(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cuts_is_named() {
+        let cut = policy(
+            "[[rules]]\nname = \"out\"\nprotocol = \"tcp\"\ndst_port = 22\naction = \"drop\"\n",
+        );
+        let connection = parse_connection("198.51.100.7 51000 192.0.2.1 22").expect("it");
+        let said = refusal(refuse_if_cut(&cut, &connection.packet(22, true), "it"));
+        assert!(said.contains("rule `out` (line 3) drops it"), "{said}");
+        assert!(refuse_if_cut(&cut, &connection.packet(23, true), "it").is_ok());
+        let said = refusal(refuse_if_cut(
+            &policy("default = \"drop\"\n"),
+            &connection.packet(22, true),
+            "it",
+        ));
+        assert!(said.contains("the default drops it"), "{said}");
+        let steered = policy(
+            "[targets.a]\ninterface = \"x\"\nmac = \"keep\"\n[targets.b]\ncpus = [0]\n\
+             [[rules]]\ndst_port = 22\naction = { steer = \"a\" }\n\
+             [[rules]]\ndst_port = 23\naction = { steer = \"b\" }\n",
+        );
+        let said = refusal(refuse_if_cut(&steered, &connection.packet(22, true), "it"));
+        assert!(said.contains("steers it to `a`"), "{said}");
+        assert!(refuse_if_cut(&steered, &connection.packet(23, true), "it").is_ok());
+    }
+
+    #[test]
+    fn where_nobody_knows_the_operator_somebody_has_to_get_through() {
+        let port = [Protected::Port { text: "ssh".to_owned(), port: 22 }];
+        let office = "[[rules]]\nname = \"office\"\nprotocol = \"tcp\"\ndst_port = 22\n\
+                      src = \"198.51.100.0/24\"\naction = \"pass\"\n";
+        let only_office = policy(&format!("default = \"drop\"\n{office}"));
+        assert!(check(&only_office, None, &port).is_ok());
+        let nobody = policy("default = \"drop\"\n");
+        assert!(refusal(check(&nobody, None, &port)).contains("`ssh`"));
+        let blocked = policy(&format!(
+            "[[rules]]\nname = \"block\"\nsrc = \"203.0.113.0/24\"\naction = \"drop\"\n{office}"
+        ));
+        assert!(check(&blocked, None, &port).is_ok());
+        let packet = "tcp 203.0.113.5 -> :22".parse().expect("a packet");
+        assert!(refusal(check(&blocked, None, &[packet])).contains("rule `block`"));
+        // Over the loopback interface nothing comes in from outside.
+        assert!(check(&nobody, Some("127.0.0.1 5000 127.0.0.1 22"), &[]).is_ok());
+    }
+}

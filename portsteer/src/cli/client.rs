@@ -1,0 +1,179 @@
+//! Asking the agent: HTTP over its Unix socket.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use super::{BAD_INPUT, InstanceArgument, NEGATIVE, REFUSED, complain, print_error};
+use crate::api::{ErrorAnswer, Kind, Refusal, default_socket};
+
+/// Which agent is meant.
+#[derive(Debug, Args)]
+pub(super) struct AgentArgument {
+    #[command(flatten)]
+    pub instance: InstanceArgument,
+    /// The agent's control socket, if it is not where it usually is.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+impl AgentArgument {
+    /// The agent's socket.
+    pub fn path(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| default_socket(&self.instance.instance))
+    }
+}
+
+/// An agent that listens.
+#[derive(Debug)]
+pub(super) struct Client {
+    path: PathBuf,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Nobody listens.
+    NoAgent { path: PathBuf, source: io::Error },
+    /// The agent said no.
+    Refused(Refusal),
+    /// The agent cannot be understood.
+    Broken(String),
+}
+
+impl Client {
+    pub fn new(agent: &AgentArgument) -> Self {
+        Self { path: agent.path() }
+    }
+
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.ask(Method::GET, path, None)
+    }
+
+    pub fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        self.ask(Method::POST, path, Some(json(body)?))
+    }
+
+    pub fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        self.ask(Method::PUT, path, Some(json(body)?))
+    }
+
+    fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<T, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::Broken(error.to_string()))?;
+        let (status, body) = runtime.block_on(exchange(&self.path, method, path, body))?;
+        let odd = |error: serde_json::Error| {
+            let path = self.path.display();
+            Failure::Broken(format!("{path}: the answer cannot be understood: {error}"))
+        };
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(odd);
+        }
+        let answer: ErrorAnswer = serde_json::from_slice(&body).map_err(odd)?;
+        Err(Failure::Refused(answer.error))
+    }
+}
+
+fn json(body: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(body).map_err(|error| Failure::Broken(format!("writing JSON: {error}")))
+}
+
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<Vec<u8>>,
+) -> Result<(StatusCode, Bytes), Failure> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|source| Failure::NoAgent { path: socket.to_owned(), source })?;
+    let broken = |what: &str, error: hyper::Error| {
+        let mut text = format!("{}: {what}: {error}", socket.display());
+        if let Some(cause) = std::error::Error::source(&error) {
+            text.push_str(&format!(": {cause}"));
+        }
+        Failure::Broken(text)
+    };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| broken("talking to the agent", error))?;
+    let connection = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "localhost")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(body.unwrap_or_default())))
+        .map_err(|error| Failure::Broken(error.to_string()))?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        Ok((status, response.into_body().collect().await?.to_bytes()))
+    };
+    let answer = answer.await.map_err(|error| broken("the agent's answer", error));
+    connection.abort();
+    answer
+}
+
+impl Failure {
+    /// Whether nobody listens.
+    pub const fn is_no_agent(&self) -> bool {
+        matches!(self, Self::NoAgent { .. })
+    }
+
+    /// Says what it was. Returns the exit code.
+    pub fn show(&self) -> u8 {
+        match self {
+            Self::NoAgent { path, source } => {
+                let help = match source.kind() {
+                    io::ErrorKind::PermissionDenied => {
+                        "run portsteer as root, or as a member of the group that the agent's \
+                         `socket_group` names"
+                    }
+                    _ => {
+                        "start one: `portsteer agent --resume`, or `systemctl start portsteer`; \
+                         `--instance` and `--socket` say which is meant"
+                    }
+                };
+                complain(&format!("no agent answers at {}: {source}", path.display()), Some(help));
+                REFUSED
+            }
+            Self::Refused(refusal) => {
+                if let Some(details) = &refusal.details {
+                    print_error(details);
+                }
+                complain(&refusal.message, refusal.help.as_deref());
+                match refusal.kind {
+                    Kind::Negative => NEGATIVE,
+                    Kind::BadInput => BAD_INPUT,
+                    Kind::Refused => REFUSED,
+                }
+            }
+            Self::Broken(text) => {
+                complain(text, None);
+                REFUSED
+            }
+        }
+    }
+}

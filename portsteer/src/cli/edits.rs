@@ -1,0 +1,496 @@
+//! Edits at the prompt: `rule`, `set` and `port`. They take effect at once; with `--save` the policy file gets them
+//! too, with its comments and layout kept.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{
+    BAD_INPUT, REFUSED,
+    client::{AgentArgument, Client},
+    complain, print,
+    running::{HowArguments, Warnings, applied, tell},
+    show_diagnostics,
+    table::{Align, table},
+};
+use crate::{
+    agent::{self, PolicyFiles},
+    api::{ApplyAnswer, EditRequest, PolicyAnswer},
+    policy::{
+        self,
+        edit::{
+            Edit, Edited, NewRule, Place, RuleAction, RuleRef, edit_set_file, edit_text,
+            parse_prefix,
+        },
+    },
+};
+
+/// What all edits take.
+#[derive(Debug, Args)]
+pub(super) struct EditArguments {
+    /// Write the edit into the policy file as well, with its comments and layout kept: into that which is in force,
+    /// or into this one.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    save: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    how: HowArguments,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    agent: AgentArgument,
+}
+
+/// `portsteer rule`.
+#[derive(Debug, Subcommand)]
+pub(super) enum RuleCommand {
+    /// Add a rule, at the end unless told otherwise.
+    Add {
+        /// What happens to a packet that matches: pass, drop, or steer=TARGET.
+        #[arg(value_name = "ACTION", value_parser = action)]
+        action: RuleAction,
+        #[command(flatten)]
+        fields: Box<RuleFields>,
+        #[command(flatten)]
+        place: PlaceArguments,
+        #[command(flatten)]
+        edit: Box<EditArguments>,
+    },
+    /// Remove a rule.
+    Remove {
+        /// Its name, or its number as `rule list` shows it.
+        rule: RuleRef,
+        #[command(flatten)]
+        edit: Box<EditArguments>,
+    },
+    /// Move a rule: earlier rules come first.
+    Move {
+        /// Its name, or its number as `rule list` shows it.
+        rule: RuleRef,
+        #[command(flatten)]
+        place: PlaceArguments,
+        #[command(flatten)]
+        edit: Box<EditArguments>,
+    },
+    /// List the rules in force, with their numbers.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        agent: AgentArgument,
+    },
+}
+
+/// What a rule matches: every packet if nothing is said. Several values are separated by commas.
+#[derive(Debug, Args)]
+pub(super) struct RuleFields {
+    /// The rule's name, which its counter belongs to.
+    #[arg(long)]
+    name: Option<String>,
+    /// Protocols: tcp, udp, icmp, ... or numbers.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    protocol: Vec<String>,
+    /// Source addresses, prefixes and @sets, with ! before what is not meant.
+    #[arg(long, value_delimiter = ',', value_name = "LIST", allow_hyphen_values = true)]
+    src: Vec<String>,
+    /// Source ports: numbers, ranges such as 8000-8099, service names.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    src_port: Vec<String>,
+    /// Destination addresses, as sources.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    dst: Vec<String>,
+    /// Destination ports, as source ports.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    dst_port: Vec<String>,
+    /// ICMP types: numbers, names, ranges, types with codes such as 3/4.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    icmp_type: Vec<String>,
+    /// VLAN ids, ranges of them, or untagged.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    vlan: Vec<String>,
+    /// Interfaces that packets come in by.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    interface: Vec<String>,
+}
+
+/// Where a rule goes.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(super) struct PlaceArguments {
+    /// Before all others.
+    #[arg(long)]
+    first: bool,
+    /// After all others.
+    #[arg(long)]
+    last: bool,
+    /// Right before this rule.
+    #[arg(long, value_name = "RULE")]
+    before: Option<RuleRef>,
+    /// Right after this rule.
+    #[arg(long, value_name = "RULE")]
+    after: Option<RuleRef>,
+}
+
+impl PlaceArguments {
+    fn place(self) -> Option<Place> {
+        match self {
+            Self { first: true, .. } => Some(Place::First),
+            Self { last: true, .. } => Some(Place::Last),
+            Self { before: Some(rule), .. } => Some(Place::Before(rule)),
+            Self { after: Some(rule), .. } => Some(Place::After(rule)),
+            _ => None,
+        }
+    }
+}
+
+/// `portsteer set`.
+#[derive(Debug, Subcommand)]
+pub(super) enum SetCommand {
+    /// Put addresses into a set. Those that it has are not repeated.
+    Add {
+        #[command(flatten)]
+        what: SetArguments,
+    },
+    /// Take addresses out of a set.
+    Remove {
+        #[command(flatten)]
+        what: SetArguments,
+    },
+}
+
+/// A set, and addresses.
+#[derive(Debug, Args)]
+pub(super) struct SetArguments {
+    /// The set's name.
+    name: String,
+    /// Addresses and prefixes; `-` reads them from standard input, one a line, `#` before comments.
+    #[arg(value_name = "PREFIX", required = true)]
+    prefixes: Vec<String>,
+    #[command(flatten)]
+    edit: Box<EditArguments>,
+}
+
+/// `portsteer port`.
+#[derive(Debug, Args)]
+pub(super) struct PortOptions {
+    /// What happens to packets to these ports.
+    action: PortAction,
+    /// Ports, ranges and service names, each with a protocol behind a slash if it is not TCP: 443 8000-8099
+    /// domain/udp. After `steer` the last one is the target.
+    #[arg(value_name = "PORT", required = true)]
+    ports: Vec<String>,
+    /// From these addresses, prefixes and @sets only.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    src: Vec<String>,
+    /// The rule's name.
+    #[arg(long)]
+    name: Option<String>,
+    /// Behind the other rules, not before them.
+    #[arg(long)]
+    last: bool,
+    #[command(flatten)]
+    edit: Box<EditArguments>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PortAction {
+    Pass,
+    Drop,
+    Steer,
+}
+
+fn action(text: &str) -> Result<RuleAction, String> {
+    let words = text.replacen('=', " ", 1);
+    words.parse().map_err(|error: policy::edit::EditError| error.to_string())
+}
+
+pub(super) fn rule(command: RuleCommand) -> u8 {
+    match command {
+        RuleCommand::Add { action, fields, place, edit } => {
+            let RuleFields {
+                name,
+                protocol,
+                src,
+                src_port,
+                dst,
+                dst_port,
+                icmp_type,
+                vlan,
+                interface,
+            } = *fields;
+            let rule = NewRule {
+                name,
+                protocol,
+                src,
+                src_port,
+                dst,
+                dst_port,
+                icmp_type,
+                vlan,
+                interface,
+                action,
+            };
+            let place = place.place().unwrap_or_default();
+            make(vec![Edit::AddRule { rule: Box::new(rule), place }], &edit)
+        }
+        RuleCommand::Remove { rule, edit } => make(vec![Edit::RemoveRule { rule }], &edit),
+        RuleCommand::Move { rule, place, edit } => match place.place() {
+            Some(place) => make(vec![Edit::MoveRule { rule, place }], &edit),
+            None => {
+                complain("where to?", Some("--first, --last, --before RULE or --after RULE"));
+                BAD_INPUT
+            }
+        },
+        RuleCommand::List { json, agent } => {
+            let answer = Client::new(&agent).get::<PolicyAnswer>("/v1/policy");
+            tell(answer.map(|answer| answer.rules), json, |rules| {
+                let columns = [
+                    ("RULE", Align::Right),
+                    ("NAME", Align::Left),
+                    ("MATCH", Align::Left),
+                    ("ACTION", Align::Left),
+                ];
+                let rows = rules.iter().map(|rule| {
+                    let name = rule.name.clone().unwrap_or_else(|| "-".to_owned());
+                    vec![
+                        format!("#{}", rule.number),
+                        name,
+                        rule.matches.clone(),
+                        rule.action.clone(),
+                    ]
+                });
+                table(&columns, &rows.collect::<Vec<_>>())
+            })
+        }
+    }
+}
+
+pub(super) fn set(command: SetCommand) -> u8 {
+    let (adds, what) = match command {
+        SetCommand::Add { what } => (true, what),
+        SetCommand::Remove { what } => (false, what),
+    };
+    let prefixes = match read_prefixes(&what.prefixes) {
+        Ok(prefixes) => prefixes,
+        Err(message) => {
+            complain(&message, None);
+            return BAD_INPUT;
+        }
+    };
+    let set = what.name;
+    let edit = match adds {
+        true => Edit::AddPrefixes { set, prefixes },
+        false => Edit::RemovePrefixes { set, prefixes },
+    };
+    make(vec![edit], &what.edit)
+}
+
+fn read_prefixes(texts: &[String]) -> Result<Vec<ipnet::IpNet>, String> {
+    let mut prefixes = Vec::new();
+    for text in texts {
+        if text != "-" {
+            prefixes.push(parse_prefix(text).map_err(|error| error.to_string())?);
+            continue;
+        }
+        for (number, line) in io::stdin().lines().enumerate() {
+            let line = line.map_err(|error| format!("standard input: {error}"))?;
+            let text = line.split('#').next().unwrap_or("").trim();
+            if !text.is_empty() {
+                let prefix = parse_prefix(text);
+                prefixes
+                    .push(prefix.map_err(|error| {
+                        format!("standard input, line {}: {error}", number + 1)
+                    })?);
+            }
+        }
+    }
+    Ok(prefixes)
+}
+
+pub(super) fn port(options: PortOptions) -> u8 {
+    let PortOptions { action, mut ports, src, name, last, edit } = options;
+    let action = match action {
+        PortAction::Pass => RuleAction::Pass,
+        PortAction::Drop => RuleAction::Drop,
+        PortAction::Steer => {
+            let target = ports.pop().unwrap_or_default();
+            if ports.is_empty() {
+                let help = format!("portsteer port steer {target} TARGET");
+                complain("the target is missing", Some(&help));
+                return BAD_INPUT;
+            }
+            RuleAction::Steer(target)
+        }
+    };
+    // A rule for each protocol, in the order in which they are named.
+    let mut by_protocol: Vec<(String, Vec<String>)> = Vec::new();
+    for port in &ports {
+        let (port, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+        match by_protocol.iter_mut().find(|(known, _)| known == protocol) {
+            Some((_, ports)) => ports.push(port.to_owned()),
+            None => by_protocol.push((protocol.to_owned(), vec![port.to_owned()])),
+        }
+    }
+    let several = by_protocol.len() > 1;
+    let rules = by_protocol.into_iter().map(|(protocol, dst_port)| NewRule {
+        name: name.as_ref().map(|name| match several {
+            true => format!("{name}-{protocol}"),
+            false => name.clone(),
+        }),
+        protocol: vec![protocol],
+        src: src.clone(),
+        dst_port,
+        ..NewRule::any(action.clone())
+    });
+    let mut rules: Vec<NewRule> = rules.collect();
+    let place = if last { Place::Last } else { Place::First };
+    if !last {
+        // The last one that is put first is first.
+        rules.reverse();
+    }
+    let edits =
+        rules.into_iter().map(|rule| Edit::AddRule { rule: Box::new(rule), place: place.clone() });
+    make(edits.collect(), &edit)
+}
+
+/// Has the agent make edits, and saves them if that is asked for.
+fn make(edits: Vec<Edit>, arguments: &EditArguments) -> u8 {
+    let client = Client::new(&arguments.agent);
+    let how = arguments.how.how();
+    if arguments.save.is_some() && how.confirm_seconds.is_some() {
+        let help = "save it once it is confirmed: the same edit with --save";
+        complain("a policy on trial is not for a file yet", Some(help));
+        return BAD_INPUT;
+    }
+    // Written down first, so that nothing takes effect that the file cannot have.
+    let saving = match &arguments.save {
+        None => None,
+        Some(file) => {
+            let file = match file {
+                Some(file) => file.clone(),
+                None => match client.get::<PolicyAnswer>("/v1/policy") {
+                    Ok(answer) => PathBuf::from(answer.path),
+                    Err(failure) => return failure.show(),
+                },
+            };
+            match Saving::prepare(&file, &edits) {
+                Ok(saving) => Some(saving),
+                Err(code) => return code,
+            }
+        }
+    };
+    let answer = client.post::<ApplyAnswer>("/v1/edits", &EditRequest { edits, how });
+    let code = tell(answer, arguments.json, |answer| applied(answer, Warnings::AreNew));
+    match saving {
+        Some(saving) if code == 0 => saving.finish(arguments.json),
+        _ => code,
+    }
+}
+
+/// Files as they are to be.
+struct Saving {
+    files: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Saving {
+    fn prepare(path: &Path, edits: &[Edit]) -> Result<Self, u8> {
+        let bad = |message: String, help: Option<&str>| {
+            complain(&message, help);
+            BAD_INPUT
+        };
+        let help = "--save=FILE names another one";
+        let read = |path: &Path| {
+            fs::read(path).map_err(|error| {
+                let message = format!("{} cannot be saved to: {error}", path.display());
+                bad(message, Some(help))
+            })
+        };
+        let mut text = String::from_utf8(read(path)?)
+            .map_err(|_| bad(format!("{}: it is not UTF-8", path.display()), Some(help)))?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let mut files: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+        for edit in edits {
+            let failed = |error: policy::edit::EditError| {
+                bad(format!("{} cannot be saved to: {error}", path.display()), None)
+            };
+            match edit_text(&text, edit).map_err(failed)? {
+                Edited::Text(edited) => text = edited,
+                Edited::SetFile(name) => {
+                    let file = directory.join(name);
+                    let known = files.iter().position(|(known, _)| *known == file);
+                    let index = match known {
+                        Some(index) => index,
+                        None => {
+                            files.push((file.clone(), read(&file)?));
+                            files.len() - 1
+                        }
+                    };
+                    files[index].1 = edit_set_file(&files[index].1, edit).map_err(failed)?;
+                }
+            }
+        }
+        let mut set_files = |name: &str| {
+            let file = directory.join(name);
+            match files.iter().find(|(known, _)| *known == file) {
+                Some((_, content)) => Ok(content.clone()),
+                None => policy::file::SetFiles::read(&mut PolicyFiles::beside(path), name),
+            }
+        };
+        if let Err(diagnostics) =
+            policy::file::parse_with(&text, &agent::services(), &mut set_files)
+        {
+            show_diagnostics(path, &text, &diagnostics);
+            return Err(BAD_INPUT);
+        }
+        files.push((path.to_owned(), text.into_bytes()));
+        Ok(Self { files })
+    }
+
+    fn finish(self, json: bool) -> u8 {
+        for (path, content) in self.files {
+            if fs::read(&path).is_ok_and(|known| known == content) {
+                continue;
+            }
+            if let Err(error) = replace(&path, &content) {
+                let message = format!("in force, but not saved: {}: {error}", path.display());
+                complain(&message, None);
+                return REFUSED;
+            }
+            if !json {
+                print(&format!("saved to {}\n", path.display()), 0);
+            }
+        }
+        0
+    }
+}
+
+/// Puts a whole new file in a file's place, with its owner and permissions.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    // A link is to go on being one.
+    let path = &fs::canonicalize(path)?;
+    let metadata = fs::metadata(path)?;
+    let new = path.with_added_extension("portsteer-new");
+    let write = || {
+        let mut file = fs::File::create(&new)?;
+        file.set_permissions(fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+        // Only root may give files away, and need not where it is the owner's already.
+        if fs::metadata(&new)?.uid() != metadata.uid()
+            || fs::metadata(&new)?.gid() != metadata.gid()
+        {
+            chown(&new, Some(metadata.uid()), Some(metadata.gid()))?;
+        }
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().inspect_err(|_| {
+        // Of no use to anybody.
+        let _ = fs::remove_file(&new);
+    })
+}

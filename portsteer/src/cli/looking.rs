@@ -1,0 +1,96 @@
+//! `status` and `stats`: read from the pinned state, and from the agent where that may not be looked at.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Listing, NEGATIVE, REFUSED,
+    client::{Client, Failure},
+    complain, fail, listings, print,
+};
+use crate::{
+    api::AgentAnswer,
+    dataplane::{self, Error as DataplaneError, Stats, Status},
+};
+
+/// What the agent answers to `GET /v1/status`.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    dataplane: Option<Status>,
+    agent: AgentAnswer,
+}
+
+/// `status --json`.
+#[derive(Debug, Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    status: Option<&'a Status>,
+    /// None where no agent answers.
+    agent: Option<&'a AgentAnswer>,
+}
+
+pub(super) fn status(listing: &Listing) -> u8 {
+    let client = Client::new(&listing.agent);
+    let answer = client.get::<Answer>("/v1/status");
+    let (status, agent) = match answer {
+        Ok(Answer { dataplane, agent }) => (dataplane, Some(agent)),
+        // It was asked for by name.
+        Err(failure) if listing.agent.socket.is_some() => return failure.show(),
+        Err(Failure::NoAgent { .. }) => {
+            match dataplane::read_status(&listing.agent.instance.instance) {
+                Ok(status) => (Some(status), None),
+                Err(error) => return fail(&error),
+            }
+        }
+        Err(failure) => return failure.show(),
+    };
+    let is_attached = status
+        .as_ref()
+        .is_some_and(|status| status.interfaces.iter().any(|interface| interface.attached));
+    let code = if is_attached { 0 } else { NEGATIVE };
+    if listing.json {
+        return print_json(&Told { status: status.as_ref(), agent: agent.as_ref() }, code);
+    }
+    let mut text = match &status {
+        Some(status) => listings::status(status),
+        None => {
+            format!("instance {}: attached to nothing\n", listing.agent.instance.instance.name())
+        }
+    };
+    match &agent {
+        Some(agent) => text.push_str(&format!("\n{}", listings::agent(agent))),
+        None => text.push_str("\nno agent runs: what is in force stays so, and follows nothing\n"),
+    }
+    print(&text, code)
+}
+
+pub(super) fn stats(listing: &Listing) -> u8 {
+    let client = Client::new(&listing.agent);
+    let stats = match listing.agent.socket {
+        Some(_) => client.get::<Stats>("/v1/stats"),
+        None => match dataplane::read_stats(&listing.agent.instance.instance) {
+            Ok(stats) => Ok(stats),
+            Err(error @ DataplaneError::NotPermitted { .. }) => {
+                match client.get::<Stats>("/v1/stats") {
+                    Err(Failure::NoAgent { .. }) => return fail(&error),
+                    answer => answer,
+                }
+            }
+            Err(error) => return fail(&error),
+        },
+    };
+    match stats {
+        Ok(stats) if listing.json => print_json(&stats, 0),
+        Ok(stats) => print(&listings::stats(&stats), 0),
+        Err(failure) => failure.show(),
+    }
+}
+
+fn print_json(value: &impl Serialize, code: u8) -> u8 {
+    match serde_json::to_string_pretty(value) {
+        Ok(json) => print(&format!("{json}\n"), code),
+        Err(error) => {
+            complain(&format!("writing JSON: {error}"), None);
+            REFUSED
+        }
+    }
+}

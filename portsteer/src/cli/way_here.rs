@@ -1,0 +1,60 @@
+//! By which connection the operator is here.
+
+use std::{env, fs};
+
+/// As OpenSSH tells it: from the environment, or, where `sudo` has cleared that, from that of the processes
+/// which this one descends from.
+pub(super) fn ssh_connection() -> Option<String> {
+    const NAME: &str = "SSH_CONNECTION";
+    if let Ok(connection) = env::var(NAME)
+        && !connection.is_empty()
+    {
+        return Some(connection);
+    }
+    let mut process = parent_of("self")?;
+    // Long enough for any shell in a shell, and no loop.
+    for _ in 0..32 {
+        if process <= 1 {
+            return None;
+        }
+        if let Ok(environment) = fs::read(format!("/proc/{process}/environ"))
+            && let Some(connection) = find(&environment, NAME)
+        {
+            return Some(connection);
+        }
+        process = parent_of(&process.to_string())?;
+    }
+    None
+}
+
+/// A variable of an environment as the kernel shows it: `NAME=value`, each ended by a NUL.
+fn find(environment: &[u8], name: &str) -> Option<String> {
+    let value = |entry: &[u8]| {
+        let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        String::from_utf8(value.to_vec()).ok().filter(|value| !value.is_empty())
+    };
+    environment.split(|&byte| byte == 0).find_map(value)
+}
+
+fn parent_of(process: &str) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_found_whole() {
+        let environment = b"A=1\0XSSH_CONNECTION=no\0SSH_CONNECTION=a 1 b 22\0Z=\0";
+        assert_eq!(find(environment, "SSH_CONNECTION").as_deref(), Some("a 1 b 22"));
+        assert_eq!(find(environment, "SSH"), None);
+        assert_eq!(find(environment, "Z"), None);
+    }
+
+    #[test]
+    fn everybody_has_a_parent() {
+        assert_eq!(parent_of("self"), Some(std::os::unix::process::parent_id()));
+    }
+}
