@@ -149,6 +149,8 @@ pub struct Agent {
     arguments: Vec<String>,
     directory: TempDir,
     log: PathBuf,
+    /// Where its socket and its state are, if it has them.
+    home: Option<TempDir>,
 }
 
 impl Agent {
@@ -179,6 +181,146 @@ impl Agent {
         agent
     }
 
+    /// Starts an agent with a control socket and a state directory of its own, and waits until its policy is in
+    /// force.
+    ///
+    /// # Panics
+    ///
+    /// With what the agent said, if it ends instead.
+    #[must_use]
+    pub fn serve(namespace: &Namespace, instance: &str, policy: &str) -> Self {
+        Self::serve_with(namespace, instance, policy, &[])
+    }
+
+    /// The same with further arguments.
+    ///
+    /// # Panics
+    ///
+    /// With what the agent said, if it ends instead.
+    #[must_use]
+    pub fn serve_with(
+        namespace: &Namespace,
+        instance: &str,
+        policy: &str,
+        arguments: &[&str],
+    ) -> Self {
+        let home = TempDir::new().expect("a temporary directory");
+        let path = |name: &str| home.path().join(name).display().to_string();
+        let (state, socket) = (path("state"), path("agent.sock"));
+        let mut all = vec!["--state-dir", &state, "--socket", &socket];
+        all.extend(arguments);
+        let mut agent = Self::launch(namespace, instance, policy, &all);
+        agent.home = Some(home);
+        agent.wait_for_log("in force:", 1);
+        agent
+    }
+
+    /// The control socket.
+    ///
+    /// # Panics
+    ///
+    /// If the agent was not started by [`Agent::serve`].
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.home().join("agent.sock")
+    }
+
+    /// Where the instance's policies are kept.
+    ///
+    /// # Panics
+    ///
+    /// If the agent was not started by [`Agent::serve`].
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.home().join("state").join(&self.instance)
+    }
+
+    fn home(&self) -> &Path {
+        self.home.as_ref().expect("an agent that was started by `serve`").path()
+    }
+
+    /// `portsteer ARGUMENTS --instance ... --socket ...`, to its end.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started, or does not end in time.
+    #[must_use]
+    pub fn ask(&self, arguments: &[&str]) -> Outcome {
+        let socket = self.socket();
+        let mut all = arguments.to_vec();
+        all.extend(["--instance", &self.instance]);
+        all.extend(["--socket", socket.to_str().expect("a path of text")]);
+        let mut command = self.namespace.command(binary());
+        // Whoever runs the tests may be here by SSH.
+        command.env("SSH_CONNECTION", "").args(all);
+        Outcome::of(&mut command)
+    }
+
+    /// What `portsteer ARGUMENTS --json` says.
+    ///
+    /// # Panics
+    ///
+    /// If it fails, or is no JSON.
+    #[must_use]
+    pub fn ask_json(&self, arguments: &[&str]) -> Value {
+        let mut all = arguments.to_vec();
+        all.push("--json");
+        let outcome = self.ask(&all);
+        serde_json::from_str(&outcome.stdout).unwrap_or_else(|_| panic!("no JSON: {outcome:#?}"))
+    }
+
+    /// A policy file beside the agent's own.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be written.
+    #[must_use]
+    pub fn other_policy(&self, name: &str, policy: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::write(&path, policy).expect("a policy file");
+        path
+    }
+
+    /// `portsteer apply` of this policy, expected to succeed.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn apply(&self, policy: &str, arguments: &[&str]) -> Outcome {
+        let path = self.other_policy("applied.toml", policy);
+        let mut all = vec!["apply", path.to_str().expect("a path of text")];
+        all.extend(arguments);
+        let outcome = self.ask(&all);
+        outcome.expect(0, &[]);
+        outcome
+    }
+
+    /// Starts an agent that has ended again, which goes on with what is there. Waits until the policy is in
+    /// force. The log goes on.
+    ///
+    /// # Panics
+    ///
+    /// If it runs already, or ends.
+    pub fn resume(&mut self) {
+        let before = self.log().matches("in force:").count();
+        self.resume_without_waiting();
+        self.wait_for_log("in force:", before + 1);
+    }
+
+    /// The same without waiting for a policy.
+    ///
+    /// # Panics
+    ///
+    /// If it runs already, or cannot be started.
+    pub fn resume_without_waiting(&mut self) {
+        let ended = self.child.try_wait().expect("the agent can be waited for");
+        assert!(ended.is_some(), "the agent has not ended");
+        if !self.arguments.contains(&"--resume".to_owned()) {
+            self.arguments.push("--resume".to_owned());
+        }
+        self.child = spawn(&self.namespace, &self.arguments, &self.log);
+    }
+
     /// Starts an agent and does not wait for anything.
     ///
     /// # Panics
@@ -198,7 +340,7 @@ impl Agent {
         all.extend(arguments.iter().map(|&argument| argument.to_owned()));
         let child = spawn(namespace, &all, &log);
         let (namespace, instance) = (namespace.clone(), instance.to_owned());
-        Self { child, namespace, instance, arguments: all, directory, log }
+        Self { child, namespace, instance, arguments: all, directory, log, home: None }
     }
 
     /// Starts an agent that has ended again, with the same arguments and the policy file as it is
