@@ -435,7 +435,7 @@ impl Control {
             Ok(applied) => applied,
             // All of them are missing.
             Err(DataplaneError::NoInterface { patterns, existing, targets })
-                if missing == Missing::WaitedFor && !self.is_attached() =>
+                if missing == Missing::WaitedFor && targets.is_empty() && !self.is_attached() =>
             {
                 let error = DataplaneError::NoInterface { patterns, existing, targets };
                 reporter.note(&format!("{error}: waiting for them"));

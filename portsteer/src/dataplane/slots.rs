@@ -49,9 +49,9 @@ pub(super) struct Slot {
     pub(super) tables: u32,
     /// How many pages the counters have that it counts in.
     pub(super) pages: u32,
+    reserved: u32,
     /// SHA-256 of the object that it came from.
     pub(super) object: [u8; 32],
-    reserved: u32,
 }
 
 /// The features of a program whose interface belongs to one bank alone.
@@ -85,8 +85,8 @@ impl Slot {
             features: 0,
             tables: 0,
             pages: 0,
-            object: [0; 32],
             reserved: 0,
+            object: [0; 32],
         }
     }
 

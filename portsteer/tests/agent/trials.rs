@@ -1,0 +1,313 @@
+//! Policies on trial: the policy before comes back by itself, whatever becomes of the agent.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use portsteer_testkit::{
+    agent::{Agent, is_slow, run},
+    flood::{assert_all_judged, under_flood},
+    sandbox::{assert_no_pins, sandbox},
+    site::{HOST_V4, Site, wait_until},
+};
+
+use crate::{
+    INSTANCE, another_device, attached, generation, is_open, policy, rule, status, wait_until_open,
+};
+
+/// How long the shortest trial is that an agent can do something in meanwhile, in seconds.
+fn short() -> u64 {
+    if is_slow() { 15 } else { 3 }
+}
+
+/// Applies a policy on trial. Returns when that began.
+fn try_out(agent: &Agent, policy: &str, seconds: u64) -> Instant {
+    let start = Instant::now();
+    let outcome = agent.apply(policy, &["--confirm", &format!("{seconds}s")]);
+    outcome.expect(0, &["on trial for", "`portsteer confirm` keeps it"]);
+    start
+}
+
+#[test]
+fn a_trial_lapses_and_no_packet_is_lost() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        let program = site.xdp();
+        let (_, account) = under_flood(&site, || {
+            let start = try_out(&agent, &policy(&["uplink"], 3000), short());
+            assert_eq!(status(&agent)["state"], "on trial");
+            assert_eq!(generation(&site), 2);
+            wait_until("the policy before is back", || generation(&site) == 1);
+            assert!(start.elapsed() >= Duration::from_secs(short()), "{:?}", start.elapsed());
+            wait_until("the agent knows", || status(&agent)["state"] == "in force");
+        });
+        assert_all_judged(&site, INSTANCE, "flooded", account.received);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+        assert_eq!(site.xdp(), program, "the program was never replaced");
+        assert!(agent.log().contains("the trial is over: "), "{}", agent.log());
+        let shown = agent.ask(&["show"]);
+        assert_eq!(shown.stdout, policy(&["uplink"], 2000));
+        // The next one has a number of its own.
+        agent.apply(&policy(&["uplink"], 4000), &[]);
+        assert_eq!(generation(&site), 3);
+    });
+}
+
+#[test]
+fn a_trial_lapses_without_an_agent() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        let (_, account) = under_flood(&site, || {
+            let start = try_out(&agent, &policy(&["uplink"], 3000), short());
+            agent.kill();
+            let before = generation(&site);
+            assert!(before == 2 || start.elapsed() >= Duration::from_secs(short()));
+            wait_until("the policy before is back", || generation(&site) == 1);
+            assert!(start.elapsed() >= Duration::from_secs(short()), "{:?}", start.elapsed());
+        });
+        assert_all_judged(&site, INSTANCE, "flooded", account.received);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+        agent.resume();
+        let log = agent.log();
+        assert!(log.contains("the trial was over while no agent ran"), "{log}");
+        assert_eq!(status(&agent)["state"], "in force");
+        agent.ask(&["confirm"]).expect(1, &["no policy is on trial"]);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+        // Nothing of it is left: the next agent has nothing to tell.
+        agent.kill();
+        agent.resume();
+        assert_eq!(agent.log().matches("the trial was over").count(), 1, "{}", agent.log());
+    });
+}
+
+#[test]
+fn the_next_agent_confirms_what_another_has_put_on_trial() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        let seconds = 4 * short();
+        let start = try_out(&agent, &policy(&["uplink"], 3000), seconds);
+        agent.kill();
+        agent.resume();
+        assert!(agent.log().contains("is on trial for"), "{}", agent.log());
+        assert_eq!(status(&agent)["state"], "on trial");
+        agent.ask(&["confirm"]).expect(0, &["confirmed"]);
+        let over = Duration::from_secs(seconds) + Duration::from_millis(500);
+        std::thread::sleep(over.saturating_sub(start.elapsed()));
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
+        assert_eq!(generation(&site), 2);
+        // It was accepted, so the next one begins with it also where nothing is pinned.
+        agent.kill();
+        agent.resume();
+        assert_eq!(status(&agent)["state"], "in force");
+        agent.ask(&["rollback"]).expect(0, &["in force"]);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+    });
+}
+
+#[test]
+fn the_next_agent_ends_a_trial_that_another_has_begun() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        let start = try_out(&agent, &policy(&["uplink"], 3000), short() + 2);
+        agent.kill();
+        agent.resume();
+        wait_until("the policy before is back", || generation(&site) == 1);
+        assert!(start.elapsed() >= Duration::from_secs(short() + 2), "{:?}", start.elapsed());
+        wait_until("the agent knows", || status(&agent)["state"] == "in force");
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+        assert_eq!(agent.ask(&["show"]).stdout, policy(&["uplink"], 2000));
+    });
+}
+
+#[test]
+fn while_a_policy_is_on_trial_nothing_else_is_changed() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        try_out(&agent, &policy(&["uplink"], 3000), 600);
+        let other = agent.other_policy("other.toml", &policy(&["uplink"], 4000));
+        let other = other.to_str().unwrap();
+        for refused in [
+            &["apply", other][..],
+            &["apply", other, "--confirm", "5s"],
+            &["rule", "add", "drop", "--dst-port", "5000"],
+        ] {
+            agent.ask(refused).expect(3, &["has a policy on trial", "portsteer confirm"]);
+        }
+        let said = agent.hang_up_refused();
+        assert!(said.contains("has a policy on trial"), "{said}");
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
+        agent.ask(&["rollback"]).expect(0, &["in force"]);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+        agent.ask(&["confirm"]).expect(1, &["no policy is on trial"]);
+        // What was refused is granted now.
+        agent.ask(&["apply", other]).expect(0, &["in force"]);
+        assert!(!is_open(&site, 4000));
+    });
+}
+
+#[test]
+fn interfaces_of_one_policy_alone_are_judged_by_that_one_alone() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let second = another_device(&site, "second");
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        try_out(&agent, &policy(&["second"], 3000), short());
+        let counted = |name: &str| agent.stats(&site.host).interface(name);
+        // Meanwhile everything passes where only the other policy is, uncounted.
+        let before = counted("uplink");
+        let (is_2000_open, is_3000_open) = (is_open(&site, 2000), is_open(&site, 3000));
+        if generation(&site) == 2 {
+            assert!(is_2000_open && is_3000_open);
+            assert_eq!(counted("uplink"), before);
+            assert_eq!(attached(&site.host), ["uplink", "second"]);
+        }
+        wait_until("the policy before is back", || generation(&site) == 1);
+        wait_until("the other interface is let go", || attached(&site.host) == ["uplink"]);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+        assert!(counted("uplink") > before);
+
+        // The same where nobody is there to let it go.
+        try_out(&agent, &policy(&["second"], 3000), short());
+        agent.kill();
+        wait_until("the policy before is back", || generation(&site) == 1);
+        assert_eq!(attached(&site.host), ["uplink", "second"]);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+        agent.resume();
+        wait_until("the other interface is let go", || attached(&site.host) == ["uplink"]);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+
+        // And where it is confirmed.
+        try_out(&agent, &policy(&["second"], 3000), 600);
+        agent.ask(&["confirm"]).expect(0, &["detached from uplink"]);
+        assert_eq!(attached(&site.host), ["second"]);
+        drop(second);
+    });
+}
+
+#[test]
+fn a_first_policy_can_be_tried_out_too() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
+        assert_eq!(status(&agent)["state"], "detached");
+        try_out(&agent, &policy(&["uplink"], 3000), short());
+        wait_until_open(&site, 3000, true);
+        wait_until("nothing is attached", || attached(&site.host).is_empty());
+        agent.ask(&["show"]).expect(1, &["nothing is in force"]);
+
+        try_out(&agent, &policy(&["uplink"], 3000), short());
+        agent.kill();
+        wait_until_open(&site, 3000, true);
+        // As good as off: everything passes, and nothing is counted.
+        run(&site.host, &["status"]).expect(1, &["is not attached to anything"]);
+        agent.resume_without_waiting();
+        wait_until("nothing is attached", || attached(&site.host).is_empty());
+        agent.wait_for_log("the trial of a first policy was over", 1);
+
+        try_out_once_more(&mut agent, &site);
+    });
+}
+
+fn try_out_once_more(agent: &mut Agent, site: &Site) {
+    wait_until("the agent listens", || agent.ask(&["status"]).code == Some(1));
+    try_out(agent, &policy(&["uplink"], 3000), 600);
+    assert!(!is_open(site, 3000));
+    agent.ask(&["rollback"]).expect(0, &["nothing is in force any more"]);
+    assert!(is_open(site, 3000));
+    try_out(agent, &policy(&["uplink"], 3000), 600);
+    agent.ask(&["confirm"]).expect(0, &["confirmed"]);
+    assert!(!is_open(site, 3000));
+    agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
+    assert_eq!(agent.stop(libc::SIGTERM).code(), Some(0));
+    assert_no_pins();
+}
+
+/// Larger tables and other programs than the policy before has.
+#[test]
+fn the_policy_before_is_whole_whatever_was_tried_out() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let by_source = |sources: u32| {
+            let mut text = policy(&["uplink"], 2000);
+            for index in 0..sources {
+                let [_, _, a, b] = index.to_be_bytes();
+                text += &format!(
+                    "[[rules]]\nname = \"other-{index}\"\nsrc = \"10.{a}.{b}.0/24\"\ndst_port = {}\n\
+                     action = \"drop\"\n",
+                    1 + index
+                );
+            }
+            text
+        };
+        let few = by_source(3);
+        let many = by_source(if is_slow() { 1_000 } else { 20_000 }).replace("2000", "3000");
+        let agent = Agent::serve(&site.host, INSTANCE, &few);
+        let (_, account) = under_flood(&site, || {
+            for ports_alone in [true, false] {
+                let tried = if ports_alone { policy(&["uplink"], 3000) } else { many.clone() };
+                try_out(&agent, &tried, 600);
+                agent.ask(&["rollback"]).expect(0, &["in force"]);
+            }
+        });
+        assert_all_judged(&site, INSTANCE, "flooded", account.received);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+        agent.apply(&many, &[]);
+        try_out(&agent, &few, short());
+        wait_until_open(&site, 2000, true);
+        assert!(!is_open(&site, 3000));
+    });
+}
+
+#[test]
+fn targets_of_the_policy_before_are_right_when_it_comes_back() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let steering = |cpus: &str| {
+            format!(
+                "version = 1\ninterfaces = [\"uplink\"]\n[targets.there]\ncpus = {cpus}\n\
+                 [[rules]]\nname = \"to\"\nprotocol = \"udp\"\ndst_port = 1000\n\
+                 action = {{ steer = \"there\" }}\n{}",
+                rule("closed", 2000)
+            )
+        };
+        let agent = Agent::serve(&site.host, INSTANCE, &steering("[0]"));
+        site.udp_echo(HOST_V4, 1000, 3);
+        for tried in [policy(&["uplink"], 3000), steering("[1]")] {
+            try_out(&agent, &tried, short());
+            site.udp_echo(HOST_V4, 1000, 3);
+            wait_until("the policy before is back", || status(&agent)["state"] == "in force");
+            site.udp_echo(HOST_V4, 1000, 3);
+            let stats = agent.stats(&site.host);
+            assert_eq!(stats.target("state"), "ready", "{stats:?}");
+            assert_eq!(stats.target("to"), "CPU 0", "{stats:?}");
+            for lost in ["gone", "down", "queue", "refused"] {
+                assert_eq!(stats.lost(lost), 0, "{stats:?}");
+            }
+        }
+        let log = agent.log();
+        assert!(!log.contains("problem"), "{log}");
+    });
+}
+
+#[test]
+fn a_trial_is_not_what_a_machine_starts_with() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        try_out(&agent, &policy(&["uplink"], 3000), 600);
+        agent.kill();
+        // As when the machine starts anew: nothing is pinned.
+        fs::remove_dir_all("/sys/fs/bpf/portsteer").unwrap();
+        wait_until("nothing is attached", || attached(&site.host).is_empty());
+        agent.resume();
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+        assert_eq!(status(&agent)["state"], "in force");
+    });
+}
