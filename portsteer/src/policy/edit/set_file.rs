@@ -196,11 +196,8 @@ mod tests {
     fn large_files() {
         let v4 = |index: u32| IpNet::new(std::net::Ipv4Addr::from(index * 64).into(), 27).unwrap();
         let v6 = |index: u32| {
-            IpNet::new(
-                std::net::Ipv6Addr::from(0x2001_0db8 << 96 | u128::from(index) << 40).into(),
-                96,
-            )
-            .unwrap()
+            let address = (0x2001_0db8 << 96) + (u128::from(index) << 40);
+            IpNet::new(std::net::Ipv6Addr::from(address).into(), 96).unwrap()
         };
         let makers: [&dyn Fn(u32) -> IpNet; 2] = [&v4, &v6];
         let count = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
