@@ -33,6 +33,7 @@ mod sets;
 mod splice;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 /// What an operator does to a policy.
 ///
