@@ -41,13 +41,16 @@ pub(crate) struct Options {
     /// Then install, upgrade, remove and purge the package in a fresh Debian; needs root
     #[arg(long)]
     test: bool,
+    /// Then boot that Debian in a container as well, to start, reload, restart and stop the service
+    #[arg(long, requires = "test")]
+    boot: bool,
     /// The Debian that it is tried in
     #[arg(long, value_name = "NAME", default_value = "bookworm", requires = "test")]
     suite: String,
     /// The Debian mirror to get it from, instead of the one in this machine's apt sources
     #[arg(long, value_name = "URI", requires = "test")]
     mirror: Option<String>,
-    /// Install debootstrap if it is missing; needs no asking where CI=true
+    /// Install debootstrap and systemd-nspawn if they are missing; needs no asking where CI=true
     #[arg(long, requires = "test")]
     install: bool,
 }
@@ -69,7 +72,7 @@ struct Contents {
 /// Makes the packages and the list of their sums.
 pub(crate) fn dist(options: &Options) -> Result<()> {
     if options.test {
-        trial::prepare(options.install)?;
+        trial::prepare(options.boot, options.install)?;
     }
     ebpf::check_digest()?;
     let contents = Contents::make()?;
@@ -99,7 +102,7 @@ pub(crate) fn dist(options: &Options) -> Result<()> {
             (deb::version(VERSION), package),
             (deb::version(&newer), deb::pack(&contents, &newer)?),
         ];
-        trial::run(&options.suite, options.mirror.as_deref(), &packages)?;
+        trial::run(&options.suite, options.mirror.as_deref(), options.boot, &packages)?;
         say(format!("the package was tried in {:.0} s", started.elapsed().as_secs_f32()));
     }
     Ok(())

@@ -9,8 +9,8 @@ use crate::{
     process::{output, say},
 };
 
-/// Makes it, of nothing but what every Debian has.
-pub(super) fn make(suite: &str, mirror: Option<&str>, root: &Path) -> Result<()> {
+/// Makes it, of what every Debian has, and more packages.
+pub(super) fn make(suite: &str, mirror: Option<&str>, more: &[&str], root: &Path) -> Result<()> {
     let mirror = match mirror {
         Some(mirror) => mirror.trim_end_matches('/').to_owned(),
         None => configured_mirror()?,
@@ -22,6 +22,9 @@ pub(super) fn make(suite: &str, mirror: Option<&str>, root: &Path) -> Result<()>
     command.args(["--variant=minbase", "--arch=amd64", "--merged-usr"]);
     if Path::new(KEYRING).exists() {
         command.arg(format!("--keyring={KEYRING}"));
+    }
+    if !more.is_empty() {
+        command.arg(format!("--include={}", more.join(",")));
     }
     output(command.arg(suite).arg(root).arg(mirror))
         .with_context(|| format!("debootstrap made no {suite}"))?;

@@ -1,10 +1,11 @@
 //! Installs, upgrades, removes and purges the package in a fresh Debian, which is a directory that goes
-//! when all is done. [`debian`] makes it, [`steps`] are what is tried.
+//! when all is done. [`debian`] makes it, [`steps`] are what is tried, [`boot`] does so while it runs.
 //!
 //! What is tried runs in namespaces of its own, with an interface of its own for portsteer to be attached
 //! to: nothing reaches this machine's network, and no mount is left when the last process has ended,
 //! however it ends.
 
+mod boot;
 mod debian;
 mod steps;
 
@@ -23,24 +24,29 @@ use crate::{
 };
 
 /// Gets what is needed, before anything that takes time.
-pub(super) fn prepare(install: bool) -> Result<()> {
+pub(super) fn prepare(boots: bool, install: bool) -> Result<()> {
     if !is_root() {
         bail!("only root can make a Debian in a directory: leave out --test, or run it as root");
+    }
+    if boots {
+        ensure("systemd-nspawn", "systemd-container", install)?;
     }
     ensure("debootstrap", "debootstrap", install)
 }
 
-/// Tries a version of the package, and a newer one.
+/// Tries a version of the package, and a newer one; with `boots` also while the Debian runs.
 pub(super) fn run(
     suite: &str,
     mirror: Option<&str>,
+    boots: bool,
     packages: &[(String, Vec<u8>); 2],
 ) -> Result<()> {
     // Where there is room for it.
     let target = workspace::root()?.join("target");
     let scratch = tempfile::Builder::new().prefix("trial-").tempdir_in(target)?;
     let root = scratch.path().join("root");
-    debian::make(suite, mirror, &root)?;
+    let more: &[&str] = if boots { &["systemd-sysv"] } else { &[] };
+    debian::make(suite, mirror, more, &root)?;
     let [old, new] = packages;
     for (version, package) in packages {
         fs::write(root.join(file(version)), package)?;
@@ -53,7 +59,11 @@ pub(super) fn run(
             .arg(env::current_exe()?)
             .args(["dist-inside", "--old", &old.0, "--new", &new.0])
             .arg(&root),
-    )
+    )?;
+    if boots {
+        boot::run(&root, &old.0, &new.0)?;
+    }
+    Ok(())
 }
 
 /// What xtask is told when it starts itself in the namespaces.
