@@ -17,11 +17,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{
-    debian::ensure,
-    process::{is_root, run as run_command},
-    workspace,
-};
+use crate::{debian::ensure, process::is_root, workspace};
 
 /// Gets what is needed, before anything that takes time.
 pub(super) fn prepare(boots: bool, install: bool) -> Result<()> {
@@ -52,14 +48,17 @@ pub(super) fn run(
         fs::write(root.join(file(version)), package)?;
     }
     let namespaces = ["--mount", "--net", "--pid", "--fork", "--kill-child"];
-    run_command(
-        Command::new("unshare")
-            .args(namespaces)
-            .args(["--propagation", "private", "--"])
-            .arg(env::current_exe()?)
-            .args(["dist-inside", "--old", &old.0, "--new", &new.0])
-            .arg(&root),
-    )?;
+    let mut steps = Command::new("unshare");
+    steps
+        .args(namespaces)
+        .args(["--propagation", "private", "--"])
+        .arg(env::current_exe()?)
+        .args(["dist-inside", "--old", &old.0, "--new", &new.0])
+        .arg(&root);
+    // It has said what is wrong.
+    if !steps.status()?.success() {
+        bail!("the package is not as it should be");
+    }
     if boots {
         boot::run(&root, &old.0, &new.0)?;
     }
