@@ -37,9 +37,10 @@ pub(super) fn run(
     boots: bool,
     packages: &[(String, Vec<u8>); 2],
 ) -> Result<()> {
-    // Where there is room for it.
+    // Where there is room for it. What a trial that was killed has left is nothing but files.
     let target = workspace::root()?.join("target");
-    let scratch = tempfile::Builder::new().prefix("trial-").tempdir_in(target)?;
+    let _ = fs::remove_dir_all(target.join("trial"));
+    let scratch = tempfile::Builder::new().prefix("trial").rand_bytes(0).tempdir_in(target)?;
     let root = scratch.path().join("root");
     let more: &[&str] = if boots { &["systemd-sysv"] } else { &[] };
     debian::make(suite, mirror, more, &root)?;
