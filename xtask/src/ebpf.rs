@@ -1,16 +1,14 @@
 //! Building the eBPF object, the same bytes everywhere, and noticing when the checked-in one is
 //! not what the sources say.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
     digest::{self, DigestFile, Inputs, sha256},
     process::{run, say},
+    remapped,
     strip::without_dwarf,
     toolchain::{self, Tools, with_nightly},
     workspace,
@@ -93,9 +91,7 @@ fn compile(root: &Path, tools: &Tools, target_dir: &Path) -> Result<Vec<u8>> {
     // The sources have to be there before their directories can be listed.
     run(with_nightly("cargo").args(["fetch", "--quiet", "--locked"]).current_dir(root))?;
     let mut flags: Vec<String> = FLAGS.iter().map(|&flag| flag.to_owned()).collect();
-    for (from, to) in path_prefixes(root, tools)? {
-        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
-    }
+    flags.extend(remapped::flags(&[(&tools.sysroot, "/rust"), (root, "/portsteer")])?);
     say(format!("compiling the eBPF program in {}", target_dir.display()));
     run(with_nightly("cargo")
         .args(["build", "--locked", "--package", "portsteer-ebpf", "--bin", "portsteer"])
@@ -109,34 +105,6 @@ fn compile(root: &Path, tools: &Tools, target_dir: &Path) -> Result<Vec<u8>> {
         .env("CARGO_BUILD_RUSTC_WORKSPACE_WRAPPER", "")
         .env("CARGO_INCREMENTAL", "0"))?;
     without_dwarf(&read(&target_dir.join(TARGET).join("ebpf/portsteer"))?)
-}
-
-/// The directories that sources come from, and what stands in their place in the object.
-/// Of several that fit a file, the last counts.
-fn path_prefixes(root: &Path, tools: &Tools) -> Result<Vec<(PathBuf, &'static str)>> {
-    let cargo_home = workspace::cargo_home()?;
-    let mut prefixes = vec![
-        (cargo_home.clone(), "/cargo"),
-        (tools.sysroot.clone(), "/rust"),
-        (root.to_owned(), "/portsteer"),
-    ];
-    // The directory's name has a number in it that depends on the machine and on cargo.
-    if let Ok(registries) = fs::read_dir(cargo_home.join("registry/src")) {
-        for registry in registries {
-            prefixes.push((registry?.path(), "/cargo/registry"));
-        }
-    }
-    // With symbolic links resolved as well: either spelling may reach the compiler.
-    for index in 0..prefixes.len() {
-        let (path, name) = &prefixes[index];
-        if let Ok(resolved) = fs::canonicalize(path)
-            && resolved != *path
-        {
-            prefixes.push((resolved, name));
-        }
-    }
-    prefixes.sort_by_key(|(path, _)| path.as_os_str().len());
-    Ok(prefixes)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -2,11 +2,15 @@
 //!
 //! A file is one idea: [`toolchain`] holds the pins and fetches what they name, [`ebpf`] builds the
 //! object, [`digest`] says what it was built from, [`run`] runs the demo and the tests on this
-//! machine, [`vm`] on other kernels.
+//! machine, [`vm`] on other kernels, [`dist`] packs it all.
 
+mod debian;
 mod digest;
+mod dist;
 mod ebpf;
+mod musl;
 mod process;
+mod remapped;
 mod run;
 mod strip;
 mod toolchain;
@@ -62,6 +66,11 @@ enum Command {
     },
     /// Boots the supported kernels under emulation and runs the demo and the tests there
     Vm(vm::Options),
+    /// Makes the Debian package and the archive, from a binary that is linked statically
+    Dist(dist::Options),
+    /// A part of `dist --test`
+    #[command(hide = true)]
+    DistInside(dist::Inside),
 }
 
 fn main() -> ExitCode {
@@ -76,6 +85,8 @@ fn main() -> ExitCode {
         Command::Demo { arguments } => run::demo(&arguments),
         Command::Bench { arguments } => run::bench(&arguments),
         Command::Vm(options) => vm::vm(&options).map(|()| ExitCode::SUCCESS),
+        Command::Dist(options) => dist::dist(&options).map(|()| ExitCode::SUCCESS),
+        Command::DistInside(options) => dist::inside(&options).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         // Never a backtrace: what is wrong is outside of this program.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
     agent,
@@ -219,6 +219,12 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     }
     // Beyond a century the timer's arithmetic is not worth its while.
     Ok(lifetime.min(Duration::from_secs(100 * 365 * 86_400)))
+}
+
+/// The arguments as data, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs the command line.
@@ -439,13 +445,11 @@ fn print(text: &str, code: u8) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn arguments_are_consistent() {
-        Arguments::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

@@ -46,7 +46,8 @@ macro_rules! example {
     };
 }
 
-const EXAMPLES: [Example; 4] = [
+const EXAMPLES: [Example; 5] = [
+    example!("count-only": "packets.txt", "policy.toml"),
     example!("dns-server": "packets.txt", "policy.toml"),
     example!("gateway": "packets.txt", "policy.toml"),
     example!("internet-host": "blocklist.txt", "packets.txt", "policy.toml"),

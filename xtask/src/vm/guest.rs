@@ -2,8 +2,6 @@
 //! in one archive.
 
 use std::{
-    env,
-    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -14,6 +12,7 @@ use serde_json::Value;
 
 use super::{initramfs::Initramfs, kernel::Promise, modules::Module};
 use crate::{
+    musl::{self, TARGET, link_statically, this_cargo},
     process::{output, run, say, shown},
     workspace,
 };
@@ -28,9 +27,6 @@ const TEST_SECONDS: u32 = 1_500;
 const DEMO_SECONDS: u32 = 180;
 /// How long a command of one's own may take there.
 const OWN_SECONDS: u32 = 600;
-
-/// For binaries that need nothing of the file system they run on.
-const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// A command that the guest runs.
 #[derive(Debug, Clone)]
@@ -66,10 +62,10 @@ pub(super) struct Guest {
 impl Guest {
     /// Builds the binaries: all tests, or, with a command of one's own, the one that it names.
     pub(super) fn build(own: Option<GuestCommand>) -> Result<Self> {
-        add_target()?;
+        musl::add_target()?;
         let root = workspace::root()?;
         say("building the guest's programs");
-        run(cargo(&root)?.arg("build").args(["--package", "xtask", "--bin", "vm-init"]).args([
+        run(cargo(&root).arg("build").args(["--package", "xtask", "--bin", "vm-init"]).args([
             "--package",
             "portsteer",
             "--bin",
@@ -153,7 +149,7 @@ fn place(test: &str) -> String {
 
 /// Builds an integration test of the package portsteer and returns the binary.
 fn build_test(root: &Path, name: &str) -> Result<PathBuf> {
-    let mut command = cargo(root)?;
+    let mut command = cargo(root);
     command.args(["test", "--no-run", "--package", "portsteer", "--test", name]);
     command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     let messages = output(&mut command)?;
@@ -165,34 +161,14 @@ fn build_test(root: &Path, name: &str) -> Result<PathBuf> {
     executable.with_context(|| format!("{} named no executable", shown(&command)))
 }
 
-/// Cargo, set up to link statically with what the toolchain brings along.
-fn cargo(root: &Path) -> Result<Command> {
+/// Cargo, set up to link statically.
+fn cargo(root: &Path) -> Command {
     let mut command = Command::new(this_cargo());
+    link_statically(&mut command, &root.join("target/vm"));
     command
         .current_dir(root)
-        .env("CARGO_BUILD_TARGET", TARGET)
-        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
-        .env("CARGO_TARGET_DIR", root.join("target/vm"))
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         // Emulation is slow enough.
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
-    Ok(command)
-}
-
-/// The cargo that runs xtask.
-fn this_cargo() -> OsString {
-    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
-}
-
-/// Gets the target's standard library, if it is missing.
-fn add_target() -> Result<()> {
-    let libraries =
-        output(Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]))?;
-    if Path::new(libraries.trim_end()).is_dir() {
-        return Ok(());
-    }
-    say(format!("adding the target {TARGET}"));
-    run(Command::new("rustup").args(["target", "add", TARGET])).with_context(|| {
-        format!("the standard library for {TARGET} is missing, and only rustup can add it")
-    })
+    command
 }

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    debian::{KEYRING, configured_mirror},
     process::{exists, output, run, say},
     workspace,
 };
@@ -47,9 +48,6 @@ const PACKAGE: &str = "linux-image-cloud-amd64";
 /// What the packages are called that a kernel comes in: all of it in the first, or, from Linux 7 on, in
 /// those that it depends on.
 const PARTS: [&str; 4] = ["linux-image-", "linux-binary-", "linux-modules-", "linux-base-"];
-
-/// Where the archive's signing key stands on Debian.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A kernel on disk, ready to boot.
 #[derive(Debug, Clone)]
@@ -127,7 +125,7 @@ impl Release {
         let apt = Apt::new(&scratch.path().join("apt"))?;
         let mirror = match mirror {
             Some(mirror) => mirror.trim_end_matches('/').to_owned(),
-            None => apt.configured_mirror()?,
+            None => configured_mirror()?,
         };
         say(format!("{}: asking {mirror} for {PACKAGE} of {}", self.name, self.suite));
         apt.use_only(&mirror, self.suite)?;
@@ -161,19 +159,6 @@ impl Apt {
             fs::create_dir_all(dir.join(part))?;
         }
         Ok(Self { dir: dir.to_owned() })
-    }
-
-    /// The Debian mirror of the machine's own sources, whatever suite they name.
-    fn configured_mirror(&self) -> Result<String> {
-        let uris = output(
-            Command::new("apt-get")
-                .arg(format!("--option=Dir::State::Lists={}", self.dir.join("lists").display()))
-                .args(["update", "--print-uris"]),
-        )?;
-        let mirror = debian_mirror(&uris).context(
-            "no Debian mirror among this machine's apt sources: name one with --mirror URI",
-        )?;
-        Ok(mirror.to_owned())
     }
 
     /// Makes one suite of one mirror the only source, and fetches its list of packages.
@@ -241,15 +226,6 @@ impl Apt {
     }
 }
 
-/// The first mirror of Debian itself in apt's list of what an update would fetch, of lines like
-/// `'http://HOST/debian/dists/SUITE/InRelease' FILE 0`.
-fn debian_mirror(uris: &str) -> Option<&str> {
-    uris.lines().find_map(|line| {
-        let (mirror, _) = line.strip_prefix('\'')?.split_once("/dists/")?;
-        mirror.ends_with("/debian").then_some(mirror)
-    })
-}
-
 /// The packages that a kernel comes in among what `apt-cache depends` prints.
 fn parts(depends: &str) -> Vec<String> {
     let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
@@ -277,7 +253,7 @@ fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{debian_mirror, parts};
+    use super::parts;
 
     #[test]
     fn a_kernel_comes_in_several_packages() {
@@ -285,14 +261,5 @@ mod tests {
                        Depends: linux-base-7.0\n  Depends: linux-binary-7.0\n  Depends: \
                        linux-base-cloud-amd64\n  Breaks: linux-image-6.9\n";
         assert_eq!(parts(depends), ["linux-base-7.0", "linux-binary-7.0"]);
-    }
-
-    #[test]
-    fn the_mirror_is_debians_own_and_not_a_neighbour() {
-        let uris = "'https://packages.example/apt/dists/tool/InRelease' tool 0\n\
-                    'http://mirror.example/debian-security/dists/s/InRelease' security 0\n\
-                    'http://mirror.example/debian/dists/s/InRelease' debian 0 \n";
-        assert_eq!(debian_mirror(uris), Some("http://mirror.example/debian"));
-        assert_eq!(debian_mirror("'http://mirror.example/ubuntu/dists/s/InRelease' u 0"), None);
     }
 }

@@ -12,9 +12,7 @@ mod modules;
 mod wires;
 
 use std::{
-    env,
     path::PathBuf,
-    process::Command,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -30,10 +28,7 @@ use self::{
     kernel::{Kernel, MATRIX, Release},
     machine::{Machine, Outcome, QEMU},
 };
-use crate::{
-    process::{exists, is_root, run, say},
-    workspace,
-};
+use crate::{debian, process::say, workspace};
 
 /// What a guest may take besides its commands.
 const BOOT: Duration = Duration::from_secs(120);
@@ -69,7 +64,7 @@ pub(crate) fn vm(options: &Options) -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         bail!("the guests' programs are built for x86_64, on which `vm` has to run too, for now");
     }
-    ensure_qemu(options.install)?;
+    debian::ensure(QEMU, "qemu-system-x86", options.install)?;
     let wanted = wanted(options)?;
     let own = (!options.command.is_empty()).then(|| GuestCommand::own(&options.command));
     let guest = Guest::build(own.transpose()?)?;
@@ -166,30 +161,4 @@ fn wanted(options: &Options) -> Result<Vec<Wanted>> {
         release.map(Wanted::Release)
     };
     options.kernel.iter().map(find).collect()
-}
-
-/// Installs QEMU where that is wanted, else says how to.
-fn ensure_qemu(install: bool) -> Result<()> {
-    if exists(QEMU) {
-        return Ok(());
-    }
-    let how = "apt-get install -y --no-install-recommends qemu-system-x86";
-    if !(install || env::var_os("CI").is_some_and(|value| value == "true")) {
-        bail!("{QEMU} is missing: {how} (or add --install)");
-    }
-    if !is_root() {
-        bail!("{QEMU} is missing, and only root can install it: {how}");
-    }
-    say(format!("{QEMU} is missing: {how}"));
-    let apt = || {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    };
-    run(apt().args(["--quiet", "update"]))?;
-    run(apt().args(["install", "--quiet", "-y", "--no-install-recommends", "qemu-system-x86"]))?;
-    if !exists(QEMU) {
-        bail!("{how} went well, yet there is no {QEMU}");
-    }
-    Ok(())
 }
