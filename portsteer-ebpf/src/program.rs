@@ -25,14 +25,14 @@ use crate::{
 /// but protocols and ports.
 #[xdp(frags)]
 pub fn portsteer(ctx: XdpContext) -> u32 {
-    run(&ctx, Policy::current, |_, policy, key| classify_plain(policy, key))
+    run(&ctx, Policy::current, judge_any, |_, policy, key| classify_plain(policy, key))
 }
 
 /// The same for policies whose rules constrain more. It can do all that the other does, since it is in
 /// place before the first such policy is; but the other should not pay for it.
 #[xdp(frags)]
 pub fn portsteer_rules(ctx: XdpContext) -> u32 {
-    run(&ctx, Policy::current, |frame, policy, key| {
+    run(&ctx, Policy::current, judge_any, |frame, policy, key| {
         classify_plain_by_rules(ctx.ctx, frame, policy, key)
     })
 }
@@ -46,7 +46,7 @@ pub fn portsteer_alone(ctx: XdpContext) -> u32 {
     if alone.to_word() != Policy::current().to_word() {
         return XDP_PASS;
     }
-    run(&ctx, Policy::of_this_program, |frame, policy, key| {
+    run(&ctx, Policy::of_this_program, judge_any_alone, |frame, policy, key| {
         classify_plain_by_rules(ctx.ctx, frame, policy, key)
     })
 }
@@ -55,6 +55,7 @@ pub fn portsteer_alone(ctx: XdpContext) -> u32 {
 fn run(
     ctx: &XdpContext,
     policy: impl FnOnce() -> Policy,
+    judge_any: impl FnOnce(*mut xdp_md) -> u32,
     classify: impl FnOnce(&Frame<Packet>, Policy, PortKey) -> Decision,
 ) -> u32 {
     let frame = Frame::new(Packet(XdpContext::new(ctx.ctx)));
@@ -76,10 +77,21 @@ fn run(
 /// The slow path. A subprogram, so that its hunger for registers is not the fast path's.
 #[inline(never)]
 fn judge_any(ctx: *mut xdp_md) -> u32 {
+    judge_any_by(ctx, Policy::current)
+}
+
+/// The same where the interface belongs to one bank alone.
+#[inline(never)]
+fn judge_any_alone(ctx: *mut xdp_md) -> u32 {
+    judge_any_by(ctx, Policy::of_this_program)
+}
+
+#[inline(always)]
+fn judge_any_by(ctx: *mut xdp_md, policy: impl FnOnce() -> Policy) -> u32 {
     let mut frame = Frame::new(Packet(XdpContext::new(ctx)));
     let mut headers = Headers::new();
     let parsed = parse_any(&mut frame, &mut headers);
-    let policy = Policy::of_this_program();
+    let policy = policy();
     let decision = match parsed {
         Ok(()) => classify_any(ctx, policy, &headers),
         Err(reason) => without_headers(policy, reason),

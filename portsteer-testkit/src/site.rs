@@ -100,7 +100,18 @@ impl Site {
     /// If there can be none.
     #[must_use]
     pub fn udp_server(&self, address: IpAddr, port: u16) -> UdpSocket {
-        let socket = self.host.run(|| UdpSocket::bind((address, port))).expect("a UDP server");
+        let start = Instant::now();
+        let socket = loop {
+            match self.host.run(|| UdpSocket::bind((address, port))) {
+                // A test beside this one may have forked while it was bound before, and hold it until its exec.
+                Err(error)
+                    if error.kind() == ErrorKind::AddrInUse && start.elapsed() < PATIENCE =>
+                {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                result => break result.expect("a UDP server"),
+            }
+        };
         socket.set_read_timeout(Some(PATIENCE)).expect("a time limit");
         socket
     }

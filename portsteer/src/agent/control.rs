@@ -321,6 +321,7 @@ impl Control {
                 Err(error) => self.complain(&error, reporter),
             }
         }
+        let mut unkept = None;
         let (policy, is_whole, record) = match (loaded, record) {
             (Some(loaded), Some(record)) => (loaded.policy, true, record),
             // The kernel has the text, and not what files had.
@@ -334,6 +335,7 @@ impl Control {
                 if is_whole {
                     self.not_kept = None;
                     self.keep_now(&record, &bundle, reporter);
+                    unkept = self.not_kept.is_some().then_some(bundle);
                 } else {
                     self.not_kept = Some("the content of its set files is lost".to_owned());
                     reporter.note(
@@ -350,7 +352,7 @@ impl Control {
             policy: Arc::new(policy),
             generation: manifest.generation,
             is_whole,
-            unkept: None,
+            unkept,
         }
     }
 
@@ -434,14 +436,9 @@ impl Control {
         let applied = match self.dataplane()?.apply(&order, interrupt) {
             Ok(applied) => applied,
             // All of them are missing.
-            Err(DataplaneError::NoInterface { patterns, existing, targets })
+            Err(DataplaneError::NoInterface { targets, .. })
                 if missing == Missing::WaitedFor && targets.is_empty() && !self.is_attached() =>
             {
-                let error = DataplaneError::NoInterface { patterns, existing, targets };
-                reporter.note(&format!("{error}: waiting for them"));
-                if let Some(help) = error.help() {
-                    reporter.note(&help);
-                }
                 let names = next.policy.interfaces.iter().map(|pattern| pattern.text.clone());
                 Applied { waiting: names.collect(), ..Applied::default() }
             }
@@ -464,7 +461,8 @@ impl Control {
             bundle = None;
         }
         next.unkept = bundle;
-        let answer = answer(&next, &applied, trial, warnings, self.not_kept.is_none());
+        let mut answer = answer(&next, &applied, trial, warnings, self.not_kept.is_none());
+        answer.notes.extend(waiting_notes(&applied.waiting));
         reporter.applied(&answer);
         self.history.add(None, &describe_swap(&answer));
         self.desired = Some(next);
@@ -1043,6 +1041,22 @@ fn nothing() -> Policy {
         sets: Vec::new(),
         rules: Vec::new(),
     }
+}
+
+/// What is to be said of interfaces that do not exist.
+fn waiting_notes(waiting: &[String]) -> Vec<String> {
+    if waiting.is_empty() {
+        return Vec::new();
+    }
+    let links = crate::netlink::links().unwrap_or_default();
+    let existing: Vec<String> = links.into_iter().map(|link| link.name).collect();
+    let note = |name: &String| {
+        let error =
+            DataplaneError::UnknownInterface { name: name.clone(), existing: existing.clone() };
+        let hint = error.help().map_or_else(String::new, |help| format!("; {help}"));
+        format!("waiting for `{name}`, which does not exist{hint}")
+    };
+    waiting.iter().map(note).collect()
 }
 
 fn render_warnings(loaded: &LoadedPolicy) -> String {

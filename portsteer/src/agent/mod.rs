@@ -127,8 +127,15 @@ impl Error {
                 Refusal::refused(format!("following the network's changes: {error}"))
             }
             Self::Socket { path, source } => {
-                Refusal::refused(format!("the control socket {}: {source}", path.display()))
-                    .help("end whoever listens there, or give another path with --socket")
+                let path = path.display();
+                match source.kind() {
+                    io::ErrorKind::PermissionDenied => {
+                        Refusal::refused(format!("listening at {path} was not permitted: {source}"))
+                            .help("run portsteer as root, or give another path with --socket")
+                    }
+                    _ => Refusal::refused(format!("the control socket {path}: {source}"))
+                        .help("end whoever listens there, or give another path with --socket"),
+                }
             }
         }
     }

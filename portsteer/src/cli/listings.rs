@@ -33,9 +33,6 @@ pub fn applied(answer: &ApplyAnswer) -> Vec<String> {
     for RemovedRule { name, packets, bytes } in &answer.removed {
         lines.push(format!("rule `{name}` is gone; it counted {packets} packets, {bytes} bytes"));
     }
-    for name in &answer.waiting {
-        lines.push(format!("waiting for `{name}`, which does not exist"));
-    }
     let what = format!("{}, default {}", count(answer.rules, "rule"), answer.default);
     let path = &answer.path;
     lines.push(match answer.trial_seconds {

@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, os::fd::AsFd, time::Duration};
 
-use portsteer_common::{Counter, INTERFACE_SLOTS};
+use portsteer_common::{Counter, INTERFACE_SLOTS, image::BANKS};
 
 use super::{
     Attached, AttachedMode, Change, Dataplane, Error, Manifest, ManifestRule, ManifestTarget,
@@ -216,7 +216,9 @@ impl Dataplane {
         }
 
         let mut work = Attaching::new(self, &maps, &capabilities, features | before, &manifest);
-        if order.trial.is_some() {
+        if running || order.trial.is_some() {
+            // Until the flip, nothing is judged there; and an agent that is killed before it leaves a program
+            // that the next one knows not to belong there.
             work.only_for_bank(idle);
         }
         let result = work.attach_all(policy, wanted, &placed, &pinned).and_then(|attached| {
@@ -368,6 +370,9 @@ impl Dataplane {
         maps.repairs.undo(links, |setting| !begun.switched.contains(setting))?;
         let targets = read_manifest(&self.instance, maps.active_bank())?.targets;
         targets::clear(&maps, &begun.targets, &targets)?;
+        // It was never in force, and neither was its number.
+        let idle = (maps.active_bank() + 1) % BANKS;
+        remove_pin(&self.instance, &self.instance.manifest_pin(idle))?;
         let attachments = Attachments::new(&pinned(&self.instance, &maps)?);
         // The queues of CPUs have the lengths back that these targets want.
         targets::refresh(&mut maps, &targets, &attachments, Ask::First)?;

@@ -24,6 +24,8 @@ pub(super) struct Attaching<'a> {
     new_slots: Vec<u32>,
     /// Links whose program was replaced, with their slot's record and program before.
     replaced: Vec<(OwnedFd, u32, Slot, OwnedFd)>,
+    /// Slots whose record alone was changed, with that before.
+    rewritten: Vec<(u32, Slot)>,
     capabilities: &'a Capabilities,
     /// What the programs have to be able to do.
     features: u32,
@@ -48,6 +50,7 @@ impl<'a> Attaching<'a> {
             maps,
             new_slots: Vec::new(),
             replaced: Vec::new(),
+            rewritten: Vec::new(),
             capabilities,
             features,
             pages: manifest.pages(),
@@ -150,6 +153,9 @@ impl<'a> Attaching<'a> {
         if upgrade || lacks {
             record = self.replace(pinned, &link.name, record, self.features)?;
         }
+        if !upgrade && !lacks {
+            self.rewritten.push((pinned.slot, before));
+        }
         // Written even if nothing but the interface's name has changed.
         record.write(self.maps.interfaces.as_fd(), pinned.slot)?;
         let change = if upgrade { Change::Upgraded } else { Change::Kept };
@@ -194,6 +200,9 @@ impl<'a> Attaching<'a> {
         }
         for (link, slot, record, before) in self.replaced {
             let _ = sys::link_update(link.as_fd(), before.as_fd());
+            let _ = record.write(self.maps.interfaces.as_fd(), slot);
+        }
+        for (slot, record) in self.rewritten {
             let _ = record.write(self.maps.interfaces.as_fd(), slot);
         }
     }

@@ -3,6 +3,8 @@
 
 use std::os::fd::AsFd;
 
+use portsteer_common::image::BANKS;
+
 use super::{
     Applied, AttachedMode, Change, Concluded, Dataplane, Error, Manifest, Pinned, State,
     TargetChange, TargetState, TrialState,
@@ -15,6 +17,7 @@ use super::{
     object, pinned, read_manifest,
     reading::running,
     repairs,
+    slots::{ALONE, alone},
     targets::{self, Ask, Attachments},
     trials,
 };
@@ -162,8 +165,13 @@ impl Dataplane {
         }
         trials::cancel(&maps)?;
         Maps::forget_new_tables(&self.instance);
-        let (kept, unwanted): (Vec<&Pinned>, Vec<&Pinned>) =
-            attached.iter().partition(|pinned| pinned.record.generation >= manifest.generation);
+        // What another policy had attached that never came into force, and what the policy in force had yet to
+        // let go.
+        let other = alone((maps.active_bank() + 1) % BANKS);
+        let (unwanted, kept): (Vec<&Pinned>, Vec<&Pinned>) = attached.iter().partition(|pinned| {
+            pinned.record.features & ALONE == other
+                || pinned.record.generation < manifest.generation
+        });
         let slots: Vec<u32> = kept
             .iter()
             // The others get another program anyway.
@@ -177,7 +185,7 @@ impl Dataplane {
                 Some((link, pinned.record.mode()))
             })
             .collect();
-        let other = Manifest::read(&self.instance, (maps.active_bank() + 1) % 2).ok();
+        let other = Manifest::read(&self.instance, (maps.active_bank() + 1) % BANKS).ok();
         let conclusion = Conclusion {
             manifest: &manifest,
             other: other.as_ref(),

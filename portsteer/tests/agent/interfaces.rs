@@ -152,7 +152,9 @@ fn an_interface_that_is_renamed_stays_attached() {
         ip(&site.host, &["link", "set", "dev", "uplink", "name", "wan0"]);
         ip(&site.host, &["link", "set", "dev", "wan0", "up"]);
         wait_until("the agent sees it", || tells(&agent, "uplink", "is called wan0 now"));
-        assert_eq!(site.xdp(), program);
+        let links = site.host.run(portsteer::netlink::links).unwrap();
+        let renamed = links.iter().find(|link| link.name == "wan0").unwrap();
+        assert_eq!(renamed.xdp, program);
         wait_until("status has its name", || {
             agent.ask_json(&["status"])["interfaces"][0]["name"] == "wan0"
         });

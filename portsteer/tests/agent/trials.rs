@@ -239,15 +239,16 @@ fn the_policy_before_is_whole_whatever_was_tried_out() {
             for index in 0..sources {
                 let [_, _, a, b] = index.to_be_bytes();
                 text += &format!(
-                    "[[rules]]\nname = \"other-{index}\"\nsrc = \"10.{a}.{b}.0/24\"\ndst_port = {}\n\
+                    "[[rules]]\nname = \"other-{a}-{b}\"\nsrc = \"10.{a}.{b}.0/24\"\ndst_port = {}\n\
                      action = \"drop\"\n",
-                    1 + index
+                    10_000 + index
                 );
             }
             text
         };
         let few = by_source(3);
-        let many = by_source(if is_slow() { 1_000 } else { 20_000 }).replace("2000", "3000");
+        let many = by_source(if is_slow() { 1_000 } else { 20_000 })
+            .replace("dst_port = 2000\n", "dst_port = 3000\n");
         let agent = Agent::serve(&site.host, INSTANCE, &few);
         let (_, account) = under_flood(&site, || {
             for ports_alone in [true, false] {

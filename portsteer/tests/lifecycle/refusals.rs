@@ -33,22 +33,26 @@ fn refused(site: &Site, policy: &str, said: &[&str]) {
 }
 
 #[test]
-fn an_interface_that_does_not_exist_is_refused_with_a_suggestion() {
+fn interfaces_that_do_not_exist_are_waited_for_with_a_suggestion() {
     sandbox(|| {
         let site = Site::quiet();
-        let said = ["no interface `uplnik`", "did you mean `uplink`?"];
-        refused(&site, &policy(&["uplnik"]), &said);
-        // The others are not attached either.
-        refused(&site, &policy(&["uplink", "uplnik"]), &said);
-        refused(&site, &policy(&["wlan0"]), &["no interface `wlan0`", "there are: lo, uplink"]);
-    });
-}
-
-#[test]
-fn a_glob_that_matches_nothing_is_refused() {
-    sandbox(|| {
-        let site = Site::quiet();
-        refused(&site, &policy(&["eth*"]), &["no interface matches `eth*`", "uplink"]);
+        let waits = |interfaces: &[&str], said: &[&str]| {
+            let mut agent = Agent::launch(&site.host, INSTANCE, &policy(interfaces), &[]);
+            said.iter().for_each(|said| agent.wait_for_log(said, 1));
+            agent.end(libc::SIGINT);
+            assert_all_off(&site);
+        };
+        waits(
+            &["uplnik"],
+            &[
+                "waiting for `uplnik`, which does not exist; did you mean `uplink`?",
+                "waits for its",
+            ],
+        );
+        // The others are attached.
+        waits(&["uplink", "uplnik"], &["attached to uplink", "waiting for `uplnik`", "in force:"]);
+        waits(&["wlan0"], &["waiting for `wlan0`, which does not exist; there are: lo, uplink"]);
+        waits(&["eth*"], &["waiting for `eth*`"]);
     });
 }
 
