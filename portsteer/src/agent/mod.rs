@@ -35,6 +35,7 @@ mod connections;
 mod control;
 mod history;
 mod loading;
+mod privileges;
 mod server;
 mod set_files;
 mod store;
@@ -343,7 +344,7 @@ impl Agent {
 ///
 /// The policy cannot be put in force at the start. Later failures are reported and change
 /// nothing.
-pub async fn run(options: Options, reporter: Box<dyn Reporter>) -> Result<(), Error> {
+pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<(), Error> {
     // Listened for before anything is attached, so that no signal finds the agent deaf.
     let mut hangup = listen(SignalKind::hangup())?;
     let ends = Ends::listen()?;
@@ -362,6 +363,10 @@ pub async fn run(options: Options, reporter: Box<dyn Reporter>) -> Result<(), Er
         None => Vec::new(),
     };
 
+    // Before there are other threads, which begin with what this one has.
+    if let Err(why) = privileges::give_up() {
+        reporter.note(&why);
+    }
     let mut agent = Agent {
         hands: Some(Hands { control, reporter }),
         ends,

@@ -69,13 +69,12 @@ impl<'a> Attaching<'a> {
         for pinned in pinned.iter().filter(|pinned| pinned.ifindex != 0) {
             let features = self.features | alone(bank);
             let name = pinned.record.name();
-            let record = self.replace(pinned, &name, pinned.record, features)?;
-            record.write(self.maps.interfaces.as_fd(), pinned.slot)?;
+            self.replace(pinned, &name, pinned.record, features)?;
         }
         Ok(())
     }
 
-    /// Replaces the program on an interface. Returns the slot's record, to be written.
+    /// Replaces the program on an interface. Returns the slot's record.
     fn replace(
         &mut self,
         pinned: &Pinned,
@@ -84,13 +83,18 @@ impl<'a> Attaching<'a> {
         features: u32,
     ) -> Result<Slot, Error> {
         let replacing = || Error::io(format!("replacing the program on `{name}`"));
-        let program_before = sys::program_by_id(pinned.program_id).map_err(replacing())?;
+        // Whoever may not have it stays with the new program, which can do all that the other could.
+        let program_before = sys::program_by_id(pinned.program_id).ok();
         let program = self.load(pinned.slot, features)?;
         let handle = pinned.link.try_clone().map_err(replacing())?;
         sys::link_update(handle.as_fd(), program.as_fd()).map_err(replacing())?;
-        self.replaced.push((handle, pinned.slot, pinned.record, program_before));
+        if let Some(program) = program_before {
+            self.replaced.push((handle, pinned.slot, pinned.record, program));
+        }
         (record.object, record.features) = (object::digest(), features);
         (record.tables, record.pages) = (self.maps.tables_id()?, self.maps.pages);
+        // At once: whatever fails from here on, this is the program that is there.
+        record.write(self.maps.interfaces.as_fd(), pinned.slot)?;
         Ok(record)
     }
 
