@@ -646,10 +646,6 @@ impl Control {
             reporter.note(&format!("that it is detached cannot be kept: {error}"));
         }
         self.discard();
-        // Nobody else is to take the instance meanwhile.
-        if let Err(error) = self.lock() {
-            self.complain(&error, reporter);
-        }
     }
 
     /// Ends the agent's own dataplane.

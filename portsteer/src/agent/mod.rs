@@ -359,7 +359,9 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
     let shared = Arc::new(Shared::new(instance));
     let (jobs, mut ordered) = mpsc::channel(server::JOBS);
     let sockets = match &options.state {
-        Some(_) => serve(&options, &shared, jobs.clone())?,
+        Some(_) => {
+            serve(&options, &shared, jobs.clone()).inspect_err(|_| control.abandon_idle())?
+        }
         None => Vec::new(),
     };
 
