@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{Bundle, Error, bundle::Recorded, set_files::PolicyFiles};
-use crate::policy::{self, Policy, diagnostic::Diagnostic, services::Services};
+use crate::{
+    api::Refusal,
+    policy::{self, Policy, diagnostic::Diagnostic, services::Services},
+};
 
 /// A policy that was read and understood.
 #[derive(Debug)]
@@ -79,8 +82,18 @@ pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
 ///
 /// It has errors.
 pub fn understand(bundle: Bundle) -> Result<LoadedPolicy, Error> {
+    check_len(&bundle.text)?;
     let parsed = policy::file::parse_with(&bundle.text, &services(), &mut bundle.set_files());
     understood(bundle, parsed)
+}
+
+/// Refuses a policy that is longer than a file may be.
+pub(super) fn check_len(text: &str) -> Result<(), Error> {
+    if text.len() as u64 <= MAX_POLICY_LEN {
+        return Ok(());
+    }
+    let message = format!("the policy is longer than {} MiB", MAX_POLICY_LEN >> 20);
+    Err(Error::Refused(Refusal::bad_input(message)))
 }
 
 fn understood(
