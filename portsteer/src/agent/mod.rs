@@ -30,6 +30,7 @@ use crate::{
 };
 
 pub mod bundle;
+mod busy;
 pub mod config;
 mod connections;
 mod control;
@@ -278,13 +279,13 @@ impl Agent {
     /// Does what came over the socket.
     async fn grant(&mut self, job: Job) {
         match job {
-            Job::Apply(bundle, how, reply) => {
+            Job::Apply(bundle, how, _room, reply) => {
                 self.answer(reply, move |control, interrupt, reporter| {
                     control.apply(bundle, &how, interrupt, reporter)
                 })
                 .await;
             }
-            Job::Edit(request, reply) => {
+            Job::Edit(request, _room, reply) => {
                 self.answer(reply, move |control, interrupt, reporter| {
                     control.edit(&request, interrupt, reporter)
                 })
@@ -351,7 +352,9 @@ pub async fn run(options: Options, reporter: Box<dyn Reporter>) -> Result<(), Er
     let shared = Arc::new(Shared::new(instance));
     let (jobs, mut ordered) = mpsc::channel(server::JOBS);
     let sockets = match &options.state {
-        Some(_) => serve(&options, &shared, jobs.clone())?,
+        Some(_) => {
+            serve(&options, &shared, jobs.clone()).inspect_err(|_| control.abandon_idle())?
+        }
         None => Vec::new(),
     };
 
