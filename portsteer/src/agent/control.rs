@@ -13,7 +13,7 @@ use super::{
     bundle::{SetFile, lost_files},
     config::Protected,
     history::History,
-    loading::{check_len, load_policy, services, understand},
+    loading::{check_len, load_own, services, understand},
     store::{FileEdit, MAX_EDITED, Record, Store, StoreError, Which},
     way_in,
 };
@@ -223,7 +223,7 @@ impl Control {
             Err(error) => self.complain(&error.into(), reporter),
         }
         match path {
-            Some(path) if path.exists() => self.start_with(load_policy(path)?, interrupt, reporter),
+            Some(path) if path.exists() => self.start_with(load_own(path)?, interrupt, reporter),
             _ => {
                 reporter
                     .note("nothing is in force yet: `portsteer apply FILE` puts a policy in force");
@@ -368,7 +368,7 @@ impl Control {
                 std::io::Error::other("it is not a regular file, and cannot be read again");
             return Err(Error::Unreadable { path: path.to_owned(), source });
         }
-        let loaded = load_policy(path)?;
+        let loaded = load_own(path)?;
         let how = How::default();
         self.put_in_force(loaded, &how, Missing::Refused, interrupt, reporter).map(drop)
     }

@@ -76,6 +76,19 @@ pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
     understood(Bundle { path, text, files: files.into_files() }, parsed)
 }
 
+/// Reads the agent's own policy file. In listings it has a path that says where it is to whoever reads them elsewhere.
+///
+/// # Errors
+///
+/// As those of [`load_policy`].
+pub(super) fn load_own(path: &Path) -> Result<LoadedPolicy, Error> {
+    let mut loaded = load_policy(path)?;
+    if let Ok(path) = std::path::absolute(path) {
+        loaded.bundle.path = path.display().to_string();
+    }
+    Ok(loaded)
+}
+
 /// Understands a policy that was read before.
 ///
 /// # Errors

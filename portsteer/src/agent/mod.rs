@@ -342,7 +342,7 @@ pub async fn run(options: Options, reporter: Box<dyn Reporter>) -> Result<(), Er
     let mut hangup = listen(SignalKind::hangup())?;
     let ends = Ends::listen()?;
     let loaded = match &options.policy {
-        Some(path) if !options.resume => Some(load_policy(path)?),
+        Some(path) if !options.resume => Some(loading::load_own(path)?),
         _ => None,
     };
     let store = options.state.as_ref().map(|state| Store::new(state, &options.instance));
