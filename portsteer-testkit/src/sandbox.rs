@@ -10,8 +10,12 @@ use std::{
 
 use portsteer::lab;
 
-/// Runs a test on a thread with private mounts, so that its pins are its own. Namespaces,
-/// processes and threads that it makes share them.
+/// Where an agent that this machine runs itself has its socket and its state: a command under test that is not told
+/// otherwise would ask it, and take its dataplane off.
+const OF_THIS_MACHINE: [&str; 2] = ["/run", "/var/lib"];
+
+/// Runs a test on a thread with private mounts, so that its pins, and sockets and state where they
+/// usually are, are its own. Namespaces, processes and threads that it makes share them.
 ///
 /// # Panics
 ///
@@ -22,6 +26,9 @@ pub fn sandbox(body: impl FnOnce() + Send) {
     assert_eq!(user, 0, "this test needs root: it makes namespaces and attaches XDP programs");
     let inside = || {
         lab::private_mounts().expect("this test needs root, and may not make private mounts");
+        for directory in OF_THIS_MACHINE.map(Path::new).into_iter().filter(|it| it.is_dir()) {
+            lab::private_tmpfs(directory).expect("an empty directory");
+        }
         body();
     };
     thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| resume_unwind(panic));

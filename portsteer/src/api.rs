@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::dataplane::Instance;
+use crate::{
+    dataplane::Instance,
+    policy::{diff::Difference, edit::Edit},
+};
 
 /// Where the agents' sockets are.
 pub const RUN_DIRECTORY: &str = "/run/portsteer";
@@ -73,8 +76,8 @@ pub struct File {
 #[serde(deny_unknown_fields)]
 pub struct EditRequest {
     /// In this order.
-    #[schema(value_type = Vec<Object>, min_items = 1)]
-    pub edits: Vec<crate::policy::edit::Edit>,
+    #[schema(min_items = 1)]
+    pub edits: Vec<Edit>,
     #[serde(flatten)]
     pub how: How,
 }
@@ -203,7 +206,7 @@ pub struct DiffAnswer {
     pub same: bool,
     /// For people: `-` is in force, `+` would come.
     pub text: String,
-    #[schema(value_type = Object)]
+    #[schema(value_type = Difference)]
     pub changes: serde_json::Value,
 }
 

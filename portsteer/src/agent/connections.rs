@@ -2,17 +2,21 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{PermissionsExt as _, chown},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use axum::{Router, body::Body, http::Request};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -21,8 +25,16 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-/// How many are connected at a time at most. Whoever has been idle for longest makes room for a newcomer.
+use super::busy::{Busy, Watched};
+
+/// How many are connected at a time at most. Whoever has stood still for longest makes room for a newcomer.
 const MOST: usize = 64;
+
+/// For how long everybody may stand still before that: whoever has come in a crowd is to be heard as well.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether somebody has.
+const CROWDED: Duration = Duration::from_millis(10);
 
 /// How long a client may take to send a request's header, and how long it may be connected and ask nothing.
 const HEADER_PATIENCE: Duration = Duration::from_secs(30);
@@ -36,30 +48,13 @@ pub struct Address {
     pub group: Option<u32>,
 }
 
-/// Whether a connection's request is being answered, so that it is not for somebody else to end it.
-#[derive(Debug, Clone, Default)]
-pub struct Busy(Arc<AtomicBool>);
-
-impl Busy {
-    /// The request has come whole.
-    pub fn begin(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    fn end(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-
-    fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// A socket that is listened at. The file goes with it.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
     address: Address,
+    /// The file's device and number, by which it is told from somebody else's.
+    file: (u64, u64),
 }
 
 impl Socket {
@@ -73,33 +68,22 @@ impl Socket {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
-        match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    "another agent listens there",
-                ));
-            }
-            // What an agent left that was killed.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path)?;
-            }
-            Err(_) => {}
-        }
+        remove_stale(path)?;
         // Bound under another name, so that nobody finds it with other permissions than it is to have.
         let new = path.with_added_extension("new");
         let _ = fs::remove_file(&new);
         let listener = UnixListener::bind(&new)?;
-        let finish = || {
+        let finish = || -> io::Result<_> {
             chown(&new, None, address.group)?;
             fs::set_permissions(&new, fs::Permissions::from_mode(address.mode))?;
-            fs::rename(&new, path)
+            let file = identity(&new)?;
+            fs::rename(&new, path)?;
+            Ok(file)
         };
-        if let Err(error) = finish() {
+        let file = finish().inspect_err(|_| {
             let _ = fs::remove_file(&new);
-            return Err(error);
-        }
-        Ok(Self { listener, address: address.clone() })
+        })?;
+        Ok(Self { listener, address: address.clone(), file })
     }
 
     /// Answers whoever connects, for ever.
@@ -109,12 +93,13 @@ impl Socket {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     if self.may_use(&stream) {
+                        connections.make_room().await;
                         connections.begin(stream, router.clone());
                     }
                 }
                 // Out of descriptors, most likely.
                 Err(_) => {
-                    connections.end_oldest();
+                    connections.end_stillest();
                     sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -125,7 +110,7 @@ impl Socket {
     /// permissions have let them in.
     fn may_use(&self, stream: &UnixStream) -> bool {
         let Ok(peer) = stream.peer_cred() else { return false };
-        let own = fs::metadata("/proc/self").map(|it| std::os::unix::fs::MetadataExt::uid(&it));
+        let own = fs::metadata("/proc/self").map(|it| it.uid());
         let is_open = self.address.mode & 0o066 != 0;
         peer.uid() == 0 || own.is_ok_and(|own| peer.uid() == own) || is_open
     }
@@ -134,7 +119,31 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         // Whoever comes next removes it otherwise.
-        let _ = fs::remove_file(&self.address.path);
+        if identity(&self.address.path).is_ok_and(|file| file == self.file) {
+            let _ = fs::remove_file(&self.address.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|it| (it.dev(), it.ino()))
+}
+
+/// Removes what an agent left that was killed, and nothing else.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        metadata => metadata?,
+    };
+    // The kernel refuses connections to other files in the same words.
+    if !metadata.file_type().is_socket() {
+        let message = "there is something else, which is no socket";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens there")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) => Err(error),
     }
 }
 
@@ -172,12 +181,15 @@ struct Connection {
 }
 
 impl Connections {
-    fn begin(&self, stream: UnixStream, router: Router) {
+    /// Waits until one more may be connected.
+    async fn make_room(&self) {
         let is_full = || self.all.lock().unwrap_or_else(PoisonError::into_inner).len() >= MOST;
-        if is_full() && !self.end_oldest() {
-            // All are being answered. Whoever comes now may come again.
-            return;
+        while is_full() && !self.end_stillest() {
+            sleep(CROWDED).await;
         }
+    }
+
+    fn begin(&self, stream: UnixStream, router: Router) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let busy = Busy::default();
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -196,19 +208,25 @@ impl Connections {
         all.retain(|connection| connection.number != number);
     }
 
-    /// Ends the connection that has been there for longest, of those that are not being answered.
-    fn end_oldest(&self) -> bool {
+    /// Ends the connection that has stood still for longest, of those that are not being answered.
+    fn end_stillest(&self) -> bool {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(oldest) = all.iter().position(|connection| !connection.busy.is_set()) else {
-            return false;
-        };
-        all.remove(oldest).task.abort();
+        let still = all.iter().enumerate().filter_map(|(index, connection)| {
+            connection.busy.still_for().filter(|&time| time >= GRACE).map(|time| (time, index))
+        });
+        let Some((_, index)) = still.max() else { return false };
+        all.remove(index).task.abort();
         true
     }
 }
 
 async fn answer(stream: UnixStream, router: Router, busy: Busy) {
+    let stream = Watched::new(stream, busy.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
+        // Of a longer one, whoever reads its body says when it is whole.
+        if request.body().is_end_stream() {
+            busy.begin();
+        }
         request.extensions_mut().insert(busy.clone());
         let (router, busy) = (router.clone(), busy.clone());
         async move {

@@ -2,6 +2,7 @@
 //! the network. Everything here blocks; [`super::run`] gives it a thread.
 
 use std::{
+    collections::HashSet,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,7 +13,7 @@ use super::{
     bundle::{SetFile, lost_files},
     config::Protected,
     history::History,
-    loading::{load_policy, services, understand},
+    loading::{check_len, load_own, services, understand},
     store::{FileEdit, MAX_EDITED, Record, Store, StoreError, Which},
     way_in,
 };
@@ -25,7 +26,7 @@ use crate::{
     },
     policy::{
         self, Policy,
-        edit::{Edit, Edited, edit_text},
+        edit::{Edit, Edited, edit_text, not_in_set},
         lint,
     },
 };
@@ -222,7 +223,7 @@ impl Control {
             Err(error) => self.complain(&error.into(), reporter),
         }
         match path {
-            Some(path) if path.exists() => self.start_with(load_policy(path)?, interrupt, reporter),
+            Some(path) if path.exists() => self.start_with(load_own(path)?, interrupt, reporter),
             _ => {
                 reporter
                     .note("nothing is in force yet: `portsteer apply FILE` puts a policy in force");
@@ -369,7 +370,7 @@ impl Control {
                 std::io::Error::other("it is not a regular file, and cannot be read again");
             return Err(Error::Unreadable { path: path.to_owned(), source });
         }
-        let loaded = load_policy(path)?;
+        let loaded = load_own(path)?;
         let how = How::default();
         self.put_in_force(loaded, &how, Missing::Refused, interrupt, reporter).map(drop)
     }
@@ -967,8 +968,7 @@ impl Plan {
                 }
                 (None, None) => continue,
             };
-            edit_prefixes(&mut changed[index].prefixes, edit.adds, &edit.prefixes)
-                .map_err(Error::from)?;
+            edit_prefixes(&mut changed[index], edit.adds, &edit.prefixes).map_err(Error::from)?;
         }
         Ok(())
     }
@@ -978,7 +978,7 @@ impl Plan {
         for (file, edit) in &self.files {
             for set in policy.sets.iter_mut().filter(|set| set.file.as_deref() == Some(file)) {
                 // Checked before.
-                let _ = edit_prefixes(&mut set.prefixes, edit.adds, &edit.prefixes);
+                let _ = edit_prefixes(set, edit.adds, &edit.prefixes);
             }
         }
         policy
@@ -986,6 +986,7 @@ impl Plan {
 
     /// Reads the changed text; what files have is known already.
     fn read(&self, desired: &Desired, path: &str) -> Result<(Policy, String), Error> {
+        check_len(&self.text)?;
         let parsed = policy::file::parse_with(&self.text, &services(), &mut lost_files);
         let mut parsed = parsed.map_err(|diagnostics| Error::Policy {
             path: path.into(),
@@ -1129,17 +1130,21 @@ impl From<policy::edit::EditError> for Error {
 }
 
 fn edit_prefixes(
-    known: &mut Vec<ipnet::IpNet>,
+    set: &mut policy::Set,
     adds: bool,
     prefixes: &[ipnet::IpNet],
 ) -> Result<(), policy::edit::EditError> {
-    let named: std::collections::HashSet<_> = prefixes.iter().collect();
+    let named: HashSet<_> = prefixes.iter().copied().collect();
+    let mut found: HashSet<_> =
+        set.prefixes.iter().filter(|prefix| named.contains(prefix)).copied().collect();
     if adds {
-        let present: std::collections::HashSet<_> =
-            known.iter().filter(|prefix| named.contains(prefix)).copied().collect();
-        known.extend(prefixes.iter().filter(|prefix| !present.contains(prefix)));
+        set.prefixes.extend(prefixes.iter().filter(|prefix| found.insert(**prefix)));
     } else {
-        known.retain(|prefix| !named.contains(prefix));
+        if found.len() < named.len() {
+            let entries = set.prefixes.iter().copied();
+            return Err(not_in_set(&set.name, prefixes, &found, entries));
+        }
+        set.prefixes.retain(|prefix| !named.contains(prefix));
     }
     Ok(())
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{Bundle, Error, bundle::Recorded, set_files::PolicyFiles};
-use crate::policy::{self, Policy, diagnostic::Diagnostic, services::Services};
+use crate::{
+    api::Refusal,
+    policy::{self, Policy, diagnostic::Diagnostic, services::Services},
+};
 
 /// A policy that was read and understood.
 #[derive(Debug)]
@@ -73,14 +76,37 @@ pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
     understood(Bundle { path, text, files: files.into_files() }, parsed)
 }
 
+/// Reads the agent's own policy file. In listings it has a path that says where it is to whoever reads them elsewhere.
+///
+/// # Errors
+///
+/// As those of [`load_policy`].
+pub(super) fn load_own(path: &Path) -> Result<LoadedPolicy, Error> {
+    let mut loaded = load_policy(path)?;
+    if let Ok(path) = std::path::absolute(path) {
+        loaded.bundle.path = path.display().to_string();
+    }
+    Ok(loaded)
+}
+
 /// Understands a policy that was read before.
 ///
 /// # Errors
 ///
 /// It has errors.
 pub fn understand(bundle: Bundle) -> Result<LoadedPolicy, Error> {
+    check_len(&bundle.text)?;
     let parsed = policy::file::parse_with(&bundle.text, &services(), &mut bundle.set_files());
     understood(bundle, parsed)
+}
+
+/// Refuses a policy that is longer than a file may be.
+pub(super) fn check_len(text: &str) -> Result<(), Error> {
+    if text.len() as u64 <= MAX_POLICY_LEN {
+        return Ok(());
+    }
+    let message = format!("the policy is longer than {} MiB", MAX_POLICY_LEN >> 20);
+    Err(Error::Refused(Refusal::bad_input(message)))
 }
 
 fn understood(

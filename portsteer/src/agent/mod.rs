@@ -30,6 +30,7 @@ use crate::{
 };
 
 pub mod bundle;
+mod busy;
 pub mod config;
 mod connections;
 mod control;
@@ -286,13 +287,13 @@ impl Agent {
     /// Does what came over the socket.
     async fn grant(&mut self, job: Job) {
         match job {
-            Job::Apply(bundle, how, reply) => {
+            Job::Apply(bundle, how, _room, reply) => {
                 self.answer(reply, move |control, interrupt, reporter| {
                     control.apply(bundle, &how, interrupt, reporter)
                 })
                 .await;
             }
-            Job::Edit(request, reply) => {
+            Job::Edit(request, _room, reply) => {
                 self.answer(reply, move |control, interrupt, reporter| {
                     control.edit(&request, interrupt, reporter)
                 })
@@ -349,7 +350,7 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
     let mut hangup = listen(SignalKind::hangup())?;
     let ends = Ends::listen()?;
     let loaded = match &options.policy {
-        Some(path) if !options.resume => Some(load_policy(path)?),
+        Some(path) if !options.resume => Some(loading::load_own(path)?),
         _ => None,
     };
     let store = options.state.as_ref().map(|state| Store::new(state, &options.instance));

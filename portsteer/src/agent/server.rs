@@ -8,24 +8,25 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::{Body, Bytes},
-    extract::{Extension, Path, Query, State},
+    body::Body,
+    extract::{
+        Extension, Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     http::{HeaderMap, Request, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::spawn_blocking,
     time::timeout,
 };
 use utoipa::{OpenApi, ToSchema};
 
-use super::{
-    Bundle, bundle::SetFile, connections::Busy, control::View, history, loading::understand,
-};
+use super::{Bundle, bundle::SetFile, busy::Busy, control::View, history, loading::understand};
 use crate::{
     api::{
         AgentAnswer, ApplyAnswer, ApplyRequest, Attachment, DiffAnswer, DoneAnswer, EditRequest,
@@ -39,8 +40,8 @@ use crate::{
 /// Something that changes what is in force.
 #[derive(Debug)]
 pub enum Job {
-    Apply(Bundle, How, Reply<ApplyAnswer>),
-    Edit(EditRequest, Reply<ApplyAnswer>),
+    Apply(Bundle, How, Room, Reply<ApplyAnswer>),
+    Edit(EditRequest, Room, Reply<ApplyAnswer>),
     Confirm(Reply<DoneAnswer>),
     Rollback(How, Reply<ApplyAnswer>),
     Detach(Reply<DoneAnswer>),
@@ -60,8 +61,8 @@ pub struct Shared {
     view: Mutex<(View, Vec<Event>)>,
     /// Who reads the kernel's state, or understands a policy, at the same time.
     lookers: Semaphore,
-    /// Who sends much at the same time.
-    large_bodies: Semaphore,
+    /// What long requests take, in MiB.
+    room: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -71,7 +72,7 @@ impl Shared {
             started_at: history::now(),
             view: Mutex::default(),
             lookers: Semaphore::new(2),
-            large_bodies: Semaphore::new(1),
+            room: Arc::new(Semaphore::new(ROOM)),
         }
     }
 
@@ -126,15 +127,22 @@ pub fn control(shared: Arc<Shared>, jobs: mpsc::Sender<Job>) -> Router {
         .route("/v1/confirm", post(confirm))
         .route("/v1/rollback", post(rollback))
         .route("/v1/detach", post(detach))
-        .route("/v1/edits", post(edits));
-    looking().merge(changing).fallback(unknown).with_state(Context { shared, jobs })
+        .route("/v1/edits", post(edits))
+        // Nothing is changed, but reading a policy can take gigabytes.
+        .route("/v1/diff", post(diff_policy));
+    answered(looking().merge(changing)).with_state(Context { shared, jobs })
 }
 
 /// What can be asked at the socket for monitoring.
 pub fn monitor(shared: Arc<Shared>) -> Router {
     // Nobody listens at the other end.
     let (jobs, _) = mpsc::channel(1);
-    looking().fallback(unknown).with_state(Context { shared, jobs })
+    answered(looking()).with_state(Context { shared, jobs })
+}
+
+/// Whatever else is asked gets an answer of the same kind.
+fn answered(router: Router<Context>) -> Router<Context> {
+    router.fallback(unknown).method_not_allowed_fallback(wrong_method)
 }
 
 fn looking() -> Router<Context> {
@@ -143,9 +151,7 @@ fn looking() -> Router<Context> {
         .route("/v1/stats", get(stats))
         .route("/v1/policy", get(policy))
         .route("/v1/sets/{name}", get(set))
-        .route("/v1/diff", post(diff_policy))
         .route("/v1/openapi.json", get(openapi))
-        .method_not_allowed_fallback(wrong_method)
 }
 
 /// The description of everything that can be asked.
@@ -266,9 +272,16 @@ fn nothing_in_force() -> Refusal {
 
 /// All prefixes of a set of the policy in force
 #[utoipa::path(get, path = "/v1/sets/{name}", params(("name" = String, Path)), responses(
-    (status = 200, body = PrefixesAnswer), (status = 404, body = ErrorAnswer)
+    (status = 200, body = PrefixesAnswer), (status = 404, body = ErrorAnswer),
+    (status = 422, body = ErrorAnswer)
 ))]
-async fn set(State(context): State<Context>, Path(name): Path<String>) -> Answer<PrefixesAnswer> {
+async fn set(
+    State(context): State<Context>,
+    name: Result<Path<String>, PathRejection>,
+) -> Answer<PrefixesAnswer> {
+    let Path(name) = name.map_err(|rejection| {
+        refuse(Refusal::bad_input(format!("the set's name is wrong: {}", rejection.body_text())))
+    })?;
     let desired = context.shared.view().desired.ok_or_else(|| refuse(nothing_in_force()))?;
     let found = look(&context, move || {
         let set =
@@ -288,20 +301,22 @@ async fn set(State(context): State<Context>, Path(name): Path<String>) -> Answer
 
 /// How the policy in force differs from another. The body is as that of `PUT /v1/policy`
 #[utoipa::path(post, path = "/v1/diff",
+    params(("path" = Option<String>, Query, description = "the policy file's path, for what is wrong with it")),
     request_body(content((ApplyRequest = "application/json"), (String = "application/toml"))),
     responses(
         (status = 200, body = DiffAnswer),
         (status = 404, body = ErrorAnswer, description = "nothing is in force"),
-        (status = 422, body = ErrorAnswer)
+        (status = 408, body = ErrorAnswer), (status = 413, body = ErrorAnswer),
+        (status = 422, body = ErrorAnswer), (status = 503, body = ErrorAnswer)
     )
 )]
 async fn diff_policy(
     State(context): State<Context>,
     Extension(busy): Extension<Busy>,
-    Query(parameters): Query<Parameters>,
+    parameters: Sent<Parameters>,
     request: Request<Body>,
 ) -> Answer<DiffAnswer> {
-    let (bundle, _) = read_policy(&context, &busy, parameters, request).await?;
+    let (bundle, _, _room) = read_policy(&context, &busy, parameters, request).await?;
     let desired = context.shared.view().desired.ok_or_else(|| refuse(nothing_in_force()))?;
     let compared = look(&context, move || {
         let loaded = understand(bundle).map_err(|error| error.to_refusal())?;
@@ -313,8 +328,11 @@ async fn diff_policy(
     Ok(Json(compared.await?))
 }
 
+/// Parameters, as far as they can be understood.
+type Sent<T> = Result<Query<T>, QueryRejection>;
+
 /// What can stand behind the `?` where the body is a policy's text alone.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Parameters {
     path: Option<String>,
@@ -336,18 +354,21 @@ struct Parameters {
     responses(
         (status = 200, body = ApplyAnswer),
         (status = 409, body = ErrorAnswer, description = "the kernel or the agent refuses"),
-        (status = 413, body = ErrorAnswer), (status = 422, body = ErrorAnswer)
+        (status = 408, body = ErrorAnswer, description = "the request did not come in time"),
+        (status = 413, body = ErrorAnswer, description = "the request is too long"),
+        (status = 422, body = ErrorAnswer, description = "the request or the policy is wrong"),
+        (status = 503, body = ErrorAnswer, description = "too many long requests at the same time")
     )
 )]
 async fn put_policy(
     State(context): State<Context>,
     Extension(busy): Extension<Busy>,
-    Query(parameters): Query<Parameters>,
+    parameters: Sent<Parameters>,
     request: Request<Body>,
 ) -> Answer<ApplyAnswer> {
-    let (bundle, how) = read_policy(&context, &busy, parameters, request).await?;
+    let (bundle, how, room) = read_policy(&context, &busy, parameters, request).await?;
     check_how(&how)?;
-    order(&context, |reply| Job::Apply(bundle, how, reply)).await
+    order(&context, |reply| Job::Apply(bundle, how, room, reply)).await
 }
 
 /// Keeps the policy on trial
@@ -368,17 +389,19 @@ async fn confirm(
 #[utoipa::path(post, path = "/v1/rollback", request_body(content((How = "application/json"))), responses(
     (status = 200, body = ApplyAnswer),
     (status = 404, body = ErrorAnswer, description = "there is no policy to go back to"),
-    (status = 409, body = ErrorAnswer)
+    (status = 408, body = ErrorAnswer), (status = 409, body = ErrorAnswer),
+    (status = 413, body = ErrorAnswer), (status = 422, body = ErrorAnswer),
+    (status = 503, body = ErrorAnswer)
 ))]
 async fn rollback(
     State(context): State<Context>,
     Extension(busy): Extension<Busy>,
     request: Request<Body>,
 ) -> Answer<ApplyAnswer> {
-    let body = read_body(&context, &busy, request).await?;
+    let (body, _room) = read_body(&context, &busy, request).await?;
     let how: How = match body.is_empty() {
         true => How::default(),
-        false => from_json(&body)?,
+        false => from_json(body).await?,
     };
     check_how(&how)?;
     order(&context, |reply| Job::Rollback(how, reply)).await
@@ -402,21 +425,22 @@ async fn detach(
 #[utoipa::path(post, path = "/v1/edits", request_body = EditRequest, responses(
     (status = 200, body = ApplyAnswer),
     (status = 404, body = ErrorAnswer, description = "nothing is in force"),
-    (status = 409, body = ErrorAnswer), (status = 413, body = ErrorAnswer),
-    (status = 422, body = ErrorAnswer)
+    (status = 408, body = ErrorAnswer), (status = 409, body = ErrorAnswer),
+    (status = 413, body = ErrorAnswer), (status = 422, body = ErrorAnswer),
+    (status = 503, body = ErrorAnswer)
 ))]
 async fn edits(
     State(context): State<Context>,
     Extension(busy): Extension<Busy>,
     request: Request<Body>,
 ) -> Answer<ApplyAnswer> {
-    let body = read_body(&context, &busy, request).await?;
-    let request: EditRequest = from_json(&body)?;
+    let (body, room) = read_body(&context, &busy, request).await?;
+    let request: EditRequest = from_json(body).await?;
     if request.edits.is_empty() {
         return Err(refuse(Refusal::bad_input("there are no edits")));
     }
     check_how(&request.how)?;
-    order(&context, |reply| Job::Edit(request, reply)).await
+    order(&context, |reply| Job::Edit(request, room, reply)).await
 }
 
 /// This description
@@ -482,56 +506,87 @@ async fn order<T>(context: &Context, job: impl FnOnce(Reply<T>) -> Job) -> Answe
     }
 }
 
-/// Bodies up to this length are read at once, longer ones one after the other.
+/// Bodies up to this length need no room to be found for them.
 const SMALL_BODY: usize = 64 << 10;
 
 /// How long a client may take to send its request.
 const BODY_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How much of long requests is kept at the same time, in MiB: from when it comes until it is answered.
+const ROOM: usize = 2 * (MAX_REQUEST_LEN >> 20);
+
+/// What a long request takes of that.
+pub type Room = Option<OwnedSemaphorePermit>;
+
 async fn read_body(
     context: &Context,
     busy: &Busy,
     request: Request<Body>,
-) -> Result<Bytes, Refused> {
-    let too_long = || {
-        let message = format!("the request is longer than {} MiB", MAX_REQUEST_LEN >> 20);
-        refuse_with(StatusCode::PAYLOAD_TOO_LARGE, Refusal::bad_input(message))
-    };
+) -> Result<(Vec<u8>, Room), Refused> {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > MAX_REQUEST_LEN) {
         return Err(too_long());
     }
-    let read = async {
-        let is_large = length.is_none_or(|length| length > SMALL_BODY);
-        // Never closed.
-        let permit = match is_large {
-            true => context.shared.large_bodies.acquire().await.ok(),
-            false => None,
-        };
-        let body = Limited::new(request.into_body(), MAX_REQUEST_LEN).collect().await;
-        drop(permit);
-        body
-    };
-    match timeout(BODY_PATIENCE, read).await {
-        Ok(Ok(body)) => {
-            busy.begin();
-            Ok(body.to_bytes())
-        }
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_long()),
-        Ok(Err(error)) => {
-            Err(refuse(Refusal::bad_input(format!("the request cannot be read: {error}"))))
-        }
-        Err(_) => {
-            let refusal = Refusal::bad_input("the request did not come in time");
-            Err(refuse_with(StatusCode::REQUEST_TIMEOUT, refusal))
-        }
-    }
+    let read = read_frames(&context.shared.room, request.into_body());
+    let body = timeout(BODY_PATIENCE, read).await.unwrap_or_else(|_| {
+        let refusal = Refusal::bad_input("the request did not come in time");
+        Err(refuse_with(StatusCode::REQUEST_TIMEOUT, refusal))
+    })?;
+    busy.begin();
+    Ok(body)
 }
 
-fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
-    serde_json::from_slice(body)
-        .map_err(|error| refuse(Refusal::bad_input(format!("the request is wrong: {error}"))))
+async fn read_frames(shared: &Arc<Semaphore>, mut body: Body) -> Result<(Vec<u8>, Room), Refused> {
+    let mut content = Vec::new();
+    let mut room: Room = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            refuse(Refusal::bad_input(format!("the request cannot be read: {error}")))
+        })?;
+        // Trailers say nothing here.
+        let Ok(data) = frame.into_data() else { continue };
+        let len = content.len() + data.len();
+        if len > MAX_REQUEST_LEN {
+            return Err(too_long());
+        }
+        let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let needed = if len > SMALL_BODY { len.div_ceil(1 << 20) } else { 0 };
+        if needed > held {
+            // Whoever waited would keep what has come of it meanwhile.
+            let more = u32::try_from(needed - held).unwrap_or(u32::MAX);
+            let more = Arc::clone(shared).try_acquire_many_owned(more).map_err(|_| no_room())?;
+            match &mut room {
+                Some(room) => room.merge(more),
+                None => room = Some(more),
+            }
+        }
+        content.extend_from_slice(&data);
+    }
+    Ok((content, room))
+}
+
+fn too_long() -> Refused {
+    let message = format!("the request is longer than {} MiB", MAX_REQUEST_LEN >> 20);
+    refuse_with(StatusCode::PAYLOAD_TOO_LARGE, Refusal::bad_input(message))
+}
+
+fn no_room() -> Refused {
+    let refusal = Refusal::refused("too many long requests are there at the same time");
+    refuse_with(StatusCode::SERVICE_UNAVAILABLE, refusal.help("try again later"))
+}
+
+async fn from_json<T: DeserializeOwned + Send + 'static>(body: Vec<u8>) -> Result<T, Refused> {
+    let is_short = body.len() <= SMALL_BODY;
+    let parse = move || serde_json::from_slice(&body);
+    // Others are answered while a long one is read.
+    let parsed = match is_short {
+        true => parse(),
+        false => spawn_blocking(parse)
+            .await
+            .map_err(|_| refuse(Refusal::refused("the agent could not read the request")))?,
+    };
+    parsed.map_err(|error| refuse(Refusal::bad_input(format!("the request is wrong: {error}"))))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -543,14 +598,25 @@ fn is_json(headers: &HeaderMap) -> bool {
 async fn read_policy(
     context: &Context,
     busy: &Busy,
-    parameters: Parameters,
+    parameters: Sent<Parameters>,
     request: Request<Body>,
-) -> Result<(Bundle, How), Refused> {
+) -> Result<(Bundle, How, Room), Refused> {
+    let Query(parameters) = parameters.map_err(|rejection| {
+        refuse(Refusal::bad_input(format!("the parameters are wrong: {}", rejection.body_text())))
+    })?;
     let is_json = is_json(request.headers());
-    let body = read_body(context, busy, request).await?;
+    if is_json && parameters != Parameters::default() {
+        let refusal = Refusal::bad_input("parameters stand beside a policy's text alone");
+        return Err(refuse(refusal.help("in JSON they are fields of the request")));
+    }
+    let (body, room) = read_body(context, busy, request).await?;
     const UNNAMED: &str = "(control socket)";
     if !is_json {
-        let text = String::from_utf8(body.into()).map_err(|error| {
+        if body.starts_with(b"{") {
+            let refusal = Refusal::bad_input("this is no policy file's text");
+            return Err(refuse(refusal.help("JSON has `Content-Type: application/json`")));
+        }
+        let text = String::from_utf8(body).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
             refuse(Refusal::bad_input(format!("the policy is not UTF-8 from byte {at} on")))
         })?;
@@ -560,10 +626,9 @@ async fn read_policy(
             force: parameters.force,
             ssh_connection: parameters.ssh_connection,
         };
-        return Ok((Bundle::of_text(path, text), how));
+        return Ok((Bundle::of_text(path, text), how, room));
     }
-    let request: ApplyRequest = from_json(&body)?;
-    drop(body);
+    let request: ApplyRequest = from_json(body).await?;
     let files = request
         .files
         .into_iter()
@@ -573,5 +638,5 @@ async fn read_policy(
         text: request.policy,
         files: files.collect(),
     };
-    Ok((bundle, request.how))
+    Ok((bundle, request.how, room))
 }

@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::{BAD_INPUT, InstanceArgument, NEGATIVE, REFUSED, complain, print_error};
-use crate::api::{ErrorAnswer, Kind, Refusal, default_socket};
+use crate::api::{ErrorAnswer, Kind, MAX_REQUEST_LEN, Refusal, default_socket};
 
 /// Which agent is meant.
 #[derive(Debug, Args)]
@@ -82,6 +82,17 @@ impl Client {
     ) -> Result<T, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::Broken(error.to_string()))?;
+        if let Some(body) = &body
+            && body.len() > MAX_REQUEST_LEN
+        {
+            // The agent would hang up before it is sent.
+            let message = format!(
+                "the policy and its set files are longer than {} MiB, which the agent reads at most",
+                MAX_REQUEST_LEN >> 20
+            );
+            let help = "`portsteer agent --policy FILE` reads longer ones from their files, and so does SIGHUP";
+            return Err(Failure::Refused(Refusal::bad_input(message).help(help)));
+        }
         let (status, body) = runtime.block_on(exchange(&self.path, method, path, body))?;
         let odd = |error: serde_json::Error| {
             let path = self.path.display();

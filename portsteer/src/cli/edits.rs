@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
 };
 
@@ -395,7 +395,19 @@ fn make(edits: Vec<Edit>, arguments: &EditArguments) -> u8 {
 
 /// Files as they are to be.
 struct Saving {
-    files: Vec<(PathBuf, Vec<u8>)>,
+    files: Vec<Rewritten>,
+}
+
+struct Rewritten {
+    path: PathBuf,
+    before: Vec<u8>,
+    content: Vec<u8>,
+}
+
+impl Rewritten {
+    fn new(path: &Path, before: Vec<u8>) -> Self {
+        Self { path: path.to_owned(), content: before.clone(), before }
+    }
 }
 
 impl Saving {
@@ -411,10 +423,11 @@ impl Saving {
                 bad(message, Some(help))
             })
         };
-        let mut text = String::from_utf8(read(path)?)
+        let mut policy = Rewritten::new(path, read(path)?);
+        let mut text = String::from_utf8(policy.before.clone())
             .map_err(|_| bad(format!("{}: it is not UTF-8", path.display()), Some(help)))?;
         let directory = path.parent().unwrap_or(Path::new(""));
-        let mut files: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+        let mut files: Vec<Rewritten> = Vec::new();
         for edit in edits {
             let failed = |error: policy::edit::EditError| {
                 bad(format!("{} cannot be saved to: {error}", path.display()), None)
@@ -423,22 +436,23 @@ impl Saving {
                 Edited::Text(edited) => text = edited,
                 Edited::SetFile(name) => {
                     let file = directory.join(name);
-                    let known = files.iter().position(|(known, _)| *known == file);
+                    let known = files.iter().position(|known| known.path == file);
                     let index = match known {
                         Some(index) => index,
                         None => {
-                            files.push((file.clone(), read(&file)?));
+                            files.push(Rewritten::new(&file, read(&file)?));
                             files.len() - 1
                         }
                     };
-                    files[index].1 = edit_set_file(&files[index].1, edit).map_err(failed)?;
+                    let content = &mut files[index].content;
+                    *content = edit_set_file(content, edit).map_err(failed)?;
                 }
             }
         }
         let mut set_files = |name: &str| {
             let file = directory.join(name);
-            match files.iter().find(|(known, _)| *known == file) {
-                Some((_, content)) => Ok(content.clone()),
+            match files.iter().find(|known| known.path == file) {
+                Some(known) => Ok(known.content.clone()),
                 None => policy::file::SetFiles::read(&mut PolicyFiles::beside(path), name),
             }
         };
@@ -448,16 +462,22 @@ impl Saving {
             show_diagnostics(path, &text, &diagnostics);
             return Err(BAD_INPUT);
         }
-        files.push((path.to_owned(), text.into_bytes()));
+        policy.content = text.into_bytes();
+        files.push(policy);
         Ok(Self { files })
     }
 
     fn finish(self, json: bool) -> u8 {
-        for (path, content) in self.files {
-            if fs::read(&path).is_ok_and(|known| known == content) {
+        for Rewritten { path, before, content } in self.files {
+            if content == before {
                 continue;
             }
-            if let Err(error) = replace(&path, &content) {
+            let is_as_it_was = |now: Vec<u8>| match now == before {
+                true => Ok(()),
+                false => Err(io::Error::other("it was changed meanwhile")),
+            };
+            let replaced = fs::read(&path).and_then(is_as_it_was);
+            if let Err(error) = replaced.and_then(|()| replace(&path, &content)) {
                 let message = format!("in force, but not saved: {}: {error}", path.display());
                 complain(&message, None);
                 return REFUSED;
@@ -477,17 +497,23 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let metadata = fs::metadata(path)?;
     let new = path.with_added_extension("portsteer-new");
     let write = || {
-        let mut file = fs::File::create(&new)?;
-        file.set_permissions(fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
-        // Only root may give files away, and need not where it is the owner's already.
-        if fs::metadata(&new)?.uid() != metadata.uid()
-            || fs::metadata(&new)?.gid() != metadata.gid()
+        // Whatever stands there is not to be written to: it may be a link to anywhere.
+        if let Err(error) = fs::remove_file(&new)
+            && error.kind() != io::ErrorKind::NotFound
         {
-            chown(&new, Some(metadata.uid()), Some(metadata.gid()))?;
+            return Err(error);
         }
+        let mut file = fs::File::create_new(&new)?;
+        // Only root may give files away, and need not where it is the owner's already.
+        let made = file.metadata()?;
+        if (made.uid(), made.gid()) != (metadata.uid(), metadata.gid()) {
+            fchown(&file, Some(metadata.uid()), Some(metadata.gid()))?;
+        }
+        file.set_permissions(fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
         file.write_all(content)?;
         file.sync_all()?;
-        fs::rename(&new, path)
+        fs::rename(&new, path)?;
+        path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
     };
     write().inspect_err(|_| {
         // Of no use to anybody.

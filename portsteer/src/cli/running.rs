@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Write as _,
-    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -82,8 +81,8 @@ fn load(file: &Path) -> Result<LoadedPolicy, u8> {
 
 fn request(loaded: LoadedPolicy, how: How) -> ApplyRequest {
     let path = PathBuf::from(&loaded.bundle.path);
-    // The agent is somewhere else, and listings are read from anywhere.
-    let path = fs::canonicalize(&path).unwrap_or(path).display().to_string();
+    // The agent is somewhere else, and listings are read from anywhere. A link stays one: set files are beside it.
+    let path = std::path::absolute(&path).unwrap_or(path).display().to_string();
     let files = loaded.bundle.files.into_iter().map(|file| File {
         name: file.name,
         // Only comments may have anything else than ASCII.

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use self::{order::Matched, sets::changed_sets};
 use super::{Action, NextHop, Policy, Target, TargetKind};
@@ -24,7 +25,7 @@ pub const MAX_LISTED: usize = 16;
 
 /// All that changes. What is listed is in the order of the new policy, and what is gone in that of
 /// the old one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Difference {
     pub settings: Vec<Change>,
@@ -34,7 +35,7 @@ pub struct Difference {
 }
 
 /// A value that changes, as text. `any` where a rule leaves a field out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
     /// The key in the policy file, with `options.` before those of that section.
@@ -48,7 +49,7 @@ pub struct Change {
 }
 
 /// What becomes of the targets.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TargetChanges {
     pub added: Vec<NamedTarget>,
@@ -58,7 +59,7 @@ pub struct TargetChanges {
 }
 
 /// A target.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NamedTarget {
     pub name: String,
@@ -67,7 +68,7 @@ pub struct NamedTarget {
 }
 
 /// What becomes of the sets.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SetChanges {
     pub added: Vec<SetChange>,
@@ -77,7 +78,7 @@ pub struct SetChanges {
 
 /// What becomes of a set's prefixes, as they are written: whether some are part of others is not
 /// looked at. Prefixes that it has twice count once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetChange {
     pub name: String,
@@ -96,7 +97,7 @@ pub struct SetChange {
 }
 
 /// What becomes of the rules. One that changes and moves is in both lists.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RuleChanges {
     /// With positions in the new policy.
@@ -109,7 +110,7 @@ pub struct RuleChanges {
 }
 
 /// A rule as text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListedRule {
     /// From 1.
@@ -125,7 +126,7 @@ pub struct ListedRule {
 }
 
 /// A rule of which the match or the action changes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RuleChange {
     /// In the new policy, from 1.
@@ -136,7 +137,7 @@ pub struct RuleChange {
 }
 
 /// A rule that comes earlier or later among the others than it did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MovedRule {
     /// In the old policy, from 1.

@@ -12,7 +12,9 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
+use utoipa::ToSchema;
 
+pub(crate) use self::sets::not_in_set;
 pub use self::{
     error::{EditError, NotInSet},
     new_rule::{NewRule, RuleAction},
@@ -39,7 +41,7 @@ mod wanted;
 ///
 /// As JSON, `edit` says which it is:
 /// `{"edit":"move-rule","rule":"web","place":{"before":"#3"}}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "edit", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Edit {
     /// Writes a new rule.
@@ -57,6 +59,7 @@ pub enum Edit {
         set: String,
         /// Without host bits; as text, an address stands for the prefix of full length.
         #[serde(with = "prefix_texts")]
+        #[schema(value_type = Vec<String>)]
         prefixes: Vec<IpNet>,
     },
     /// Takes prefixes out of a set, each of which has to be an entry of it.
@@ -64,12 +67,13 @@ pub enum Edit {
         set: String,
         /// As those of [`Edit::AddPrefixes`].
         #[serde(with = "prefix_texts")]
+        #[schema(value_type = Vec<String>)]
         prefixes: Vec<IpNet>,
     },
 }
 
 /// Where a rule goes among the others.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     First,

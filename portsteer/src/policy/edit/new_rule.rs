@@ -4,6 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use toml::Value;
+use utoipa::{PartialSchema, ToSchema, openapi};
 
 use super::EditError;
 use crate::policy::{
@@ -13,7 +14,7 @@ use crate::policy::{
 
 /// A rule as an operator asks for it: the keys of `[[rules]]`, each with its elements as the policy
 /// file has them. No elements: the key is left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -174,6 +175,19 @@ impl FromStr for RuleAction {
         }
     }
 }
+
+impl PartialSchema for RuleAction {
+    fn schema() -> openapi::RefOr<openapi::Schema> {
+        const WHAT: &str = "`pass`, `drop`, or `steer NAME` for a target of that name";
+        openapi::ObjectBuilder::new()
+            .schema_type(openapi::schema::Type::String)
+            .description(Some(WHAT))
+            .examples(["steer web"])
+            .into()
+    }
+}
+
+impl ToSchema for RuleAction {}
 
 impl fmt::Display for RuleAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use utoipa::{PartialSchema, ToSchema, openapi};
 
 use super::EditError;
 use crate::policy::file::is_number;
@@ -46,6 +47,19 @@ impl FromStr for RuleRef {
         }
     }
 }
+
+impl PartialSchema for RuleRef {
+    fn schema() -> openapi::RefOr<openapi::Schema> {
+        const WHAT: &str = "A rule by its number, such as `#3`, or by its name, with `name=` before one that looks like a number";
+        openapi::ObjectBuilder::new()
+            .schema_type(openapi::schema::Type::String)
+            .description(Some(WHAT))
+            .examples(["#3"])
+            .into()
+    }
+}
+
+impl ToSchema for RuleRef {}
 
 impl fmt::Display for RuleRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

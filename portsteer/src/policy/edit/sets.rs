@@ -57,7 +57,7 @@ pub(super) fn remove(text: &str, set: &str, gone: &[IpNet]) -> Result<Edited, Ed
 }
 
 /// Says of prefixes which of them a set does not have.
-pub(super) fn not_in_set(
+pub(crate) fn not_in_set(
     set: &str,
     gone: &[IpNet],
     found: &HashSet<IpNet>,

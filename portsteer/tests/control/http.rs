@@ -1,0 +1,87 @@
+//! HTTP over a Unix socket, by hand: whatever a client may send, and what comes back.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+};
+
+use portsteer_testkit::agent::{Agent, PATIENCE};
+use serde_json::Value;
+
+/// An answer.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// The body, which has to be JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| {
+            panic!("no JSON: {error}: {self:?} {}", String::from_utf8_lossy(&self.body))
+        })
+    }
+
+    /// The refusal's kind and message, and all that it says beside.
+    pub fn refusal(&self) -> (String, String) {
+        let json = self.json();
+        let text = |field: &str| json["error"][field].as_str().unwrap_or_default().to_owned();
+        (text("kind"), [text("message"), text("help"), text("details")].join("\n"))
+    }
+}
+
+pub const JSON: &str = "application/json";
+
+/// Asks for something. Whoever has no body to send has no kind of it either.
+pub fn ask(agent: &Agent, method: &str, path: &str, body: Option<(&str, &[u8])>) -> Reply {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
+    let body = match body {
+        None => &[][..],
+        Some((kind, body)) => {
+            head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", body.len());
+            body
+        }
+    };
+    let request = [head.as_bytes(), b"\r\n", body].concat();
+    let mut stream = connect(&agent.socket());
+    stream.write_all(&request).expect("a request can be sent");
+    read(&mut stream).expect("an answer")
+}
+
+pub fn get(agent: &Agent, path: &str) -> Reply {
+    ask(agent, "GET", path, None)
+}
+
+pub fn send_json(agent: &Agent, method: &str, path: &str, body: &Value) -> Reply {
+    ask(agent, method, path, Some((JSON, body.to_string().as_bytes())))
+}
+
+/// A connection that is patient, and not for ever.
+pub fn connect(socket: &Path) -> UnixStream {
+    let stream = UnixStream::connect(socket).expect("somebody listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a time limit");
+    stream
+}
+
+/// Reads one answer.
+pub fn read(stream: &mut UnixStream) -> io::Result<Reply> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.unwrap_or_else(|| panic!("no answer in HTTP: {head:?}"));
+    let len = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    let mut body = vec![0; len.unwrap_or(0)];
+    stream.read_exact(&mut body)?;
+    Ok(Reply { status, body })
+}
