@@ -19,6 +19,9 @@ use crate::{
 
 /// Integration tests of the package portsteer that run in the guest as well as on the host.
 const TESTS: &[&str] = &["verdicts", "end_to_end"];
+/// Of another one, those tests that ask most of the kernel, and for no programs that a guest lacks.
+const TESTS_IN_PART: (&str, &[&str]) =
+    ("agent", &["trials::", "kills::the_next", "kills::an_upgrade"]);
 /// Those that run where the kernel is too old.
 const TESTS_BELOW_FLOOR: &[&str] = &["floor"];
 /// How long such a test binary may take there.
@@ -79,7 +82,7 @@ impl Guest {
             ],
             own,
         };
-        for &test in TESTS.iter().chain(TESTS_BELOW_FLOOR) {
+        for &test in TESTS.iter().chain([&TESTS_IN_PART.0]).chain(TESTS_BELOW_FLOOR) {
             let is_asked_for =
                 |own: &GuestCommand| own.words.first() == Some(&format!("/{}", place(test)));
             if guest.own.as_ref().is_none_or(is_asked_for) {
@@ -107,7 +110,10 @@ impl Guest {
             seconds: DEMO_SECONDS,
             words: vec!["/bin/portsteer".to_owned(), "demo".to_owned()],
         };
-        std::iter::once(demo).chain(TESTS.iter().map(test)).collect()
+        let (name, parts) = TESTS_IN_PART;
+        let mut in_part = test(&name);
+        in_part.words.extend(parts.iter().map(|&part| part.to_owned()));
+        std::iter::once(demo).chain(TESTS.iter().map(test)).chain([in_part]).collect()
     }
 
     /// The guest's file system for a kernel with these modules.
