@@ -26,7 +26,8 @@ pub struct PolicyFile {
 }
 
 impl PolicyFile {
-    const NAME: &str = "policy.toml";
+    /// What the policy itself is called.
+    pub const NAME: &str = "policy.toml";
 
     pub fn new(policy: &str) -> Result<Self> {
         let mut new = Self { directory: tempfile::tempdir()?, names: Vec::new() };
@@ -56,7 +57,13 @@ impl PolicyFile {
         lengths.sum()
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// The policy itself.
+    pub fn policy(&self) -> PathBuf {
+        self.path(Self::NAME)
+    }
+
+    /// One of the files.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 }

@@ -1,0 +1,224 @@
+//! What the agent takes, and how long its clients wait: the real agent as a process, asked by the real commands
+//! over its socket.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use portsteer_testkit::{
+    agent::{Agent, binary},
+    sandbox::sandbox,
+    site::Site,
+};
+use serde_json::json;
+
+use crate::{
+    Measured, Report, Result, Rounds,
+    family::Family,
+    policies::{Blocklist, Mixed, PolicyFile},
+    statistics::{median, spread},
+};
+
+const INSTANCE: &str = "bench";
+const INTERFACE: &str = "uplink";
+const SMALL: &str = "version = 1\ninterfaces = [\"uplink\"]\n\
+                     [[rules]]\nname = \"one\"\nprotocol = \"tcp\"\ndst_port = 9\naction = \"drop\"\n";
+/// How long an agent is left alone to see what it does by itself.
+const IDLE: Duration = Duration::from_secs(60);
+const RULES: usize = 10_000;
+const MANY_RULES: usize = 100_000;
+const PREFIXES: usize = 1_000_000;
+const CHANGED: usize = 1_000;
+
+#[derive(Default)]
+pub struct Daemon {
+    absent: Vec<String>,
+    found: Option<Found>,
+}
+
+/// What was measured. Times in milliseconds, memory in KiB.
+#[derive(Default)]
+struct Found {
+    /// Processor time in [`IDLE`], by the kernel's clock of ten milliseconds or so.
+    idle: f64,
+    small_resident: u64,
+    /// With 100,000 rules and a set of a million prefixes, at rest, and at most until then.
+    large_resident: u64,
+    large_peak: u64,
+    apply: Vec<f64>,
+    /// By address family.
+    add: [Vec<f64>; 2],
+    remove: [Vec<f64>; 2],
+}
+
+impl Measured for Daemon {
+    fn name(&self) -> &'static str {
+        "daemon"
+    }
+
+    /// All at once, the first time.
+    fn batch(&mut self, number: usize, rounds: &Rounds) -> Result<()> {
+        if number > 0 {
+            return Ok(());
+        }
+        let mut found = Ok(Found::default());
+        sandbox(|| found = measure(rounds.test_runs * rounds.batches));
+        self.found = Some(found?);
+        Ok(())
+    }
+
+    fn reports(&self) -> Result<Vec<Report>> {
+        let Some(found) = &self.found else { return Ok(Vec::new()) };
+        let mut text = String::from("the agent as a process\n");
+        let mib = |kib: u64| kib as f64 / 1024.0;
+        writeln!(
+            text,
+            "  one rule: {:.1} MiB resident, {:.0} ms of processor time in {} s of doing nothing",
+            mib(found.small_resident),
+            found.idle,
+            IDLE.as_secs()
+        )?;
+        writeln!(
+            text,
+            "  {MANY_RULES} mixed rules and a set of {PREFIXES} prefixes: {:.1} MiB resident, {:.1} \
+             MiB at most until then",
+            mib(found.large_resident),
+            mib(found.large_peak)
+        )?;
+        writeln!(text, "  ms from the command's start to its end                      median   spread")?;
+        let mut times = Vec::new();
+        let mut row = |name: String, values: &[f64]| -> Result<()> {
+            let measured = spread(values);
+            let range = format!("{:.1} to {:.1}", measured.low, measured.high);
+            writeln!(text, "    {name:<56} {:>7.1}   {range}", median(values))?;
+            times.push(json!({
+                "what": name, "median_ms": measured.median, "quartiles_ms": [measured.low, measured.high],
+            }));
+            Ok(())
+        };
+        row(format!("apply, {RULES} mixed rules"), &found.apply)?;
+        for (index, family) in ["IPv4", "IPv6"].into_iter().enumerate() {
+            row(format!("set add, {CHANGED} to {PREFIXES}, {family}"), &found.add[index])?;
+            row(format!("set remove, {CHANGED} of {PREFIXES}, {family}"), &found.remove[index])?;
+        }
+        text.push('\n');
+        let json = json!({
+            "small_resident_kib": found.small_resident, "idle_ms": found.idle,
+            "idle_seconds": IDLE.as_secs(), "large_resident_kib": found.large_resident,
+            "large_peak_kib": found.large_peak, "times": times,
+        });
+        Ok(vec![Report { list: "daemon", text, json }])
+    }
+
+    fn absent(&self) -> &[String] {
+        &self.absent
+    }
+}
+
+fn measure(rounds: usize) -> Result<Found> {
+    let mut found = Found::default();
+    let site = Site::quiet();
+    {
+        let agent = Agent::serve(&site.host, INSTANCE, SMALL);
+        thread::sleep(Duration::from_secs(2));
+        let before = processor_time(&agent)?;
+        thread::sleep(IDLE);
+        found.idle = processor_time(&agent)? - before;
+        found.small_resident = memory(&agent, "VmRSS")?;
+        let policies = [Mixed::new(RULES, Family::V4)?, Mixed::new(RULES, Family::V6)?];
+        let files = policies
+            .iter()
+            .map(|policy| policy.file(INTERFACE))
+            .collect::<Result<Vec<PolicyFile>>>()?;
+        for round in 0..rounds {
+            let path = files[round % 2].policy();
+            found.apply.push(time(&site, &agent, &["apply", text(&path)?], None)?);
+        }
+        agent.end(libc::SIGINT);
+    }
+    for (index, family) in [Family::V4, Family::V6].into_iter().enumerate() {
+        let agent = Agent::serve(&site.host, INSTANCE, SMALL);
+        let set = Blocklist::new(PREFIXES, family)?;
+        let file = set.file(INTERFACE)?;
+        time(&site, &agent, &["apply", text(&file.policy())?], None)?;
+        let more = Blocklist::new(PREFIXES + rounds * CHANGED, family)?;
+        for added in more.prefixes[PREFIXES..].chunks(CHANGED) {
+            let lines: String = added.iter().map(|prefix| format!("{prefix}\n")).collect();
+            let lines = Some(lines.as_str());
+            found.add[index].push(time(&site, &agent, &["set", "add", "blocklist", "-"], lines)?);
+            let removed = time(&site, &agent, &["set", "remove", "blocklist", "-"], lines)?;
+            found.remove[index].push(removed);
+        }
+        agent.end(libc::SIGINT);
+    }
+    let agent = Agent::serve(&site.host, INSTANCE, SMALL);
+    let mut large = Mixed::new(MANY_RULES, Family::V4)?.file(INTERFACE)?;
+    let set = Blocklist::new(PREFIXES, Family::V4)?.file(INTERFACE)?;
+    large.add("blocklist.txt", &fs::read_to_string(set.path("blocklist.txt"))?)?;
+    let policy = fs::read_to_string(large.policy())?;
+    large.add(
+        PolicyFile::NAME,
+        &format!(
+            "{policy}\n[sets.blocklist]\nfile = \"blocklist.txt\"\n\
+             [[rules]]\nname = \"blocked\"\nsrc = [\"@blocklist\"]\naction = \"drop\"\n"
+        ),
+    )?;
+    time(&site, &agent, &["apply", text(&large.policy())?], None)?;
+    thread::sleep(Duration::from_secs(15));
+    found.large_resident = memory(&agent, "VmRSS")?;
+    found.large_peak = memory(&agent, "VmHWM")?;
+    agent.end(libc::SIGINT);
+    Ok(found)
+}
+
+fn text(path: &Path) -> Result<&str> {
+    Ok(path.to_str().ok_or("a path of text")?)
+}
+
+/// How long a command takes, in milliseconds.
+fn time(site: &Site, agent: &Agent, arguments: &[&str], input: Option<&str>) -> Result<f64> {
+    let mut command: Command = site.host.command(binary());
+    command
+        .args(arguments)
+        .args(["--instance", INSTANCE, "--socket", text(&agent.socket())?])
+        .env("SSH_CONNECTION", "")
+        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let start = Instant::now();
+    let mut child = command.spawn()?;
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        std::io::Write::write_all(&mut stdin, input.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    let took = start.elapsed();
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(format!("portsteer {arguments:?}: {said}").into());
+    }
+    Ok(took.as_secs_f64() * 1e3)
+}
+
+/// How long an agent has kept processors busy, in milliseconds.
+fn processor_time(agent: &Agent) -> Result<f64> {
+    // proc_pid_stat(5): the name may have blanks, what follows its bracket has not.
+    let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid()))?;
+    let (_, rest) = stat.rsplit_once(')').ok_or("a line of /proc/PID/stat")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    // USER_HZ is 100 wherever portsteer runs.
+    Ok(ticks as f64 * 10.0)
+}
+
+/// A line of /proc/PID/status, in KiB.
+fn memory(agent: &Agent, name: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.split_whitespace().next()).ok_or("memory")?;
+    Ok(number.parse()?)
+}
