@@ -2,7 +2,7 @@
 //! from: if the next differs in its sets alone, only addresses are looked at where these differ, and all
 //! else is there. The tables are the same as if nothing had been kept.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use ipnet::IpNet;
 use portsteer_common::{
@@ -29,7 +29,6 @@ use crate::policy::{AddressItem, Addresses, Policy};
 
 /// Compiles policies, the faster the less a policy's sets differ from those of the one before.
 #[derive(Default)]
-#[expect(missing_debug_implementations, reason = "as for the image")]
 pub struct Compiler {
     kept: Option<Kept>,
     is_forgetful: bool,
@@ -168,6 +167,12 @@ impl Compiler {
             steps: budget.steps(),
         });
         Ok(compiled)
+    }
+}
+
+impl fmt::Debug for Compiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compiler").finish_non_exhaustive()
     }
 }
 

@@ -266,7 +266,8 @@ impl Classes {
 /// The classes of addresses of an IP version.
 fn classes(groups: &[Group], version: usize, budget: &mut Budget) -> Result<Classes, OverBudget> {
     let greatest = u128::MAX >> (128 - BITS[version]);
-    let mut events: Vec<(u128, u32)> = Vec::new();
+    let count: usize = groups.iter().map(|group| group.addresses.0[version].len()).sum();
+    let mut events: Vec<(u128, u32)> = Vec::with_capacity(2 * count);
     for (group, number) in groups.iter().zip(0..) {
         for &(first, last) in &group.addresses.0[version] {
             events.push((first, number));
@@ -278,8 +279,12 @@ fn classes(groups: &[Group], version: usize, budget: &mut Budget) -> Result<Clas
     budget.take_steps(events.len())?;
     // Stable: it makes use of what is sorted already.
     events.sort();
-    let mut classes = Classes { starts: vec![(0, 0)], groups: vec![Rc::new([])] };
-    let mut known: HashMap<Rc<[u32]>, usize> = HashMap::from([(classes.groups[0].clone(), 0)]);
+    let mut starts = Vec::with_capacity(1 + events.len());
+    starts.push((0, 0));
+    let mut classes = Classes { starts, groups: vec![Rc::new([])] };
+    let mut known: HashMap<Rc<[u32]>, usize> = HashMap::new();
+    // The classes of one group alone, which are most where there are a million ranges.
+    let mut alone: Vec<Option<usize>> = vec![None; groups.len()];
     // A group begins where it is not active, and ends where it is.
     let mut active: Vec<u32> = Vec::new();
     let mut events = events.into_iter().peekable();
@@ -292,15 +297,21 @@ fn classes(groups: &[Group], version: usize, budget: &mut Budget) -> Result<Clas
             continue;
         }
         budget.take_steps(1 + active.len())?;
-        let class = match known.get(&active[..]) {
-            Some(&class) => class,
-            None => {
-                let class: Rc<[u32]> = Rc::from(&active[..]);
-                classes.groups.push(class.clone());
-                known.insert(class, classes.groups.len() - 1);
-                classes.groups.len() - 1
-            }
+        let found = match active[..] {
+            [] => Some(0),
+            [group] => alone[group as usize],
+            _ => known.get(&active[..]).copied(),
         };
+        let class = found.unwrap_or_else(|| {
+            let class: Rc<[u32]> = Rc::from(&active[..]);
+            classes.groups.push(class.clone());
+            let number = classes.groups.len() - 1;
+            match active[..] {
+                [group] => alone[group as usize] = Some(number),
+                _ => drop(known.insert(class, number)),
+            }
+            number
+        });
         if address == 0 {
             classes.starts.clear();
         }

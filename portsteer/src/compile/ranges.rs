@@ -31,8 +31,13 @@ impl AddressRanges {
     /// The addresses of prefixes that are in a region.
     fn of_prefixes<'a>(prefixes: impl Iterator<Item = &'a IpNet>, region: &Region) -> Self {
         let mut ranges = [Vec::new(), Vec::new()];
+        let count = prefixes.size_hint().0;
         for prefix in prefixes {
             let (version, range) = range_of(prefix);
+            if ranges[version].is_empty() && matches!(region, Region::Everywhere) {
+                // A million are not to be moved every time that there are twice as many.
+                ranges[version].reserve(count);
+            }
             region.cut(version, range, &mut ranges[version]);
         }
         Self(ranges.map(merged))
@@ -73,15 +78,29 @@ impl AddressRanges {
 }
 
 fn merged(mut ranges: Ranges) -> Ranges {
-    ranges.sort_unstable();
-    let mut merged: Ranges = Vec::with_capacity(ranges.len());
-    for (first, last) in ranges {
-        match merged.last_mut() {
-            Some(before) if first == 0 || first - 1 <= before.1 => before.1 = before.1.max(last),
-            _ => merged.push((first, last)),
+    sort(&mut ranges);
+    ranges.dedup_by(|next, before| {
+        let touches = next.0 == 0 || next.0 - 1 <= before.1;
+        if touches {
+            before.1 = before.1.max(next.1);
         }
+        touches
+    });
+    ranges
+}
+
+/// Sorts ranges, those of IPv4 as one number each.
+fn sort(ranges: &mut Ranges) {
+    let last = last(V4);
+    if !ranges.iter().all(|range| range.1 <= last) {
+        return ranges.sort_unstable();
     }
-    merged
+    let mut numbers: Vec<u64> =
+        ranges.iter().map(|range| (range.0 as u64) << 32 | range.1 as u64).collect();
+    numbers.sort_unstable();
+    for (range, number) in ranges.iter_mut().zip(numbers) {
+        *range = ((number >> 32).into(), (number as u32).into());
+    }
 }
 
 /// The IP version of a prefix, and its first and last address.
@@ -201,7 +220,7 @@ const fn upper(version: usize, address: u128) -> u64 {
 pub(super) struct Resolver<'a> {
     policy: &'a Policy,
     region: Region,
-    sets: Vec<Option<AddressRanges>>,
+    sets: Vec<Option<Rc<AddressRanges>>>,
     known: HashMap<&'a Addresses, Rc<AddressRanges>>,
 }
 
@@ -219,25 +238,25 @@ impl<'a> Resolver<'a> {
         if let Some(known) = self.known.get(addresses) {
             return known.clone();
         }
-        let resolved = Rc::new(self.resolve(addresses));
+        let resolved = self.resolve(addresses);
         self.known.insert(addresses, resolved.clone());
         resolved
     }
 
-    fn resolve(&mut self, addresses: &Addresses) -> AddressRanges {
+    fn resolve(&mut self, addresses: &Addresses) -> Rc<AddressRanges> {
         let positive = match &addresses.positive[..] {
-            [] => self.region.ranges(),
+            [] => Rc::new(self.region.ranges()),
             items => self.union(items),
         };
         match &addresses.negative[..] {
             [] => positive,
-            items => positive.without(&self.union(items)),
+            items => Rc::new(positive.without(&self.union(items))),
         }
     }
 
-    fn union(&mut self, items: &[AddressItem]) -> AddressRanges {
+    fn union(&mut self, items: &[AddressItem]) -> Rc<AddressRanges> {
         if let &[AddressItem::Set(id)] = items {
-            return self.set(id.0 as usize).clone();
+            return self.set(id.0 as usize);
         }
         let prefixes = items.iter().filter_map(|item| match item {
             AddressItem::Prefix(prefix) => Some(prefix),
@@ -252,13 +271,13 @@ impl<'a> Resolver<'a> {
                 }
             }
         }
-        AddressRanges(union.0.map(merged))
+        Rc::new(AddressRanges(union.0.map(merged)))
     }
 
-    fn set(&mut self, index: usize) -> &AddressRanges {
+    fn set(&mut self, index: usize) -> Rc<AddressRanges> {
         let prefixes = &self.policy.sets[index].prefixes;
-        self.sets[index]
-            .get_or_insert_with(|| AddressRanges::of_prefixes(prefixes.iter(), &self.region))
+        let of_prefixes = || Rc::new(AddressRanges::of_prefixes(prefixes.iter(), &self.region));
+        self.sets[index].get_or_insert_with(of_prefixes).clone()
     }
 }
 

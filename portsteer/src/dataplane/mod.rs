@@ -15,7 +15,7 @@ use std::{
 use portsteer_common::{Counter, CounterPage, INTERFACE_SLOTS, Reason, counters::outcome_counter};
 
 use crate::{
-    compile::{CompileError, Interrupt, compile},
+    compile::{CompileError, Compiler, Interrupt},
     netlink::{self, Link},
     policy::{Mode, Policy},
 };
@@ -58,6 +58,8 @@ pub struct Dataplane {
     instance: Instance,
     lock: Lock,
     applied: Mutex<State>,
+    /// Has what it made of the last policy, so that an edit of a large set is quick.
+    compiler: Mutex<Compiler>,
 }
 
 /// What was applied last.
@@ -140,7 +142,7 @@ impl Dataplane {
     pub fn lock(instance: Instance) -> Result<Self, Error> {
         kernel::check()?;
         let lock = instance.lock()?;
-        Ok(Self { instance, lock, applied: Mutex::default() })
+        Ok(Self { instance, lock, applied: Mutex::default(), compiler: Mutex::default() })
     }
 
     /// The instance.
@@ -237,7 +239,8 @@ impl Dataplane {
         let placed = place_interfaces(wanted, &pinned)?;
         let names: Vec<(u32, &str)> =
             placed.iter().zip(wanted).map(|(&slot, link)| (slot, link.name.as_str())).collect();
-        let compiled = compile(policy, &names, &manifest.decisions(policy), interrupt)?;
+        let compiled =
+            self.compiler().compile(policy, &names, &manifest.decisions(policy), interrupt)?;
         maps.make_room(manifest.pages())?;
         // Programs judge by the policy before as well until the word is flipped.
         let before = if running { maps.active_features() } else { 0 };
@@ -414,6 +417,11 @@ impl Dataplane {
     fn applied(&self) -> MutexGuard<'_, State> {
         // It is replaced whole, so whoever panicked left it whole.
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn compiler(&self) -> MutexGuard<'_, Compiler> {
+        // It knows nothing while it compiles, so whoever panicked left it with nothing.
+        self.compiler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the program know how the targets of the policy that was applied last are now, and says
