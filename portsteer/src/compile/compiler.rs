@@ -46,7 +46,7 @@ struct Kept {
 
 /// What was built for a policy, of nodes of one diagram.
 struct Built {
-    image: Arc<Image>,
+    image: Box<Image>,
     diagram: Arc<Diagram>,
     tails: Tails,
     by_destination: ByDestination,
@@ -151,22 +151,18 @@ impl Compiler {
             _ => decisions.iter().map(|decision| decision.to_bits()).collect(),
         };
         let tables = Tables { diagram: diagram.clone(), layout, more };
-        {
-            let image = Arc::make_mut(&mut image);
-            image.features = features;
-            if tables.segments() > SMALL_SEGMENTS {
-                image.features |= feature::LARGE;
-            }
+        image.features = features;
+        if tables.segments() > SMALL_SEGMENTS {
+            image.features |= feature::LARGE;
         }
-        let compiled = Compiled { image: image.clone(), tables };
         self.kept = is_kept.then(|| Kept {
             asked,
             sets: policy.sets.iter().map(|set| set.prefixes.clone()).collect(),
-            built: Built { image, diagram, tails, by_destination },
+            built: Built { image: image.clone(), diagram, tails, by_destination },
             words,
             steps: budget.steps(),
         });
-        Ok(compiled)
+        Ok(Compiled { image, tables })
     }
 }
 
@@ -179,9 +175,14 @@ impl fmt::Debug for Compiler {
 /// The nodes that stand in an image, whose program needs these features, in the order in which they do.
 fn nodes_of(image: &Image, features: u32) -> impl Iterator<Item = Node> {
     let Roots { src_v4, src_v6, dst_v4, dst_v6 } = image.roots;
-    let cells = image.by_port.as_flattened().iter().chain(&image.by_protocol);
-    // They are decisions otherwise.
-    let cells = cells.filter(move |_| features != 0).map(|cell| Node::from_bits(cell.0));
+    const CHUNK: usize = 256;
+    let chunks = image.by_port.as_flattened().chunks(CHUNK).chain(image.by_protocol.chunks(CHUNK));
+    // They are decisions without features, and hardly ever anything but leaves with them.
+    let chunks = chunks.filter(move |chunk| {
+        let greatest = chunk.iter().fold(0, |greatest, cell| cell.0.max(greatest));
+        features != 0 && !Node::from_bits(greatest).is_leaf()
+    });
+    let cells = chunks.flatten().map(|cell| Node::from_bits(cell.0));
     cells.chain([image.icmp, image.icmpv6, src_v4, src_v6, dst_v4, dst_v6])
 }
 
@@ -238,12 +239,7 @@ fn build(input: &Input<'_>, budget: &mut Budget) -> Result<Built, OverBudget> {
         };
     }
     let (fields, by_destination) = partitions.into_parts();
-    Ok(Built {
-        image: image.into(),
-        diagram: Arc::new(diagram),
-        tails: fields.into_known(),
-        by_destination,
-    })
+    Ok(Built { image, diagram: Arc::new(diagram), tails: fields.into_known(), by_destination })
 }
 
 /// Builds what is another now that there are changes.
@@ -256,9 +252,8 @@ fn rebuild(
     let Input { policy, matches, .. } = *input;
     let Built { mut image, mut diagram, tails, by_destination } = built;
     let (tails, by_destination) = {
-        let image = Arc::make_mut(&mut image);
         let diagram = Arc::make_mut(&mut diagram);
-        set_options(policy, image);
+        set_options(policy, &mut image);
         let has_changed = |addresses: &Addresses| {
             addresses.positive.iter().chain(&addresses.negative).any(|item| match item {
                 AddressItem::Set(id) => changes.sets[id.0 as usize],

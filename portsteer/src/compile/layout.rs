@@ -40,11 +40,10 @@ impl Layout {
         let order = Vec::with_capacity(diagram.count());
         let has = vec![0; lines.len().div_ceil(64)];
         let mut new = Self { tables, lines, has, table_order: Vec::new(), order, words: 0 };
-        for root in roots {
-            if !root.is_leaf() && !new.has(root) {
-                new.visit(diagram, root, budget)?;
-            }
-        }
+        roots.into_iter().try_for_each(|root| match root.is_leaf() || new.has(root) {
+            true => Ok(()),
+            false => new.visit(diagram, root, budget),
+        })?;
         if new.len() > MAX_WORDS {
             return Err(OverBudget::Words);
         }

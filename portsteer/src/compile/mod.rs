@@ -108,7 +108,7 @@ fn blame(rules: &[Blamed]) -> String {
 #[expect(missing_debug_implementations, reason = "as for the image")]
 pub struct Compiled {
     /// Nodes count from the tables' own start.
-    image: Arc<Image>,
+    image: Box<Image>,
     tables: Tables,
 }
 
