@@ -90,7 +90,10 @@ impl Measured for Daemon {
             mib(found.large_resident),
             mib(found.large_peak)
         )?;
-        writeln!(text, "  ms from the command's start to its end                      median   spread")?;
+        writeln!(
+            text,
+            "  ms from the command's start to its end                      median   spread"
+        )?;
         let mut times = Vec::new();
         let mut row = |name: String, values: &[f64]| -> Result<()> {
             let measured = spread(values);

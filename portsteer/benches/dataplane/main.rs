@@ -9,13 +9,16 @@
 //!
 //! [`contest`] says who is compared with whom, [`contestants`] how each is loaded, [`arena`] has the
 //! network that they meet on; [`nanoseconds`] and [`live`] measure and report. [`rotation`] has many
-//! packets instead of one, [`policies`] are what they are judged by, and [`compilation`] measures what
-//! a packet does not wait for: until a policy can be put in force.
+//! packets instead of one, [`policies`] are what they are judged by. [`compilation`] and [`edits`] measure
+//! what a packet does not wait for: until a policy can be put in force, and an edit of a large set. [`daemon`]
+//! has the agent as a process, and its clients.
 
 mod arena;
 mod compilation;
 mod contest;
 mod contestants;
+mod daemon;
+mod edits;
 mod family;
 mod instructions;
 mod live;
@@ -32,6 +35,8 @@ use std::{fmt::Write as _, fs, process::ExitCode};
 use serde_json::{Value, json};
 
 use compilation::Compilation;
+use daemon::Daemon;
+use edits::Edits;
 
 /// The destination port of the packets that every program under test drops or steers.
 const PORT: u16 = 9;
@@ -94,7 +99,8 @@ fn main() -> ExitCode {
 
 /// Everything, or the contests with these names.
 fn run(rounds: &Rounds, names: &[String]) -> Result<(String, Value)> {
-    let mut all: Vec<Box<dyn Measured>> = vec![Box::new(Compilation::new())];
+    let mut all: Vec<Box<dyn Measured>> =
+        vec![Box::new(Compilation::new()), Box::new(Edits::new()), Box::new(Daemon::default())];
     all.splice(0..0, contest::all()?.into_iter().map(|contest| Box::new(contest) as _));
     if let Some(unknown) = names.iter().find(|name| all.iter().all(|one| one.name() != **name)) {
         let mut known: Vec<&str> = all.iter().map(|one| one.name()).collect();
@@ -114,7 +120,7 @@ fn run(rounds: &Rounds, names: &[String]) -> Result<(String, Value)> {
         "batches": rounds.batches,
         "rounds": rounds.batches * rounds.test_runs,
         "live_rounds": rounds.batches * rounds.live,
-        "test_runs": [], "live_frames": [], "compilations": [],
+        "test_runs": [], "live_frames": [], "compilations": [], "edits": [], "daemon": [],
     });
     let mut absent = Vec::new();
     for one in &all {

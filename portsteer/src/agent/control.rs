@@ -25,9 +25,10 @@ use crate::{
         Manifest, Order, Refreshed, Survey, TargetChange, TargetState, TrialState,
     },
     policy::{
-        self, Policy,
+        self, Policy, SetId,
         edit::{Edit, Edited, edit_text, not_in_set},
         lint,
+        set_edit::SetEdit,
     },
 };
 
@@ -493,7 +494,11 @@ impl Control {
         let changes_text = plan.text != *desired.text;
         let (policy, warnings) = match changes_text {
             true => plan.read(&desired, &record.path)?,
-            false => (plan.with_prefixes((*desired.policy).clone()), String::new()),
+            false => {
+                let mut policy = (*desired.policy).clone();
+                plan.edit_sets(&mut policy)?;
+                (policy, String::new())
+            }
         };
         // Content that is on disk stays there, and the edits beside it, unless they have become too many.
         let is_long = |(file, _): &(String, FileEdit)| record.edited(file) > MAX_EDITED;
@@ -950,38 +955,38 @@ impl Plan {
                 }
             }
         }
-        plan.check(&desired.policy)?;
         Ok(plan)
     }
 
-    /// Refuses to take out what is not in.
-    fn check(&self, policy: &Policy) -> Result<(), Error> {
-        let mut changed: Vec<policy::Set> = Vec::new();
+    /// Changes what sets have from files.
+    fn edit_sets(&self, policy: &mut Policy) -> Result<(), Error> {
         for (file, edit) in &self.files {
-            let is_of = |set: &&policy::Set| set.file.as_deref() == Some(file);
-            let known = changed.iter().position(|set| is_of(&set));
-            let index = match (known, policy.sets.iter().find(is_of)) {
-                (Some(index), _) => index,
-                (None, Some(set)) => {
-                    changed.push(set.clone());
-                    changed.len() - 1
-                }
-                (None, None) => continue,
-            };
-            edit_prefixes(&mut changed[index], edit.adds, &edit.prefixes).map_err(Error::from)?;
-        }
-        Ok(())
-    }
-
-    /// The policy with other prefixes in the sets that have files, and nothing else.
-    fn with_prefixes(&self, mut policy: Policy) -> Policy {
-        for (file, edit) in &self.files {
+            let ids = (0..).map(SetId).take(policy.sets.len());
+            let is_of = |id: &SetId| policy.set(*id).file.as_deref() == Some(file);
+            let ids: Vec<SetId> = ids.filter(is_of).collect();
+            let Some(&first) = ids.first() else { continue };
+            let before = Arc::clone(&policy.set(first).prefixes);
+            let prefixes = edit.prefixes.clone();
+            let (remove, add) =
+                if edit.adds { (Vec::new(), prefixes) } else { (prefixes, Vec::new()) };
+            let edited = policy
+                .edit_set(first, &SetEdit { remove, add })
+                .map_err(|error| Error::Refused(Refusal::bad_input(error.to_string())))?;
+            let named: HashSet<_> = edit.prefixes.iter().copied().collect();
+            let removed: HashSet<_> = edited.removed.iter().copied().collect();
+            if !edit.adds && removed.len() < named.len() {
+                let name = &policy.set(first).name;
+                return Err(
+                    not_in_set(name, &edit.prefixes, &removed, before.iter().copied()).into()
+                );
+            }
+            // What the others have is the same.
+            let after = Arc::clone(&policy.set(first).prefixes);
             for set in policy.sets.iter_mut().filter(|set| set.file.as_deref() == Some(file)) {
-                // Checked before.
-                let _ = edit_prefixes(set, edit.adds, &edit.prefixes);
+                set.prefixes = Arc::clone(&after);
             }
         }
-        policy
+        Ok(())
     }
 
     /// Reads the changed text; what files have is known already.
@@ -996,10 +1001,11 @@ impl Plan {
         for set in parsed.policy.sets.iter_mut().filter(|set| set.file.is_some()) {
             let known = desired.policy.sets.iter().find(|known| known.file == set.file);
             if let Some(known) = known {
-                set.prefixes.clone_from(&known.prefixes);
+                set.prefixes = Arc::clone(&known.prefixes);
             }
         }
-        let policy = self.with_prefixes(parsed.policy);
+        let mut policy = parsed.policy;
+        self.edit_sets(&mut policy)?;
         let mut warnings = parsed.warnings;
         const FEW: usize = 100_000;
         if policy.sets.iter().map(|set| set.prefixes.len()).sum::<usize>() < FEW {
@@ -1127,24 +1133,4 @@ impl From<policy::edit::EditError> for Error {
     fn from(error: policy::edit::EditError) -> Self {
         Self::Refused(Refusal { kind: Kind::BadInput, ..Refusal::bad_input(error.to_string()) })
     }
-}
-
-fn edit_prefixes(
-    set: &mut policy::Set,
-    adds: bool,
-    prefixes: &[ipnet::IpNet],
-) -> Result<(), policy::edit::EditError> {
-    let named: HashSet<_> = prefixes.iter().copied().collect();
-    let mut found: HashSet<_> =
-        set.prefixes.iter().filter(|prefix| named.contains(prefix)).copied().collect();
-    if adds {
-        set.prefixes.extend(prefixes.iter().filter(|prefix| found.insert(**prefix)));
-    } else {
-        if found.len() < named.len() {
-            let entries = set.prefixes.iter().copied();
-            return Err(not_in_set(&set.name, prefixes, &found, entries));
-        }
-        set.prefixes.retain(|prefix| !named.contains(prefix));
-    }
-    Ok(())
 }

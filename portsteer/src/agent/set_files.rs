@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(diagnostics[0].label, Some(label));
         fs::write(place.path("a"), "10.0.0.0/8\n").unwrap();
         let loaded = load_policy(&policy).unwrap();
-        assert_eq!(loaded.policy.sets[0].prefixes, ["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(*loaded.policy.sets[0].prefixes, ["10.0.0.0/8".parse().unwrap()]);
     }
 
     #[test]

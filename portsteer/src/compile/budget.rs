@@ -38,6 +38,18 @@ impl Budget {
         Self { words: MAX_WORDS - rules, steps: MAX_STEPS, interrupt, parts: vec![0; rules] }
     }
 
+    /// What is left when so much has been taken for the same rules already.
+    pub(super) fn resumed(rules: usize, words: usize, steps: u64, interrupt: Interrupt) -> Self {
+        let new = Self::new(rules, interrupt);
+        let (words, steps) = (new.words.saturating_sub(words), MAX_STEPS.saturating_sub(steps));
+        Self { words, steps, ..new }
+    }
+
+    /// How many steps have been taken.
+    pub(super) fn steps(&self) -> u64 {
+        MAX_STEPS - self.steps
+    }
+
     pub(super) fn take_words(&mut self, count: usize) -> Result<(), OverBudget> {
         self.words = self.words.checked_sub(count).ok_or(OverBudget::Words)?;
         Ok(())

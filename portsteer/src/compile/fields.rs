@@ -1,7 +1,10 @@
 //! What rules ask for besides addresses: protocol, ports and ICMP types, by row and column; then VLAN
 //! ids, interfaces and source ports, the *extras*.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeSet, HashMap},
+};
 
 use portsteer_common::{
     Node, PortProtocol,
@@ -20,9 +23,9 @@ use crate::policy::{NumberRange, Rule};
 pub(super) struct Match<'a> {
     pub(super) rule: &'a Rule,
     /// The slots of the interfaces that it asks for; `None` if any will do.
-    slots: Option<Vec<NumberRange>>,
+    pub(super) slots: Option<Vec<NumberRange>>,
     /// The columns of the last row that it matches, which take some time to find.
-    other_columns: Vec<NumberRange>,
+    other_columns: OnceCell<Vec<NumberRange>>,
 }
 
 /// The extras, in the order in which the program asks for them.
@@ -31,9 +34,7 @@ const EXTRAS: [Kind; 3] = [Kind::Vlan, Kind::Interface, Kind::SrcPort];
 impl<'a> Match<'a> {
     /// A rule, with the slots of the interfaces that it asks for; `None` if any will do.
     pub(super) fn new(rule: &'a Rule, slots: Option<Vec<NumberRange>>) -> Self {
-        let mut new = Self { rule, slots, other_columns: Vec::new() };
-        new.other_columns = new.find_other_columns();
-        new
+        Self { rule, slots, other_columns: OnceCell::new() }
     }
 
     /// What it asks for in one of the extras; `None` if anything will do. Later fragments have no
@@ -67,7 +68,7 @@ impl<'a> Match<'a> {
         }
         let types = &self.rule.icmp_types;
         match row {
-            row::OTHER => &self.other_columns,
+            row::OTHER => self.other_columns.get_or_init(|| self.find_other_columns()),
             row::ICMP | row::ICMPV6 => {
                 let number = if row == row::ICMP { protocol::ICMP } else { protocol::ICMPV6 };
                 if self.asks_for_ports() || !self.has_protocol(number) {
@@ -118,13 +119,31 @@ impl<'a> Match<'a> {
 #[derive(Debug)]
 pub(super) struct Fields<'a> {
     pub(super) rules: &'a [Match<'a>],
+    known: Tails,
+}
+
+/// The nodes that were found, which are those of the same rules for as long as the diagram has them.
+#[derive(Debug, Default)]
+pub(super) struct Tails {
     tails: HashMap<Box<[u32]>, Node>,
     extras: HashMap<(Box<[u32]>, bool), Node>,
 }
 
+impl Tails {
+    pub(super) fn retain(&mut self, is_kept: impl Fn(Node) -> bool) {
+        self.tails.retain(|_, node| is_kept(*node));
+        self.extras.retain(|_, node| is_kept(*node));
+    }
+}
+
 impl<'a> Fields<'a> {
-    pub(super) fn new(rules: &'a [Match<'a>]) -> Self {
-        Self { rules, tails: HashMap::new(), extras: HashMap::new() }
+    /// With what is known of the same rules.
+    pub(super) fn new(rules: &'a [Match<'a>], known: Tails) -> Self {
+        Self { rules, known }
+    }
+
+    pub(super) fn into_known(self) -> Tails {
+        self.known
     }
 
     /// The node for the rules that match a packet's addresses.
@@ -141,7 +160,7 @@ impl<'a> Fields<'a> {
             None if rules.is_empty() => return Ok(Node::NOTHING),
             None => rules,
         };
-        if let Some(&node) = self.tails.get(rules) {
+        if let Some(&node) = self.known.tails.get(rules) {
             return Ok(node);
         }
         budget.note(rules);
@@ -151,7 +170,7 @@ impl<'a> Fields<'a> {
             *node = diagram.branch(Kind::Branch, entries, budget)?;
         }
         let node = diagram.rows(rows, budget)?;
-        self.tails.insert(rules.into(), node);
+        self.known.tails.insert(rules.into(), node);
         Ok(node)
     }
 
@@ -243,7 +262,7 @@ impl<'a> Fields<'a> {
         };
         let key = (rules.into(), later);
         if next == 0
-            && let Some(&node) = self.extras.get(&key)
+            && let Some(&node) = self.known.extras.get(&key)
         {
             return Ok(node);
         }
@@ -273,7 +292,7 @@ impl<'a> Fields<'a> {
         }
         let node = diagram.branch(EXTRAS[extra], entries, budget)?;
         if next == 0 {
-            self.extras.insert(key, node);
+            self.known.extras.insert(key, node);
         }
         Ok(node)
     }

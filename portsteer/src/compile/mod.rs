@@ -12,25 +12,33 @@ use std::sync::{
 };
 
 use portsteer_common::{
-    Decision, Image, Node, PortProtocol, Reason, Verdict,
-    image::{Cell, MAX_RULES, Roots, column, feature},
-    node::{Kind, SMALL_SEGMENTS, Segment, row},
+    Decision, Image, Node, Verdict,
+    image::{Cell, MAX_RULES, Roots, feature},
+    node::Segment,
 };
 
 use crate::policy::{Action, NumberRange, Policy, Rule};
 
-use budget::{Budget, MAX_WORDS, OverBudget};
-use diagram::{Diagram, Entries, Tables};
-use fields::{Fields, Match};
-use partitions::{Partitions, Side};
-use ranges::{Resolver, V4, V6};
+use budget::MAX_WORDS;
+use diagram::Entries;
+use fields::Match;
+use layout::Tables;
 
+pub use compiler::Compiler;
+
+mod asked;
 mod budget;
+mod changes;
+mod compiler;
 mod diagram;
 pub mod evaluate;
 mod fields;
+mod known;
+mod layout;
 mod partitions;
+mod patch;
 mod ranges;
+mod tree;
 
 /// Why a policy cannot be compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -168,95 +176,7 @@ pub fn compile(
     decisions: &[Decision],
     interrupt: &Interrupt,
 ) -> Result<Compiled, CompileError> {
-    assert_eq!(policy.rules.len(), decisions.len(), "each rule has a decision");
-    if policy.rules.len() > MAX_RULES {
-        return Err(CompileError::TooManyRules { count: policy.rules.len() });
-    }
-    for (rule, decision) in policy.rules.iter().zip(decisions) {
-        assert_eq!(verdict(rule.action), decision.verdict(), "a rule's decision is its own");
-    }
-    let mut budget = Budget::new(policy.rules.len(), interrupt.clone());
-    compile_within(policy, interfaces, decisions, &mut budget).map_err(|over| {
-        let blamed = |(index, parts): (usize, u32)| {
-            let rule = &policy.rules[index];
-            Blamed { label: policy.label(rule), line: rule.line, parts }
-        };
-        let rules = budget.to_blame().into_iter().map(blamed).collect();
-        match over {
-            OverBudget::Words => CompileError::TooLarge { rules },
-            OverBudget::Steps => CompileError::TooMuchWork { rules },
-            OverBudget::Interrupted => CompileError::Interrupted,
-        }
-    })
-}
-
-fn compile_within(
-    policy: &Policy,
-    interfaces: &[(u32, &str)],
-    decisions: &[Decision],
-    budget: &mut Budget,
-) -> Result<Compiled, OverBudget> {
-    let mut matches = Vec::with_capacity(policy.rules.len());
-    for rule in &policy.rules {
-        matches.push(Match::new(rule, slots(rule, interfaces)));
-    }
-    let features = features(&matches);
-    let mut image: Box<Image> = bytemuck::zeroed_box();
-    image.features = features;
-    image.default = Decision::without_rule(verdict(policy.default), Reason::NoRule);
-    image.fragments =
-        Decision::without_rule(verdict(policy.options.fragments), Reason::FragmentWithoutPorts);
-    image.malformed = verdict(policy.options.malformed) as u32;
-    image.unsupported = verdict(policy.options.unsupported) as u32;
-
-    let mut diagram = Diagram::default();
-    let mut partitions = Partitions::new(Fields::new(&matches), Resolver::new(policy));
-    let of_partition = |src: bool, dst: bool| -> Vec<u32> {
-        let is_in = |rule: &Rule| rule.src.is_any() != src && (src || rule.dst.is_any() != dst);
-        (0..).zip(&policy.rules).filter(|(_, rule)| is_in(rule)).map(|(number, _)| number).collect()
-    };
-    let anywhere = of_partition(false, false);
-    let fields = partitions.fields();
-    for protocol in PortProtocol::ALL {
-        let row = protocol as u32;
-        let entries = fields.columns(&anywhere, row, &mut diagram, budget)?;
-        let cells = &mut image.by_port[row as usize];
-        for (range, node) in ranges_of(&entries) {
-            let cell = cell(node, features, &image.default, &image.fragments, decisions);
-            for port in range.first..=range.last {
-                cells[usize::from(column(port.to_be_bytes()))] = cell;
-            }
-        }
-    }
-    let entries = fields.columns(&anywhere, row::OTHER, &mut diagram, budget)?;
-    for (range, node) in ranges_of(&entries) {
-        let cell = cell(node, features, &image.default, &image.fragments, decisions);
-        let last = range.last.min(image.by_protocol.len() as u16 - 1);
-        image.by_protocol[usize::from(range.first)..=usize::from(last)].fill(cell);
-    }
-    if features == 0 {
-        return Ok(Compiled { image, tables: diagram.finish(&[]) });
-    }
-    let entries = fields.columns(&anywhere, row::ICMP, &mut diagram, budget)?;
-    image.icmp = diagram.branch(Kind::Branch, entries, budget)?;
-    let entries = fields.columns(&anywhere, row::ICMPV6, &mut diagram, budget)?;
-    image.icmpv6 = diagram.branch(Kind::Branch, entries, budget)?;
-    let src = of_partition(true, false);
-    let dst = of_partition(false, true);
-    let mut root =
-        |side, rules: &[u32], version| partitions.root(side, rules, version, &mut diagram, budget);
-    image.roots = Roots {
-        src_v4: root(Side::Src, &src, V4)?,
-        src_v6: root(Side::Src, &src, V6)?,
-        dst_v4: root(Side::Dst, &dst, V4)?,
-        dst_v6: root(Side::Dst, &dst, V6)?,
-    };
-    let decisions: Vec<u32> = decisions.iter().map(|decision| decision.to_bits()).collect();
-    let tables = diagram.finish(&decisions);
-    if tables.segments() > SMALL_SEGMENTS {
-        image.features |= feature::LARGE;
-    }
-    Ok(Compiled { image, tables })
+    Compiler::forgetful().compile(policy, interfaces, decisions, interrupt)
 }
 
 /// The verdict that an action asks for.

@@ -5,15 +5,17 @@
 
 use std::{collections::HashMap, rc::Rc};
 
-use portsteer_common::{Node, node::Kind};
+use portsteer_common::Node;
 
 use super::{
     budget::{Budget, OverBudget},
-    diagram::{Diagram, Entries},
+    diagram::Diagram,
     fields::Fields,
-    ranges::{AddressRanges, BITS, Resolver},
+    patch::{Span, patched, patched_root},
+    ranges::{AddressRanges, BITS, Ranges, Region, Resolver},
+    tree::{Intervals, root, tree},
 };
-use crate::policy::Addresses;
+use crate::policy::{Addresses, Policy};
 
 /// Which of a packet's addresses a rule is grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,25 +31,53 @@ struct Group {
     rules: Vec<u32>,
 }
 
+/// The trees by destination of rules that constrain the source too, by the rules and IP version.
+pub(super) type ByDestination = HashMap<(Box<[u32]>, usize), Node>;
+
+/// Where rules are looked at.
+#[derive(Debug, Clone, Copy)]
+enum Scope {
+    Everywhere,
+    /// Where sets have changed.
+    Changed,
+}
+
 /// Builds the trees.
 #[derive(Debug)]
 pub(super) struct Partitions<'a> {
     fields: Fields<'a>,
-    resolver: Resolver<'a>,
-    resolved: HashMap<&'a Addresses, Rc<AddressRanges>>,
-    /// The trees by destination of rules that constrain the source too, by the rules and IP version.
-    by_destination: HashMap<(Box<[u32]>, usize), Node>,
+    everywhere: Resolver<'a>,
+    changed: Resolver<'a>,
+    by_destination: ByDestination,
 }
 
 impl<'a> Partitions<'a> {
-    pub(super) fn new(fields: Fields<'a>, resolver: Resolver<'a>) -> Self {
-        let (resolved, by_destination) = (HashMap::new(), HashMap::new());
-        Self { fields, resolver, resolved, by_destination }
+    /// With nothing known yet.
+    pub(super) fn new(fields: Fields<'a>, policy: &'a Policy) -> Self {
+        let nowhere = Region::within(AddressRanges::default());
+        Self::changed(fields, policy, nowhere, ByDestination::new())
+    }
+
+    /// With the trees by destination of a policy that differs in this region at most.
+    pub(super) fn changed(
+        fields: Fields<'a>,
+        policy: &'a Policy,
+        region: Region,
+        by_destination: ByDestination,
+    ) -> Self {
+        let everywhere = Resolver::new(policy, Region::Everywhere);
+        let changed = Resolver::new(policy, region);
+        Self { fields, everywhere, changed, by_destination }
     }
 
     /// See [`Fields`].
     pub(super) fn fields(&mut self) -> &mut Fields<'a> {
         &mut self.fields
+    }
+
+    /// What is known by now.
+    pub(super) fn into_parts(self) -> (Fields<'a>, ByDestination) {
+        (self.fields, self.by_destination)
     }
 
     /// The root of the tree for an IP version of these rules, all of which constrain this side.
@@ -59,25 +89,51 @@ impl<'a> Partitions<'a> {
         diagram: &mut Diagram,
         budget: &mut Budget,
     ) -> Result<Node, OverBudget> {
-        let groups = self.groups(side, rules);
-        let classes = classes(&groups, version, budget)?;
-        let mut nodes = Vec::with_capacity(classes.groups.len());
-        for class in &classes.groups {
-            let rules = rules_of(&groups, class);
-            budget.take_steps(rules.len())?;
-            let (both, alone): (Vec<u32>, Vec<u32>) = rules.iter().partition(|&&rule| {
-                side == Side::Src && !self.fields.rules[rule as usize].rule.dst.is_any()
-            });
-            let alone = self.fields.tail(&alone, diagram, budget)?;
-            let root = self.by_destination(&both, version, diagram, budget)?;
-            nodes.push(diagram.fork(alone, root, budget)?);
+        let (classes, nodes) =
+            self.classes(side, rules, version, Scope::Everywhere, diagram, budget)?;
+        root(&classes.intervals(&nodes), BITS[version], diagram, budget)
+    }
+
+    /// The same root, from the one that it was before sets changed.
+    pub(super) fn patched_root(
+        &mut self,
+        (side, version): (Side, usize),
+        rules: &[u32],
+        old: Node,
+        diagram: &mut Diagram,
+        budget: &mut Budget,
+    ) -> Result<Node, OverBudget> {
+        let (classes, nodes) =
+            self.classes(side, rules, version, Scope::Changed, diagram, budget)?;
+        let spans = classes.spans(&nodes, &self.changed.region().ranges().0[version]);
+        patched_root(old, BITS[version], &spans, diagram, budget)
+    }
+
+    /// Brings the trees by destination up to date that have a rule of which this is true. Says whether
+    /// any became another.
+    pub(super) fn patch_destinations(
+        &mut self,
+        is_affected: impl Fn(u32) -> bool,
+        diagram: &mut Diagram,
+        budget: &mut Budget,
+    ) -> Result<bool, OverBudget> {
+        let affected =
+            |(rules, _): &&(Box<[u32]>, usize)| rules.iter().any(|&rule| is_affected(rule));
+        let mut keys: Vec<(Box<[u32]>, usize)> =
+            self.by_destination.keys().filter(affected).cloned().collect();
+        keys.sort_unstable();
+        let mut is_any_other = false;
+        for key in keys {
+            let (rules, version) = (&key.0, key.1);
+            let (classes, nodes) =
+                self.classes(Side::Dst, rules, version, Scope::Changed, diagram, budget)?;
+            let spans = classes.spans(&nodes, &self.changed.region().ranges().0[version]);
+            let old = self.by_destination[&key];
+            let new = patched(old, 0, BITS[version], &spans, diagram, budget)?;
+            is_any_other |= new != old;
+            self.by_destination.insert(key, new);
         }
-        let entries = digits(&classes.intervals(&nodes), BITS[version], diagram, budget)?;
-        // Every packet comes by here: no search for the first digit.
-        if entries.iter().any(|entry| entry.1 != entries[0].1) {
-            return diagram.table(Kind::Branch, &entries, budget);
-        }
-        Ok(entries[0].1)
+        Ok(is_any_other)
     }
 
     /// The root by destination of rules that constrain source and destination, and whose source
@@ -97,20 +153,45 @@ impl<'a> Partitions<'a> {
             return Ok(node);
         }
         budget.note(rules);
-        let groups = self.groups(Side::Dst, rules);
-        let classes = classes(&groups, version, budget)?;
-        let mut nodes = Vec::with_capacity(classes.groups.len());
-        for class in &classes.groups {
-            let rules = rules_of(&groups, class);
-            nodes.push(self.fields.tail(&rules, diagram, budget)?);
-        }
+        let (classes, nodes) =
+            self.classes(Side::Dst, rules, version, Scope::Everywhere, diagram, budget)?;
         let node = tree(&classes.intervals(&nodes), BITS[version], diagram, budget)?;
         self.by_destination.insert(key, node);
         Ok(node)
     }
 
+    /// The classes of addresses, and the node of each.
+    fn classes(
+        &mut self,
+        side: Side,
+        rules: &[u32],
+        version: usize,
+        scope: Scope,
+        diagram: &mut Diagram,
+        budget: &mut Budget,
+    ) -> Result<(Classes, Vec<Node>), OverBudget> {
+        let groups = self.groups(side, rules, scope);
+        let classes = classes(&groups, version, budget)?;
+        let mut nodes = Vec::with_capacity(classes.groups.len());
+        for class in &classes.groups {
+            let rules = rules_of(&groups, class);
+            budget.take_steps(rules.len())?;
+            let (both, alone): (Vec<u32>, Vec<u32>) = rules.iter().partition(|&&rule| {
+                side == Side::Src && !self.fields.rules[rule as usize].rule.dst.is_any()
+            });
+            let alone = self.fields.tail(&alone, diagram, budget)?;
+            let root = self.by_destination(&both, version, diagram, budget)?;
+            nodes.push(diagram.fork(alone, root, budget)?);
+        }
+        Ok((classes, nodes))
+    }
+
     /// The rules by their addresses, in the order of each group's first rule.
-    fn groups(&mut self, side: Side, rules: &[u32]) -> Vec<Group> {
+    fn groups(&mut self, side: Side, rules: &[u32], scope: Scope) -> Vec<Group> {
+        let resolver = match scope {
+            Scope::Everywhere => &mut self.everywhere,
+            Scope::Changed => &mut self.changed,
+        };
         let mut groups: Vec<Group> = Vec::new();
         let mut known: HashMap<&Addresses, usize> = HashMap::new();
         for &number in rules {
@@ -120,8 +201,7 @@ impl<'a> Partitions<'a> {
                 Side::Dst => &rule.dst,
             };
             let index = *known.entry(asked).or_insert_with(|| {
-                let resolve = || Rc::new(self.resolver.resolve(asked));
-                let addresses = self.resolved.entry(asked).or_insert_with(resolve).clone();
+                let addresses = resolver.resolved(asked);
                 groups.push(Group { addresses, rules: Vec::new() });
                 groups.len() - 1
             });
@@ -149,18 +229,45 @@ struct Classes {
 
 impl Classes {
     /// From which address on which node, of those that the classes have.
-    fn intervals(&self, nodes: &[Node]) -> Vec<(u128, Node)> {
-        let mut intervals: Vec<(u128, Node)> =
+    fn intervals(&self, nodes: &[Node]) -> Intervals {
+        let mut intervals: Intervals =
             self.starts.iter().map(|&(start, class)| (start, nodes[class])).collect();
         intervals.dedup_by_key(|interval| interval.1);
         intervals
+    }
+
+    /// The same for these ranges alone, each by itself.
+    fn spans(&self, nodes: &[Node], ranges: &Ranges) -> Vec<Span> {
+        let mut spans: Vec<Span> = Vec::new();
+        let mut index = 0;
+        for &(from, to) in ranges {
+            while self.starts.get(index + 1).is_some_and(|start| start.0 <= from) {
+                index += 1;
+            }
+            loop {
+                let (start, class) = self.starts[index];
+                let (first, node) = (start.max(from), nodes[class]);
+                let end = self.starts.get(index + 1).map(|next| next.0).filter(|next| *next <= to);
+                let last = end.map_or(to, |end| end - 1);
+                match spans.last_mut() {
+                    Some(span) if span.node == node && first > from => span.last = last,
+                    _ => spans.push(Span { first, last, node }),
+                }
+                if end.is_none() {
+                    break;
+                }
+                index += 1;
+            }
+        }
+        spans
     }
 }
 
 /// The classes of addresses of an IP version.
 fn classes(groups: &[Group], version: usize, budget: &mut Budget) -> Result<Classes, OverBudget> {
     let greatest = u128::MAX >> (128 - BITS[version]);
-    let mut events: Vec<(u128, u32)> = Vec::new();
+    let count: usize = groups.iter().map(|group| group.addresses.0[version].len()).sum();
+    let mut events: Vec<(u128, u32)> = Vec::with_capacity(2 * count);
     for (group, number) in groups.iter().zip(0..) {
         for &(first, last) in &group.addresses.0[version] {
             events.push((first, number));
@@ -172,8 +279,12 @@ fn classes(groups: &[Group], version: usize, budget: &mut Budget) -> Result<Clas
     budget.take_steps(events.len())?;
     // Stable: it makes use of what is sorted already.
     events.sort();
-    let mut classes = Classes { starts: vec![(0, 0)], groups: vec![Rc::new([])] };
-    let mut known: HashMap<Rc<[u32]>, usize> = HashMap::from([(classes.groups[0].clone(), 0)]);
+    let mut starts = Vec::with_capacity(1 + events.len());
+    starts.push((0, 0));
+    let mut classes = Classes { starts, groups: vec![Rc::new([])] };
+    let mut known: HashMap<Rc<[u32]>, usize> = HashMap::new();
+    // The classes of one group alone, which are most where there are a million ranges.
+    let mut alone: Vec<Option<usize>> = vec![None; groups.len()];
     // A group begins where it is not active, and ends where it is.
     let mut active: Vec<u32> = Vec::new();
     let mut events = events.into_iter().peekable();
@@ -186,130 +297,25 @@ fn classes(groups: &[Group], version: usize, budget: &mut Budget) -> Result<Clas
             continue;
         }
         budget.take_steps(1 + active.len())?;
-        let class = match known.get(&active[..]) {
-            Some(&class) => class,
-            None => {
-                let class: Rc<[u32]> = Rc::from(&active[..]);
-                classes.groups.push(class.clone());
-                known.insert(class, classes.groups.len() - 1);
-                classes.groups.len() - 1
-            }
+        let found = match active[..] {
+            [] => Some(0),
+            [group] => alone[group as usize],
+            _ => known.get(&active[..]).copied(),
         };
+        let class = found.unwrap_or_else(|| {
+            let class: Rc<[u32]> = Rc::from(&active[..]);
+            classes.groups.push(class.clone());
+            let number = classes.groups.len() - 1;
+            match active[..] {
+                [group] => alone[group as usize] = Some(number),
+                _ => drop(known.insert(class, number)),
+            }
+            number
+        });
         if address == 0 {
             classes.starts.clear();
         }
         classes.starts.push((address, class));
     }
     Ok(classes)
-}
-
-/// The node for ascending intervals, of which the first begins where the node does, by so many of an
-/// address's lowest bits.
-fn tree(
-    intervals: &[(u128, Node)],
-    bits: u32,
-    diagram: &mut Diagram,
-    budget: &mut Budget,
-) -> Result<Node, OverBudget> {
-    if let [(_, node)] = intervals {
-        return Ok(*node);
-    }
-    // One digit is found as quickly in a list.
-    if bits > 16
-        && let Some(path) = path(intervals, bits)
-    {
-        let same = tree(&path.inside, bits - path.bits, diagram, budget)?;
-        return diagram.path(path.mask, path.value, [same, path.other], budget);
-    }
-    let entries = digits(intervals, bits, diagram, budget)?;
-    diagram.branch(Kind::Branch, entries, budget)
-}
-
-/// Intervals that are one node but for a prefix.
-struct Path {
-    /// How many bits are compared, at most 64: if there are not so many left, the lowest are zero.
-    bits: u32,
-    mask: u64,
-    value: u64,
-    inside: Vec<(u128, Node)>,
-    other: Node,
-}
-
-fn path(intervals: &[(u128, Node)], bits: u32) -> Option<Path> {
-    // Of addresses, only the lowest bits count from here on.
-    let low = u128::MAX >> (128 - bits);
-    let at = |index: usize| intervals[index].0 & low;
-    let (first, last, node, other) = match intervals.len() {
-        3 if intervals[0].1 == intervals[2].1 => (at(1), at(2) - 1, intervals[1].1, intervals[0].1),
-        // The prefix is at the start or at the end: whichever is one.
-        2 if is_prefix(0, at(1) - 1) => (0, at(1) - 1, intervals[0].1, intervals[1].1),
-        2 => (at(1), low, intervals[1].1, intervals[0].1),
-        _ => return None,
-    };
-    if !is_prefix(first, last) {
-        return None;
-    }
-    let taken = bits.min(64);
-    // The next 64 bits of the address, those that there are not as zeroes.
-    let window = |value: u128| (value << (128 - bits) >> 64) as u64;
-    let base = intervals[0].0 & !low;
-    let (inside_bits, host) = (bits - taken, last - first);
-    let inside_low = (1 << inside_bits) - 1;
-    if host & inside_low == inside_low {
-        // The prefix ends within the window.
-        let (mask, value) = (window(low & !host), window(first));
-        return Some(Path { bits: taken, mask, value, inside: vec![(base | first, node)], other });
-    }
-    let mut inside = Vec::new();
-    if first & inside_low != 0 {
-        inside.push((base | first & !inside_low, other));
-    }
-    inside.push((base | first, node));
-    if last & inside_low != inside_low {
-        inside.push((base | (last + 1), other));
-    }
-    Some(Path { bits: taken, mask: window(low), value: window(first), inside, other })
-}
-
-/// Whether the addresses from `first` to `last`, both included, are a prefix.
-const fn is_prefix(first: u128, last: u128) -> bool {
-    let host = last - first;
-    host & host.wrapping_add(1) == 0 && first & host == 0
-}
-
-/// The entries of a tree's node, by the highest of so many bits of an address, 16 of them, for ascending
-/// intervals of which the first begins where the node does.
-fn digits(
-    intervals: &[(u128, Node)],
-    bits: u32,
-    diagram: &mut Diagram,
-    budget: &mut Budget,
-) -> Result<Entries, OverBudget> {
-    let shift = bits - 16;
-    let digit = |address: u128| (address >> shift) as u16;
-    let below = (1u128 << shift) - 1;
-    let mut entries = Entries::new();
-    let mut before = Node::NOTHING;
-    for same in intervals.chunk_by(|a, b| digit(a.0) == digit(b.0)) {
-        let at = digit(same[0].0);
-        let starts_inside = same[0].0 & below != 0;
-        let last = same[same.len() - 1].1;
-        // What was to go on gives way to what begins here.
-        entries.pop_if(|entry| entry.0 == at);
-        if !starts_inside && same.len() == 1 {
-            entries.push((at, last));
-        } else {
-            let mut part = Vec::with_capacity(same.len() + 1);
-            if starts_inside {
-                part.push((same[0].0 & !below, before));
-            }
-            part.extend_from_slice(same);
-            entries.push((at, tree(&part, shift, diagram, budget)?));
-            if let Some(next) = at.checked_add(1) {
-                entries.push((next, last));
-            }
-        }
-        before = last;
-    }
-    Ok(entries)
 }

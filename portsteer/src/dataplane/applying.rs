@@ -24,7 +24,7 @@ use super::{
     total, trials,
 };
 use crate::{
-    compile::{CompileError, Interrupt, compile},
+    compile::{CompileError, Interrupt},
     netlink::{self, Link},
     policy::{Mode, Policy},
 };
@@ -195,7 +195,8 @@ impl Dataplane {
         let placed = place_interfaces(wanted, &pinned)?;
         let names: Vec<(u32, &str)> =
             placed.iter().zip(wanted).map(|(&slot, link)| (slot, link.name.as_str())).collect();
-        let compiled = compile(policy, &names, &manifest.decisions(policy), interrupt)?;
+        let compiled =
+            self.compiler().compile(policy, &names, &manifest.decisions(policy), interrupt)?;
         maps.make_room(manifest.pages())?;
         // Programs judge by the policy before as well until the word is flipped.
         let before = if running { maps.active_features() } else { 0 };

@@ -12,6 +12,7 @@ use std::{
 use portsteer_common::Counter;
 
 use crate::{
+    compile::Compiler,
     netlink::{self, Link},
     policy::Policy,
 };
@@ -64,6 +65,8 @@ pub struct Dataplane {
     instance: Instance,
     lock: Lock,
     applied: Mutex<State>,
+    /// Has what it made of the last policy, so that an edit of a large set is quick.
+    compiler: Mutex<Compiler>,
 }
 
 /// What was applied last.
@@ -116,7 +119,7 @@ impl Dataplane {
     pub fn lock(instance: Instance) -> Result<Self, Error> {
         kernel::check()?;
         let lock = instance.lock()?;
-        Ok(Self { instance, lock, applied: Mutex::default() })
+        Ok(Self { instance, lock, applied: Mutex::default(), compiler: Mutex::default() })
     }
 
     /// The instance.
@@ -137,6 +140,11 @@ impl Dataplane {
     fn applied(&self) -> MutexGuard<'_, State> {
         // It is replaced whole, so whoever panicked left it whole.
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn compiler(&self) -> MutexGuard<'_, Compiler> {
+        // It knows nothing while it compiles, so whoever panicked left it with nothing.
+        self.compiler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Switches offloads back that whoever has taken the dataplane off could not reach. Returns in

@@ -205,7 +205,7 @@ impl<'a> Index<'a> {
                 AddressItem::Set(id) => {
                     let known = &mut self.ranges[id.0 as usize];
                     if known.count() == 0 {
-                        *known = AddressRanges::of_prefixes(&policy.set(*id).prefixes);
+                        *known = AddressRanges::of_prefixes(policy.set(*id).prefixes.iter());
                     }
                     ranges.push(id.0);
                 }

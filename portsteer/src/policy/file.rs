@@ -681,7 +681,7 @@ mod tests {
         );
         assert!(policy.rules[1].needs_transport() && policy.rules[2].needs_transport());
         assert!(!policy.rules[0].needs_transport());
-        assert_eq!(policy.sets[1].prefixes, ["10.1.0.0/16".parse().unwrap()]);
+        assert_eq!(*policy.sets[1].prefixes, ["10.1.0.0/16".parse().unwrap()]);
     }
 
     #[test]

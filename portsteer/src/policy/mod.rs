@@ -3,11 +3,11 @@
 //! [`file`] reads a policy file into a [`Policy`], [`prefixes`] addresses and files of them,
 //! [`services`] knows the names of ports, [`lint`] looks for what is legal but hardly meant,
 //! [`ranges`] is how addresses are compared, and [`diagnostic`] is how all of them say what they found.
-//! [`edit`] changes what it has to of a policy file's text, and [`diff`] tells what one policy changes
-//! about another.
+//! [`edit`] changes what it has to of a policy file's text, [`set_edit`] a set's addresses, and [`diff`] tells
+//! what one policy changes about another.
 //! Nothing in here does any I/O.
 
-use std::{fmt, net::IpAddr, ops::Range};
+use std::{fmt, net::IpAddr, ops::Range, sync::Arc};
 
 use ipnet::IpNet;
 use portsteer_common::PortProtocol;
@@ -23,6 +23,7 @@ pub mod prefixes;
 pub(crate) mod random;
 pub mod ranges;
 pub mod services;
+pub mod set_edit;
 
 /// A whole policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,8 +160,9 @@ pub struct TargetId(pub u16);
 pub struct Set {
     /// Unique in the policy.
     pub name: String,
-    /// As they come: they may overlap, nest and repeat. No host bits are set.
-    pub prefixes: Vec<IpNet>,
+    /// As they come: they may overlap, nest and repeat. No host bits are set. There may be a million of
+    /// them, so whoever keeps an older policy, or something that was made from it, shares them.
+    pub prefixes: Arc<Vec<IpNet>>,
     /// The file that they were read from, as the policy names it; `None` if they stand in the policy.
     pub file: Option<String>,
     /// The name in the set's header, in bytes.

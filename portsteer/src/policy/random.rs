@@ -23,7 +23,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![Just(Action::Pass), Just(Action::Drop)]
 }
 
-fn prefix() -> impl Strategy<Value = IpNet> {
+pub(crate) fn prefix() -> impl Strategy<Value = IpNet> {
     const PREFIXES: [&str; 17] = [
         "0.0.0.0/0",
         "0.0.0.0/1",
@@ -171,9 +171,9 @@ pub(crate) fn policy(most: usize) -> impl Strategy<Value = Policy> {
     let sets = prop::collection::vec(prop::collection::vec(prefix(), 0..4), SETS);
     (prop::collection::vec(rule(), 0..=most), sets, patterns(1), action(), action()).prop_map(
         |(rules, sets, interfaces, default, fragments)| {
-            let set = |(index, prefixes)| Set {
+            let set = |(index, prefixes): (usize, Vec<IpNet>)| Set {
                 name: format!("set-{index}"),
-                prefixes,
+                prefixes: prefixes.into(),
                 file: None,
                 span: 0..0,
                 line: 0,

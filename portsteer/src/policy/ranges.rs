@@ -178,7 +178,7 @@ impl AddressRanges {
     /// The addresses of each of a policy's sets, in the policy's order.
     #[must_use]
     pub fn of_sets(policy: &Policy) -> Vec<Self> {
-        policy.sets.iter().map(|set| Self::of_prefixes(&set.prefixes)).collect()
+        policy.sets.iter().map(|set| Self::of_prefixes(set.prefixes.iter())).collect()
     }
 
     /// The addresses that any of the parts has.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -178,7 +179,7 @@ pub fn policy(rules: usize) -> impl Strategy<Value = Policy> {
                 .zip(sets)
                 .map(|(index, prefixes): (u32, _)| Set {
                     name: format!("set-{index}"),
-                    prefixes,
+                    prefixes: Arc::new(prefixes),
                     file: None,
                     span: 0..0,
                     line: 0,

@@ -176,7 +176,8 @@ fn large_sets_show_the_first_prefixes() {
         .map(|last| {
             IpNet::new(std::net::Ipv6Addr::from((0x2001 << 112) + last).into(), 128).unwrap()
         })
-        .collect();
+        .collect::<Vec<_>>()
+        .into();
     let difference = diff(&old, &new);
     assert_eq!(difference.sets.changed[0].added.len(), MAX_LISTED);
     let rendered = difference.render();
@@ -277,7 +278,7 @@ proptest! {
         // A prefix comes.
         let mut new = old.clone();
         let set = at % old.sets.len();
-        new.sets[set].prefixes.insert(0, "192.0.2.7/32".parse().unwrap());
+        std::sync::Arc::make_mut(&mut new.sets[set].prefixes).insert(0, "192.0.2.7/32".parse().unwrap());
         let difference = diff(&old, &new);
         prop_assert_eq!(difference.sets.changed.len(), 1);
         let change = &difference.sets.changed[0];
@@ -317,7 +318,7 @@ fn large_policies() {
     };
     let set = |first: u32| Set {
         name: "a".to_owned(),
-        prefixes: (first..first + prefixes).map(prefix).collect(),
+        prefixes: (first..first + prefixes).map(prefix).collect::<Vec<_>>().into(),
         file: None,
         span: 0..0,
         line: 0,

@@ -597,7 +597,7 @@ proptest! {
             let name = (index % 2 == 0).then(|| format!("rule {index}"));
             rules.push(new_rule(&policy, rule, name));
         }
-        let sets: Vec<Vec<IpNet>> = policy.sets.iter().map(|set| set.prefixes.clone()).collect();
+        let sets: Vec<Vec<IpNet>> = policy.sets.iter().map(|set| set.prefixes.to_vec()).collect();
         let text = style.write(&rules, &sets);
         let old = meaning(&text);
         let count = old.rules.len();
@@ -663,7 +663,7 @@ proptest! {
     ) {
         let rules: Vec<NewRule> =
             policy.rules.iter().map(|rule| new_rule(&policy, rule, None)).collect();
-        let sets: Vec<Vec<IpNet>> = policy.sets.iter().map(|set| set.prefixes.clone()).collect();
+        let sets: Vec<Vec<IpNet>> = policy.sets.iter().map(|set| set.prefixes.to_vec()).collect();
         let text = style.write(&rules, &sets);
         let old = meaning(&text);
         let name = format!("set-{set}");
@@ -673,7 +673,7 @@ proptest! {
         let mut expected = old.clone();
         for &prefix in &new {
             if !expected.sets[set].prefixes.contains(&prefix) {
-                expected.sets[set].prefixes.push(prefix);
+                std::sync::Arc::make_mut(&mut expected.sets[set].prefixes).push(prefix);
             }
         }
         prop_assert_eq!(told(&meaning(&added)), told(&expected));
@@ -688,7 +688,7 @@ proptest! {
             list.into_iter().map(|(&prefix, _)| prefix).collect()
         };
         let removed = edited(&text, &Edit::RemovePrefixes { set: name, prefixes: bare(gone) });
-        expected.sets[set].prefixes = bare(stay);
+        expected.sets[set].prefixes = bare(stay).into();
         prop_assert_eq!(told(&meaning(&removed)), told(&expected));
         prop_assert_eq!(&meaning(&removed).sets, &expected.sets, "{}\n---\n{}", text, removed);
         let header = format!("set-{set}");

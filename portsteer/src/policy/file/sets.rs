@@ -1,6 +1,6 @@
 //! The policy file's `[sets.NAME]`: addresses that rules can name.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use ipnet::IpNet;
 use toml::de::DeValue;
@@ -160,7 +160,9 @@ impl Reader<'_> {
                 }
                 return None;
             }
-            (Some((_, value)), None) => (value, self.read_set_addresses(value, progress)?),
+            (Some((_, value)), None) => {
+                (value, Arc::new(self.read_set_addresses(value, progress)?))
+            }
             // A file is of no interest where there is something else to mend.
             (None, Some(_)) if self.errors.len() > errors_before => return None,
             (None, Some((_, value))) => (value, self.read_set_file(value, sets, progress)?),
@@ -257,7 +259,7 @@ impl Reader<'_> {
         value: &Value<'_>,
         sets: &[Set],
         progress: &mut Progress,
-    ) -> Option<Vec<IpNet>> {
+    ) -> Option<Arc<Vec<IpNet>>> {
         let Some(name) = value.get_ref().as_str() else {
             self.wrong_type(value, "a file's name, as a string", None);
             return None;
@@ -299,7 +301,12 @@ impl Reader<'_> {
             }
         };
         let is_right = self.file_is_right(name, value, &file);
-        (is_right && self.is_room(file.count, value, progress)).then_some(file.prefixes)
+        (is_right && self.is_room(file.count, value, progress)).then(|| {
+            // They stay for as long as the policy does.
+            let mut prefixes = file.prefixes;
+            prefixes.shrink_to_fit();
+            Arc::new(prefixes)
+        })
     }
 
     /// Reports what is wrong with a file of prefixes.

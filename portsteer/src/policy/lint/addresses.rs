@@ -153,7 +153,7 @@ impl<'a> Lists<'a> {
         for item in asked.positive.iter().chain(&asked.negative) {
             if let AddressItem::Set(id) = item {
                 self.sets[id.0 as usize].get_or_insert_with(|| {
-                    Rc::new(AddressRanges::of_prefixes(&policy.set(*id).prefixes))
+                    Rc::new(AddressRanges::of_prefixes(policy.set(*id).prefixes.iter()))
                 });
             }
         }

@@ -480,7 +480,7 @@ mod tests {
             let address = std::net::Ipv4Addr::from_bits(index.wrapping_mul(2_654_435_761));
             std::net::IpAddr::from(address).into()
         };
-        let prefixes = (0..200_000).map(prefix).collect();
+        let prefixes = (0..200_000).map(prefix).collect::<Vec<_>>().into();
         policy.sets.push(Set { name: "big".into(), prefixes, file: None, span: 0..0, line: 0 });
         for (index, rule) in policy.rules.iter_mut().enumerate() {
             rule.src = Addresses { positive: vec![AddressItem::Set(SetId(0))], negative: vec![] };

@@ -83,7 +83,7 @@ fn set(name: &str, prefixes: &str) -> Set {
     let prefixes = prefixes.split(',').filter(|prefix| !prefix.is_empty());
     Set {
         name: name.to_owned(),
-        prefixes: prefixes.map(prefix).collect(),
+        prefixes: prefixes.map(prefix).collect::<Vec<_>>().into(),
         file: None,
         span: 0..0,
         line: 0,
