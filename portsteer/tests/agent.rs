@@ -1,6 +1,8 @@
 //! The agent as a daemon: policies on trial, agents that are killed and replaced, state directories that fail, and
 //! interfaces that come and go, under traffic of which every packet is accounted for. Needs root.
 
+#[path = "agent/clocks.rs"]
+mod clocks;
 #[path = "agent/faults.rs"]
 mod faults;
 #[path = "agent/interfaces.rs"]

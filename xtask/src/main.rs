@@ -41,7 +41,7 @@ enum Command {
     /// Runs all tests on this machine's kernel; arguments go to `cargo test`
     Test {
         /// Run two tests alone, both at once and each for this long: random policies and packets, on
-        /// which the compiled tables, the kernel and the oracle have to agree
+        /// which the compiled tables, the kernel and the oracle have to agree. After that, kill two hundred agents
         #[arg(
             long,
             value_name = "MINUTES",

@@ -53,11 +53,14 @@ const SOAKED: [&str; 2] = [
     "differential::the_kernel_agrees_with_the_oracle_on_random_policies",
 ];
 
+/// The test that kills more agents then.
+const KILLED: &str = "kills::an_agent_killed_at_any_moment_of_an_apply_leaves_one_policy_whole";
+
 /// What each of them says at its end begins with this.
 const COMPARED: &str = "compared: ";
 
 /// Has random policies judge random packets for so many minutes, in both tests at once, and says how
-/// many were compared.
+/// many were compared; then kills agents.
 pub(crate) fn soak(minutes: u32) -> Result<()> {
     ensure_root("test --soak")?;
     ensure_bpffs()?;
@@ -86,7 +89,11 @@ pub(crate) fn soak(minutes: u32) -> Result<()> {
     if compared.len() != SOAKED.len() {
         bail!("{} tests were to compare, and {} did", SOAKED.len(), compared.len());
     }
-    Ok(())
+    say("killing agents at two hundred moments of their applies");
+    run(cargo()?
+        .args(["test", "--locked", "--package", "portsteer", "--test", "agent"])
+        .args(["--", "--exact", "--nocapture", KILLED])
+        .env("PORTSTEER_SOAK_MINUTES", minutes.to_string()))
 }
 
 /// The cargo that runs xtask, in the workspace.

@@ -74,6 +74,17 @@ pub(super) fn die_with_spawner(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(bind) }
 }
 
+/// Sets this machine's clock, in seconds since 1970: only where the machine is the caller's own.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn set_clock(seconds: i64) -> io::Result<()> {
+    let time = libc::timespec { tv_sec: seconds, tv_nsec: 0 };
+    // SAFETY: a structure of the right type that lives through the call.
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) }).map(|_| ())
+}
+
 /// Sends a signal to a child.
 ///
 /// # Errors

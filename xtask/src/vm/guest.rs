@@ -21,7 +21,7 @@ use crate::{
 const TESTS: &[&str] = &["verdicts", "end_to_end"];
 /// Of another one, those tests that ask most of the kernel, and for no programs that a guest lacks.
 const TESTS_IN_PART: (&str, &[&str]) =
-    ("agent", &["trials::", "kills::the_next", "kills::an_upgrade"]);
+    ("agent", &["trials::", "clocks::", "kills::the_next", "kills::an_upgrade"]);
 /// Those that run where the kernel is too old.
 const TESTS_BELOW_FLOOR: &[&str] = &["floor"];
 /// How long such a test binary may take there.
