@@ -61,6 +61,14 @@ pub struct How {
     pub ssh_connection: Option<String>,
 }
 
+/// How to go back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    #[serde(flatten)]
+    pub how: How,
+}
+
 /// A file that a set of the policy names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -15,9 +15,11 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use super::server::Room;
+
 /// Whether a connection's request is being answered, so that it is not for somebody else to end it.
 #[derive(Debug, Clone)]
-pub struct Busy(Arc<Mutex<State>>);
+pub struct Busy(Arc<Mutex<(State, Room)>>);
 
 #[derive(Debug, Clone, Copy)]
 enum State {
@@ -28,7 +30,7 @@ enum State {
 
 impl Default for Busy {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(State::Still(Instant::now()))))
+        Self(Arc::new(Mutex::new((State::Still(Instant::now()), None))))
     }
 }
 
@@ -45,21 +47,26 @@ impl Busy {
 
     /// For how long nothing has moved; None while the request is being answered.
     pub fn still_for(&self) -> Option<Duration> {
-        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).0 {
             State::Answering => None,
             State::Still(since) => Some(since.elapsed()),
         }
     }
 
+    /// Keeps what a long answer takes of memory for as long as the connection is there.
+    pub fn keep(&self, room: Room) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = room;
+    }
+
     fn note_move(&self) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let State::Still(since) = &mut *state {
+        if let State::Still(since) = &mut state.0 {
             *since = Instant::now();
         }
     }
 
     fn set(&self, state: State) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = state;
     }
 }
 

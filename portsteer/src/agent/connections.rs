@@ -11,7 +11,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, http::Request};
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, Request, header},
+    response::{IntoResponse as _, Response},
+};
 use hyper::{
     body::{Body as _, Incoming},
     server::conn::http1,
@@ -20,18 +25,28 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{UnixListener, UnixStream},
+    sync::Semaphore,
     task::AbortHandle,
     time::sleep,
 };
 use tower::ServiceExt as _;
 
-use super::busy::{Busy, Watched};
+use super::{
+    busy::{Busy, Watched},
+    server::no_room,
+};
 
 /// How many are connected at a time at most. Whoever has stood still for longest makes room for a newcomer.
 const MOST: usize = 64;
 
 /// For how long everybody may stand still before that: whoever has come in a crowd is to be heard as well.
 const GRACE: Duration = Duration::from_millis(100);
+
+/// How much of long answers waits for clients to take it, in MiB.
+const ROOM: usize = 128;
+
+/// Answers up to this length need no room to be found for them.
+const SHORT_ANSWER: u64 = 64 << 10;
 
 /// How often it is looked whether somebody has.
 const CROWDED: Duration = Duration::from_millis(10);
@@ -166,11 +181,19 @@ pub fn group_id(name: &str) -> Result<u32, String> {
 }
 
 /// Who is connected.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Connections {
     /// The oldest first.
     all: Arc<Mutex<Vec<Connection>>>,
     next: Arc<AtomicU64>,
+    /// What long answers may take, in MiB.
+    room: Arc<Semaphore>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self { all: Arc::default(), next: Arc::default(), room: Arc::new(Semaphore::new(ROOM)) }
+    }
 }
 
 #[derive(Debug)]
@@ -196,7 +219,7 @@ impl Connections {
         let task = tokio::spawn({
             let (connections, busy) = (self.clone(), busy.clone());
             async move {
-                answer(stream, router, busy).await;
+                connections.answer(stream, router, busy).await;
                 connections.forget(number);
             }
         });
@@ -218,30 +241,49 @@ impl Connections {
         all.remove(index).task.abort();
         true
     }
-}
 
-async fn answer(stream: UnixStream, router: Router, busy: Busy) {
-    let stream = Watched::new(stream, busy.clone());
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        // Of a longer one, whoever reads its body says when it is whole.
-        if request.body().is_end_stream() {
-            busy.begin();
+    /// Lets an answer wait for its client if there is room for it.
+    fn admit(&self, mut answer: Response, busy: &Busy) -> Response {
+        let len = answer.body().size_hint().lower();
+        if len <= SHORT_ANSWER {
+            return answer;
         }
-        request.extensions_mut().insert(busy.clone());
-        let (router, busy) = (router.clone(), busy.clone());
-        async move {
-            let answer = router.oneshot(request.map(Body::new)).await;
-            busy.end();
-            answer
+        let needed = u32::try_from(len.div_ceil(1 << 20)).unwrap_or(u32::MAX);
+        let needed = needed.min(ROOM as u32);
+        match Arc::clone(&self.room).try_acquire_many_owned(needed) {
+            Ok(room) => {
+                busy.keep(Some(room));
+                // Which gives the room back.
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                answer
+            }
+            Err(_) => no_room("answers").into_response(),
         }
-    });
-    // Whatever the client did wrong, it is gone.
-    let _ = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_PATIENCE)
-        .max_buf_size(64 << 10)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    }
+
+    async fn answer(&self, stream: UnixStream, router: Router, busy: Busy) {
+        let stream = Watched::new(stream, busy.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            // Of a longer one, whoever reads its body says when it is whole.
+            if request.body().is_end_stream() {
+                busy.begin();
+            }
+            request.extensions_mut().insert(busy.clone());
+            let (router, busy, connections) = (router.clone(), busy.clone(), self.clone());
+            async move {
+                let answer = router.oneshot(request.map(Body::new)).await;
+                busy.end();
+                answer.map(|answer| connections.admit(answer, &busy))
+            }
+        });
+        // Whatever the client did wrong, it is gone.
+        let _ = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_PATIENCE)
+            .max_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+    }
 }
 
 #[cfg(test)]

@@ -114,9 +114,7 @@ impl Error {
             Self::Dataplane(error) => {
                 let kind = match error {
                     DataplaneError::Compile(CompileError::Interrupted) => Kind::Refused,
-                    DataplaneError::Compile(_) | DataplaneError::UnknownInterface { .. } => {
-                        Kind::BadInput
-                    }
+                    DataplaneError::Compile(_) => Kind::BadInput,
                     DataplaneError::NotAttached(_) | DataplaneError::NoTrial => Kind::Negative,
                     _ => Kind::Refused,
                 };

@@ -31,7 +31,7 @@ use crate::{
     api::{
         AgentAnswer, ApplyAnswer, ApplyRequest, Attachment, DiffAnswer, DoneAnswer, EditRequest,
         ErrorAnswer, Event, File, How, Kind, MAX_REQUEST_LEN, PolicyAnswer, PrefixesAnswer,
-        Refusal, RemovedRule, RuleAnswer, SetAnswer,
+        Refusal, RemovedRule, RollbackRequest, RuleAnswer, SetAnswer,
     },
     dataplane::{self, Error as DataplaneError, Instance, Stats, Status},
     policy::diff,
@@ -137,7 +137,23 @@ pub fn control(shared: Arc<Shared>, jobs: mpsc::Sender<Job>) -> Router {
 pub fn monitor(shared: Arc<Shared>) -> Router {
     // Nobody listens at the other end.
     let (jobs, _) = mpsc::channel(1);
-    answered(looking()).with_state(Context { shared, jobs })
+    let read_only = || async {
+        let refusal = Refusal::refused("at this socket nothing can be changed");
+        refuse_with(
+            StatusCode::METHOD_NOT_ALLOWED,
+            refusal.help("the agent's control socket is another one"),
+        )
+    };
+    let changing = [
+        ("/v1/confirm", post(read_only)),
+        ("/v1/rollback", post(read_only)),
+        ("/v1/detach", post(read_only)),
+        ("/v1/edits", post(read_only)),
+        ("/v1/diff", post(read_only)),
+        ("/v1/policy", put(read_only)),
+    ];
+    let router = changing.into_iter().fold(looking(), |router, (path, it)| router.route(path, it));
+    answered(router).with_state(Context { shared, jobs })
 }
 
 /// Whatever else is asked gets an answer of the same kind.
@@ -168,7 +184,7 @@ fn looking() -> Router<Context> {
     components(schemas(
         AgentAnswer, ApplyAnswer, ApplyRequest, Attachment, DiffAnswer, DoneAnswer, EditRequest,
         ErrorAnswer, Event, File, How, Kind, PolicyAnswer, PrefixesAnswer, Refusal, RemovedRule,
-        RuleAnswer, SetAnswer, StatusAnswer, Stats
+        RollbackRequest, RuleAnswer, SetAnswer, StatusAnswer, Stats
     ))
 )]
 #[derive(Debug)]
@@ -183,7 +199,7 @@ pub struct StatusAnswer {
 }
 
 /// A refusal as it is answered.
-struct Refused(Box<(StatusCode, Refusal)>);
+pub(super) struct Refused(Box<(StatusCode, Refusal)>);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -224,7 +240,7 @@ async fn status(State(context): State<Context>) -> Answer<StatusAnswer> {
 
 /// What was counted
 #[utoipa::path(get, path = "/v1/stats", responses(
-    (status = 200, body = Stats),
+    (status = 200, body = Stats), (status = 503, body = ErrorAnswer),
     (status = 404, body = ErrorAnswer, description = "nothing is attached"),
     (status = 409, body = ErrorAnswer)
 ))]
@@ -238,32 +254,37 @@ async fn stats(State(context): State<Context>) -> Answer<Stats> {
 
 /// The policy in force
 #[utoipa::path(get, path = "/v1/policy", responses(
-    (status = 200, body = PolicyAnswer), (status = 404, body = ErrorAnswer, description = "nothing is in force")
+    (status = 200, body = PolicyAnswer),
+    (status = 404, body = ErrorAnswer, description = "nothing is in force"),
+    (status = 503, body = ErrorAnswer, description = "too many long answers at the same time")
 ))]
 async fn policy(State(context): State<Context>) -> Answer<PolicyAnswer> {
     let view = context.shared.view();
     let trial_seconds_left = seconds_left(&view);
     let desired = view.desired.ok_or_else(|| refuse(nothing_in_force()))?;
-    let policy = desired.policy;
-    let rules = policy.rules.iter().enumerate().map(|(index, rule)| RuleAnswer {
-        number: index + 1,
-        name: rule.name.clone(),
-        matches: policy.matches(rule),
-        action: policy.does(rule),
+    let looked = look(&context, move || {
+        let policy = desired.policy;
+        let rules = policy.rules.iter().enumerate().map(|(index, rule)| RuleAnswer {
+            number: index + 1,
+            name: rule.name.clone(),
+            matches: policy.matches(rule),
+            action: policy.does(rule),
+        });
+        let sets = policy.sets.iter().map(|set| SetAnswer {
+            name: set.name.clone(),
+            file: set.file.clone(),
+            prefixes: set.prefixes.len(),
+        });
+        Ok(PolicyAnswer {
+            generation: desired.generation,
+            path: desired.record.path,
+            policy: desired.text.to_string(),
+            trial_seconds_left,
+            rules: rules.collect(),
+            sets: sets.collect(),
+        })
     });
-    let sets = policy.sets.iter().map(|set| SetAnswer {
-        name: set.name.clone(),
-        file: set.file.clone(),
-        prefixes: set.prefixes.len(),
-    });
-    Ok(Json(PolicyAnswer {
-        generation: desired.generation,
-        path: desired.record.path,
-        policy: desired.text.to_string(),
-        trial_seconds_left,
-        rules: rules.collect(),
-        sets: sets.collect(),
-    }))
+    Ok(Json(looked.await?))
 }
 
 fn nothing_in_force() -> Refusal {
@@ -273,7 +294,7 @@ fn nothing_in_force() -> Refusal {
 /// All prefixes of a set of the policy in force
 #[utoipa::path(get, path = "/v1/sets/{name}", params(("name" = String, Path)), responses(
     (status = 200, body = PrefixesAnswer), (status = 404, body = ErrorAnswer),
-    (status = 422, body = ErrorAnswer)
+    (status = 422, body = ErrorAnswer), (status = 503, body = ErrorAnswer)
 ))]
 async fn set(
     State(context): State<Context>,
@@ -386,7 +407,7 @@ async fn confirm(
 }
 
 /// Ends a trial, or goes back to the policy that was accepted before
-#[utoipa::path(post, path = "/v1/rollback", request_body(content((How = "application/json"))), responses(
+#[utoipa::path(post, path = "/v1/rollback", request_body(content((RollbackRequest = "application/json"))), responses(
     (status = 200, body = ApplyAnswer),
     (status = 404, body = ErrorAnswer, description = "there is no policy to go back to"),
     (status = 408, body = ErrorAnswer), (status = 409, body = ErrorAnswer),
@@ -399,8 +420,8 @@ async fn rollback(
     request: Request<Body>,
 ) -> Answer<ApplyAnswer> {
     let (body, _room) = read_body(&context, &busy, request).await?;
-    let how: How = match body.is_empty() {
-        true => How::default(),
+    let RollbackRequest { how } = match body.is_empty() {
+        true => RollbackRequest::default(),
         false => from_json(body).await?,
     };
     check_how(&how)?;
@@ -555,7 +576,8 @@ async fn read_frames(shared: &Arc<Semaphore>, mut body: Body) -> Result<(Vec<u8>
         if needed > held {
             // Whoever waited would keep what has come of it meanwhile.
             let more = u32::try_from(needed - held).unwrap_or(u32::MAX);
-            let more = Arc::clone(shared).try_acquire_many_owned(more).map_err(|_| no_room())?;
+            let more =
+                Arc::clone(shared).try_acquire_many_owned(more).map_err(|_| no_room("requests"))?;
             match &mut room {
                 Some(room) => room.merge(more),
                 None => room = Some(more),
@@ -571,8 +593,9 @@ fn too_long() -> Refused {
     refuse_with(StatusCode::PAYLOAD_TOO_LARGE, Refusal::bad_input(message))
 }
 
-fn no_room() -> Refused {
-    let refusal = Refusal::refused("too many long requests are there at the same time");
+/// There are too many long requests, or answers.
+pub(super) fn no_room(what: &str) -> Refused {
+    let refusal = Refusal::refused(format!("too many long {what} are there at the same time"));
     refuse_with(StatusCode::SERVICE_UNAVAILABLE, refusal.help("try again later"))
 }
 

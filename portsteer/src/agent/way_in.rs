@@ -136,6 +136,9 @@ fn ways_in(
     Ok(below(index, links, attached))
 }
 
+/// The kinds of devices that get their packets as they came in by another device.
+const ON_OTHERS: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"];
+
 fn below(index: u32, links: &[Link], attached: &[Link]) -> Vec<(String, Option<u16>)> {
     let mut found = Vec::new();
     let mut next = vec![(index, None)];
@@ -149,7 +152,9 @@ fn below(index: u32, links: &[Link], attached: &[Link]) -> Vec<(String, Option<u
         if attached.iter().any(|attached| attached.index == index) {
             found.push((link.name.clone(), vlan));
         }
-        next.extend(link.lower.map(|lower| (lower, link.vlan.or(vlan))));
+        // Below a tunnel, packets are others.
+        let lower = link.lower.filter(|_| ON_OTHERS.contains(&link.kind.as_deref().unwrap_or("")));
+        next.extend(lower.map(|lower| (lower, link.vlan.or(vlan))));
         let parts = links.iter().filter(|part| part.master == Some(index));
         next.extend(parts.map(|part| (part.index, vlan)));
     }
@@ -234,6 +239,55 @@ mod tests {
         for text in ["", "198.51.100.7 51000 192.0.2.1", "a b c d", "1.2.3.4 99999 1.2.3.5 22"] {
             assert!(parse_connection(text).is_err(), "{text}");
         }
+    }
+
+    /// A device: its index, name and kind, and what it is on and part of.
+    fn link(
+        index: u32,
+        name: &str,
+        kind: &str,
+        [lower, master]: [Option<u32>; 2],
+        vlan: Option<u16>,
+    ) -> Link {
+        let lo = || netlink::links().ok()?.into_iter().find(|link| link.index == 1);
+        let lo = lo().expect("a loopback interface");
+        let (name, kind) = (name.to_owned(), Some(kind.to_owned()));
+        Link { index, name, kind, lower, master, vlan, ..lo }
+    }
+
+    #[test]
+    fn packets_come_in_below_and_tagged() {
+        let links = [
+            link(2, "eth0", "", [None, Some(4)], None),
+            link(3, "eth1", "", [None, Some(4)], None),
+            link(4, "bond0", "bond", [None, None], None),
+            link(5, "outer", "vlan", [Some(4), None], Some(9)),
+            link(6, "inner", "vlan", [Some(5), None], Some(12)),
+            link(7, "twin", "macvlan", [Some(5), None], None),
+            link(8, "bridge", "bridge", [None, None], None),
+            link(9, "port", "vlan", [Some(4), Some(8)], Some(30)),
+            link(10, "tunnel", "vxlan", [Some(4), None], None),
+        ];
+        let found = |index, attached: &[&str]| {
+            let is_attached = |link: &&Link| attached.contains(&link.name.as_str());
+            let attached: Vec<Link> = links.iter().filter(is_attached).cloned().collect();
+            let mut found = below(index, &links, &attached);
+            found.sort();
+            found
+        };
+        let on = |name: &str, vlan| (name.to_owned(), vlan);
+        let ports = ["eth0", "eth1"];
+        assert_eq!(found(4, &ports), [on("eth0", None), on("eth1", None)]);
+        assert_eq!(found(4, &["bond0", "eth1"]), [on("bond0", None), on("eth1", None)]);
+        assert_eq!(found(5, &ports), [on("eth0", Some(9)), on("eth1", Some(9))]);
+        assert_eq!(found(5, &["outer"]), [on("outer", None)]);
+        // The outermost tag is the last that is put on.
+        assert_eq!(found(6, &["outer", "eth0"]), [on("eth0", Some(9)), on("outer", Some(12))]);
+        assert_eq!(found(7, &["eth0"]), [on("eth0", Some(9))]);
+        assert_eq!(found(8, &["eth0"]), [on("eth0", Some(30))]);
+        assert_eq!(found(10, &ports), []);
+        assert_eq!(found(2, &["eth1"]), []);
+        assert_eq!(found(99, &ports), []);
     }
 
     #[test]

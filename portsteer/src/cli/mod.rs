@@ -101,7 +101,7 @@ enum Command {
     /// Exit code 1: nothing is on trial.
     Confirm {
         #[command(flatten)]
-        agent: AgentArgument,
+        options: running::DoneOptions,
     },
     /// End a trial, or go back to the policy that was accepted before.
     ///
@@ -156,7 +156,7 @@ enum Command {
     /// Exit code 1: nothing is attached.
     Detach {
         #[command(flatten)]
-        agent: AgentArgument,
+        options: running::DoneOptions,
     },
 }
 
@@ -236,7 +236,7 @@ pub fn main() -> ExitCode {
         Command::Explain { options } => explain::run(&options),
         Command::Agent { options } => run_agent(options),
         Command::Apply { options } => running::apply(&options),
-        Command::Confirm { agent } => running::confirm(&agent),
+        Command::Confirm { options } => running::confirm(&options),
         Command::Rollback { options } => running::rollback(&options),
         Command::Diff { options } => running::diff(&options),
         Command::Show { options } => running::show(&options),
@@ -245,7 +245,7 @@ pub fn main() -> ExitCode {
         Command::Port { options } => edits::port(options),
         Command::Status { listing } => looking::status(&listing),
         Command::Stats { listing } => looking::stats(&listing),
-        Command::Detach { agent } => running::detach(&agent),
+        Command::Detach { options } => running::detach(&options),
     };
     ExitCode::from(code)
 }

@@ -142,9 +142,19 @@ pub(super) fn tell<T: Serialize>(
     }
 }
 
-pub(super) fn confirm(agent: &AgentArgument) -> u8 {
-    let answer = Client::new(agent).post::<DoneAnswer>("/v1/confirm", &());
-    tell(answer, false, |answer| {
+/// What there is to say where there is little to do.
+#[derive(Debug, Args)]
+pub(super) struct DoneOptions {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    agent: AgentArgument,
+}
+
+pub(super) fn confirm(options: &DoneOptions) -> u8 {
+    let answer = Client::new(&options.agent).post::<DoneAnswer>("/v1/confirm", &());
+    tell(answer, options.json, |answer| {
         format!("confirmed: the policy stays in force\n{}", rest(&answer.detached, &answer.notes))
     })
 }
@@ -164,6 +174,9 @@ pub(super) struct RollbackOptions {
     /// Go back even if that cuts your own connection, or what the agent is told to protect.
     #[arg(long)]
     force: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     agent: AgentArgument,
 }
@@ -171,7 +184,7 @@ pub(super) struct RollbackOptions {
 pub(super) fn rollback(options: &RollbackOptions) -> u8 {
     let how = How { confirm_seconds: None, force: options.force, ssh_connection: ssh_connection() };
     let answer = Client::new(&options.agent).post::<ApplyAnswer>("/v1/rollback", &how);
-    tell(answer, false, |answer| match answer.generation {
+    tell(answer, options.json, |answer| match answer.generation {
         0 => format!("nothing is in force any more\n{}", rest(&answer.detached, &answer.notes)),
         _ => applied(answer, Warnings::AreNew),
     })
@@ -248,34 +261,33 @@ fn escaped(name: &str) -> String {
 }
 
 /// Takes the dataplane off: the agent does if there is one, so that it does not attach again.
-pub(super) fn detach(agent: &AgentArgument) -> u8 {
+pub(super) fn detach(options: &DoneOptions) -> u8 {
+    let DoneOptions { json, agent } = options;
     let answer = Client::new(agent).post::<DoneAnswer>("/v1/detach", &());
     match answer {
         Err(failure) if failure.is_no_agent() => {}
-        answer => {
-            return tell(answer, false, |answer| detached(&answer.detached, &answer.notes));
-        }
+        answer => return tell(answer, *json, detached),
     }
     match dataplane::detach(&agent.instance.instance) {
-        Ok(Detached { interfaces, notes }) => {
+        Ok(Detached { interfaces: detached_from, notes }) => {
             // The next agent is to know; where it does not look there, it does not matter.
             let store =
                 agent::Store::new(Path::new(agent::DEFAULT_DIRECTORY), &agent.instance.instance);
             if store.exists() {
                 let _ = store.note_detached();
             }
-            print(&detached(&interfaces, &notes), 0)
+            tell(Ok(DoneAnswer { detached: detached_from, notes }), *json, detached)
         }
         Err(error) => fail(&error),
     }
 }
 
-fn detached(interfaces: &[String], notes: &[String]) -> String {
-    let mut text = match interfaces.is_empty() {
+fn detached(answer: &DoneAnswer) -> String {
+    let mut text = match answer.detached.is_empty() {
         true => "detached\n".to_owned(),
-        false => format!("detached from {}\n", interfaces.join(", ")),
+        false => format!("detached from {}\n", answer.detached.join(", ")),
     };
-    notes.iter().for_each(|note| text.extend([note, "\n"]));
+    answer.notes.iter().for_each(|note| text.extend([note, "\n"]));
     text
 }
 

@@ -286,7 +286,7 @@ fn answers_are_as_described() {
         let reply = put_text("", &json);
         assert!(reply.refusal().1.contains("Content-Type"), "{:?}", reply.refusal());
         it.check("PUT", "/v1/policy", 422, &reply);
-        it.check("PUT", "/v1/policy", 422, &put_text("", &policy().replace("uplink", "uplnik")));
+        it.check("PUT", "/v1/policy", 409, &put_text("", &policy().replace("uplink", "uplnik")));
         for body in [
             json!({ "edits": [] }),
             json!({}),
@@ -470,6 +470,7 @@ fn requests_are_as_described() {
             add(json!({ "action": "pass", "colour": "red" })),
             ("POST", "/v1/diff", json!({ "path": "p.toml" })),
             ("POST", "/v1/rollback", json!({ "force": "yes" })),
+            ("POST", "/v1/rollback", json!({ "forse": true })),
         ];
         let before = get(&agent, "/v1/policy").json()["generation"].clone();
         for (method, path, body) in &bad {
