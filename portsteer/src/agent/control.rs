@@ -664,6 +664,12 @@ impl Control {
         }
     }
 
+    /// Whether somebody else has taken the dataplane off. A quick look.
+    pub fn is_detached_outside(&self) -> bool {
+        self.has_attached_before()
+            && self.dataplane.as_ref().is_some_and(|dataplane| dataplane.was_detached())
+    }
+
     /// After `portsteer detach` without the agent's doing, the agent keeps its hands off until it is told to
     /// apply again.
     pub fn notice_detach(&mut self, reporter: &mut dyn Reporter) {

@@ -36,6 +36,7 @@ mod connections;
 mod control;
 mod history;
 mod loading;
+mod memory;
 mod privileges;
 mod server;
 mod set_files;
@@ -166,7 +167,7 @@ const TARGET_INTERVAL: Duration = Duration::from_millis(500);
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often it looks at the interfaces if nothing wakes it, and tries to keep what it could not keep.
-const SURVEY_INTERVAL: Duration = Duration::from_secs(10);
+const SURVEY_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Why the agent is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,6 +247,8 @@ struct Agent {
     ends: Ends,
     ended: Option<End>,
     shared: Arc<Shared>,
+    /// Whether anything was put in force since memory was given back.
+    has_worked: bool,
 }
 
 impl Agent {
@@ -328,6 +331,7 @@ impl Agent {
             .await;
         // Whoever asked may be gone.
         let _ = reply.send(result);
+        self.has_worked = true;
     }
 
     fn trial_ends(&self) -> Option<Instant> {
@@ -373,6 +377,7 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
         ends,
         ended: None,
         shared: Arc::clone(&shared),
+        has_worked: true,
     };
     let path = options.policy.clone();
     let result = agent
@@ -421,7 +426,14 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
                 }).await;
             }
             _ = check.tick() => {
-                agent.work(|hands, _| hands.control.notice_detach(&mut *hands.reporter)).await;
+                let detached =
+                    agent.hands.as_ref().is_some_and(|hands| hands.control.is_detached_outside());
+                if detached {
+                    agent.work(|hands, _| hands.control.notice_detach(&mut *hands.reporter)).await;
+                }
+                if std::mem::take(&mut agent.has_worked) {
+                    memory::trim();
+                }
             }
             _ = look.tick() => {
                 let has_targets = agent.hands.as_ref().is_some_and(|it| it.control.has_targets());
@@ -526,6 +538,7 @@ async fn reload(agent: &mut Agent, path: Option<&Path>) {
             }
         })
         .await;
+    agent.has_worked = true;
 }
 
 /// Ends as it is asked to.
