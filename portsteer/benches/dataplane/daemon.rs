@@ -44,7 +44,7 @@ pub struct Daemon {
 /// What was measured. Times in milliseconds, memory in KiB.
 #[derive(Default)]
 struct Found {
-    /// Processor time in [`IDLE`], by the kernel's clock of ten milliseconds or so.
+    /// Processor time in [`IDLE`].
     idle: f64,
     small_resident: u64,
     /// With 100,000 rules and a set of a million prefixes, at rest, and at most until then.
@@ -78,7 +78,7 @@ impl Measured for Daemon {
         let mib = |kib: u64| kib as f64 / 1024.0;
         writeln!(
             text,
-            "  one rule: {:.1} MiB resident, {:.0} ms of processor time in {} s of doing nothing",
+            "  one rule: {:.1} MiB resident, {:.1} ms of processor time in {} s of doing nothing",
             mib(found.small_resident),
             found.idle,
             IDLE.as_secs()
@@ -209,13 +209,14 @@ fn time(site: &Site, agent: &Agent, arguments: &[&str], input: Option<&str>) -> 
 
 /// How long an agent has kept processors busy, in milliseconds.
 fn processor_time(agent: &Agent) -> Result<f64> {
-    // proc_pid_stat(5): the name may have blanks, what follows its bracket has not.
-    let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid()))?;
-    let (_, rest) = stat.rsplit_once(')').ok_or("a line of /proc/PID/stat")?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    // USER_HZ is 100 wherever portsteer runs.
-    Ok(ticks as f64 * 10.0)
+    // Nanoseconds come first in a thread's schedstat (Documentation/scheduler/sched-stats.rst). The ticks in
+    // /proc/PID/stat count whoever happens to run when the clock ticks, as whoever wakes up by it does.
+    let mut sum = 0;
+    for thread in fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
+        let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
+        sum += stat.split_whitespace().next().ok_or("a line of schedstat")?.parse::<u64>()?;
+    }
+    Ok(sum as f64 / 1e6)
 }
 
 /// A line of /proc/PID/status, in KiB.

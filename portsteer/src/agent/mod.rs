@@ -413,6 +413,7 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
     agent.ends.time = options.lifetime.map(|lifetime| Instant::now() + lifetime);
     while agent.ended.is_none() {
         let trial_ends = agent.trial_ends();
+        let has_targets = agent.hands.as_ref().is_some_and(|it| it.control.has_targets());
         tokio::select! {
             _ = hangup.recv() => reload(&mut agent, options.policy.as_deref()).await,
             Some(job) = ordered.recv() => agent.grant(job).await,
@@ -435,13 +436,10 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
                     memory::trim();
                 }
             }
-            _ = look.tick() => {
-                let has_targets = agent.hands.as_ref().is_some_and(|it| it.control.has_targets());
-                if has_targets {
-                    agent.work(|hands, _| {
-                        hands.control.refresh_targets(true, &mut *hands.reporter);
-                    }).await;
-                }
+            _ = look.tick(), if has_targets => {
+                agent.work(|hands, _| {
+                    hands.control.refresh_targets(true, &mut *hands.reporter);
+                }).await;
             }
             changed = watch.changed() => {
                 changed.map_err(Error::Events)?;
