@@ -666,8 +666,7 @@ impl Control {
 
     /// Whether somebody else has taken the dataplane off. A quick look.
     pub fn is_detached_outside(&self) -> bool {
-        self.has_attached_before()
-            && self.dataplane.as_ref().is_some_and(Dataplane::was_detached)
+        self.has_attached_before() && self.dataplane.as_ref().is_some_and(Dataplane::was_detached)
     }
 
     /// After `portsteer detach` without the agent's doing, the agent keeps its hands off until it is told to
