@@ -53,7 +53,9 @@ fn an_interface_that_comes_back_is_attached_again() {
             });
             assert_eq!(Stats::read(&site.host, INSTANCE).rule("closed"), counted + 1);
         }
-        assert!(tells(&agent, "uplink", "gone") && tells(&agent, "uplink", "attached"));
+        wait_until("the agent says so", || {
+            tells(&agent, "uplink", "gone") && tells(&agent, "uplink", "attached")
+        });
         assert_eq!(generation(&site), 1, "the policy is the same");
         agent.ask(&["status"]).expect(0, &["gone", "attached (native mode)"]);
     });
@@ -88,7 +90,7 @@ fn a_policy_waits_for_its_interfaces() {
         let wrong = agent.other_policy("wrong.toml", &policy(&["uplink", "latter"], 3000));
         agent
             .ask(&["apply", wrong.to_str().unwrap()])
-            .expect(2, &["there is no interface `latter`", "did you mean `later`?"]);
+            .expect(3, &["there is no interface `latter`", "did you mean `later`?"]);
         assert!(!is_open(&site, 2000));
     });
 }
@@ -138,7 +140,7 @@ fn rules_for_interfaces_hold_for_those_that_come_later() {
         wait_until("it is attached", || attached(&site.host).len() == 2);
         assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, false));
         assert_eq!(Stats::read(&site.host, INSTANCE).rule("on-uplink"), 1);
-        assert!(tells(&agent, "uplink", "attached"));
+        wait_until("the agent says so", || tells(&agent, "uplink", "attached"));
     });
 }
 
