@@ -78,7 +78,7 @@ impl Measured for Daemon {
         let mib = |kib: u64| kib as f64 / 1024.0;
         writeln!(
             text,
-            "  one rule: {:.1} MiB resident, {:.1} ms of processor time in {} s of doing nothing",
+            "  one rule: {:.1} MiB resident, {:.0} ms of processor time in {} s of doing nothing",
             mib(found.small_resident),
             found.idle,
             IDLE.as_secs()
@@ -207,16 +207,15 @@ fn time(site: &Site, agent: &Agent, arguments: &[&str], input: Option<&str>) -> 
     Ok(took.as_secs_f64() * 1e3)
 }
 
-/// How long an agent has kept processors busy, in milliseconds.
+/// How long an agent has kept processors busy, in milliseconds: threads that have ended included, which
+/// /proc/PID/task knows nothing of.
 fn processor_time(agent: &Agent) -> Result<f64> {
-    // Nanoseconds come first in a thread's schedstat (Documentation/scheduler/sched-stats.rst). The ticks in
-    // /proc/PID/stat count whoever happens to run when the clock ticks, as whoever wakes up by it does.
-    let mut sum = 0;
-    for thread in fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
-        let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
-        sum += stat.split_whitespace().next().ok_or("a line of schedstat")?.parse::<u64>()?;
-    }
-    Ok(sum as f64 / 1e6)
+    // Fields 14 and 15 (proc_pid_stat(5)), in hundredths of a second; their sum is by the scheduler's clock,
+    // not by who runs when the clock ticks (cputime_adjust in kernel/sched/cputime.c).
+    let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid()))?;
+    let (_, fields) = stat.rsplit_once(") ").ok_or("a line of stat")?;
+    let fields: Vec<&str> = fields.split(' ').collect();
+    Ok(10.0 * (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?))
 }
 
 /// A line of /proc/PID/status, in KiB.

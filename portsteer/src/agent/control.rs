@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
+
 use super::{
     Bundle, Error, LoadedPolicy, Reporter,
     bundle::{SetFile, lost_files},
@@ -26,7 +28,7 @@ use crate::{
     },
     policy::{
         self, Policy, SetId,
-        edit::{Edit, Edited, edit_text, not_in_set},
+        edit::{Edit, Edited, edit_set_file, edit_text, not_in_set},
         lint,
         set_edit::SetEdit,
     },
@@ -488,8 +490,8 @@ impl Control {
         }
         let plan = Plan::new(&desired, &request.edits)?;
         let mut record = desired.record.with_text(&plan.text);
-        for (file, edit) in &plan.files {
-            record = record.with_edit(file, edit.clone());
+        for change in &plan.files {
+            record = record.with_edit(&change.file, FileEdit::new(change.adds, &change.prefixes));
         }
         let changes_text = plan.text != *desired.text;
         let (policy, warnings) = match changes_text {
@@ -501,7 +503,7 @@ impl Control {
             }
         };
         // Content that is on disk stays there, and the edits beside it, unless they have become too many.
-        let is_long = |(file, _): &(String, FileEdit)| record.edited(file) > MAX_EDITED;
+        let is_long = |change: &FileChange| record.edited(&change.file) > MAX_EDITED;
         let whole = match (&desired.unkept, &self.store) {
             (Some(bundle), _) if bundle.files.len() == record.files.len() => Some(bundle.clone()),
             (None, Some(store)) if plan.files.iter().any(is_long) => {
@@ -941,7 +943,15 @@ impl Control {
 /// What edits come to.
 struct Plan {
     text: String,
-    files: Vec<(String, FileEdit)>,
+    files: Vec<FileChange>,
+}
+
+/// What becomes of a set's file.
+struct FileChange {
+    file: String,
+    /// Else they are removed.
+    adds: bool,
+    prefixes: Vec<IpNet>,
 }
 
 impl Plan {
@@ -956,7 +966,7 @@ impl Plan {
                         Edit::RemovePrefixes { prefixes, .. } => (false, prefixes.clone()),
                         _ => continue,
                     };
-                    plan.files.push((file, FileEdit { adds, prefixes }));
+                    plan.files.push(FileChange { file, adds, prefixes });
                 }
             }
         }
@@ -965,25 +975,22 @@ impl Plan {
 
     /// Changes what sets have from files.
     fn edit_sets(&self, policy: &mut Policy) -> Result<(), Error> {
-        for (file, edit) in &self.files {
+        for FileChange { file, adds, prefixes } in &self.files {
             let ids = (0..).map(SetId).take(policy.sets.len());
             let is_of = |id: &SetId| policy.set(*id).file.as_deref() == Some(file);
             let ids: Vec<SetId> = ids.filter(is_of).collect();
             let Some(&first) = ids.first() else { continue };
             let before = Arc::clone(&policy.set(first).prefixes);
-            let prefixes = edit.prefixes.clone();
             let (remove, add) =
-                if edit.adds { (Vec::new(), prefixes) } else { (prefixes, Vec::new()) };
+                if *adds { (Vec::new(), prefixes.clone()) } else { (prefixes.clone(), Vec::new()) };
             let edited = policy
                 .edit_set(first, &SetEdit { remove, add })
                 .map_err(|error| Error::Refused(Refusal::bad_input(error.to_string())))?;
-            let named: HashSet<_> = edit.prefixes.iter().copied().collect();
+            let named: HashSet<_> = prefixes.iter().copied().collect();
             let removed: HashSet<_> = edited.removed.iter().copied().collect();
-            if !edit.adds && removed.len() < named.len() {
+            if !adds && removed.len() < named.len() {
                 let name = &policy.set(first).name;
-                return Err(
-                    not_in_set(name, &edit.prefixes, &removed, before.iter().copied()).into()
-                );
+                return Err(not_in_set(name, prefixes, &removed, before.iter().copied()).into());
             }
             // What the others have is the same.
             let after = Arc::clone(&policy.set(first).prefixes);
@@ -1024,8 +1031,13 @@ impl Plan {
     fn edited(&self, mut bundle: Bundle) -> Result<Bundle, Error> {
         bundle.text.clone_from(&self.text);
         for SetFile { name, content } in &mut bundle.files {
-            for (_, edit) in self.files.iter().filter(|(file, _)| file == name) {
-                *content = edit.apply(content)?;
+            for change in self.files.iter().filter(|change| change.file == *name) {
+                let (set, prefixes) = (String::new(), change.prefixes.clone());
+                let edit = match change.adds {
+                    true => Edit::AddPrefixes { set, prefixes },
+                    false => Edit::RemovePrefixes { set, prefixes },
+                };
+                *content = edit_set_file(content, &edit)?;
             }
         }
         Ok(bundle)

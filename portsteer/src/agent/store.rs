@@ -17,6 +17,7 @@
 
 use std::{
     collections::HashSet,
+    fmt::Write as _,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::bundle::{Bundle, ContentHash, SetFile};
 use crate::{
     dataplane::Instance,
-    policy::edit::{Edit, EditError, edit_set_file},
+    policy::edit::{Edit, edit_set_file},
 };
 
 /// Where policies are kept, unless the agent is told otherwise.
@@ -94,23 +95,41 @@ pub struct FileRecord {
 #[serde(deny_unknown_fields)]
 pub struct FileEdit {
     /// Else they are removed.
-    pub adds: bool,
-    pub prefixes: Vec<IpNet>,
+    adds: bool,
+    /// With a space between: as one text, thousands are read and written in no time.
+    prefixes: String,
 }
 
 impl FileEdit {
-    /// The file's content with the change.
-    ///
-    /// # Errors
-    ///
-    /// What is to be removed is not there.
-    pub fn apply(&self, content: &[u8]) -> Result<Vec<u8>, EditError> {
-        let (set, prefixes) = (String::new(), self.prefixes.clone());
+    /// Puts prefixes in, or takes them out.
+    #[must_use]
+    pub fn new(adds: bool, prefixes: &[IpNet]) -> Self {
+        let mut text = String::new();
+        for prefix in prefixes {
+            let space = if text.is_empty() { "" } else { " " };
+            // A string takes whatever is written to it.
+            let _ = write!(text, "{space}{prefix}");
+        }
+        Self { adds, prefixes: text }
+    }
+
+    fn count(&self) -> usize {
+        self.prefixes.split_ascii_whitespace().count()
+    }
+
+    /// The file's content with the change. What is wrong is said in words.
+    fn apply(&self, content: &[u8]) -> Result<Vec<u8>, String> {
+        let prefixes = self.prefixes.split_ascii_whitespace().map(str::parse);
+        let prefixes: Vec<IpNet> = prefixes.collect::<Result<_, _>>().map_err(|error| {
+            let error: ipnet::AddrParseError = error;
+            format!("an edit: {error}")
+        })?;
+        let set = String::new();
         let edit = match self.adds {
             true => Edit::AddPrefixes { set, prefixes },
             false => Edit::RemovePrefixes { set, prefixes },
         };
-        edit_set_file(content, &edit)
+        edit_set_file(content, &edit).map_err(|error| error.to_string())
     }
 }
 
@@ -157,7 +176,7 @@ impl Record {
     #[must_use]
     pub fn edited(&self, file: &str) -> usize {
         let files = self.files.iter().filter(|known| known.name == file);
-        files.flat_map(|file| &file.edits).map(|edit| edit.prefixes.len()).sum()
+        files.flat_map(|file| &file.edits).map(FileEdit::count).sum()
     }
 
     fn with_id(mut self) -> Self {
@@ -248,7 +267,7 @@ impl Store {
             return Ok(());
         }
         if accepted.is_some() && !is_same {
-            self.copy(Which::Accepted, Which::Previous)?;
+            self.link(Which::Accepted, Which::Previous)?;
         }
         self.rename(Which::Pending, Which::Accepted)?;
         self.collect_garbage();
@@ -317,9 +336,9 @@ impl Store {
         }
         let mut content = content;
         for edit in &file.edits {
-            content = edit.apply(&content).map_err(|error| StoreError::Damaged {
+            content = edit.apply(&content).map_err(|detail| StoreError::Damaged {
                 path: self.content_path(&file.content),
-                detail: error.to_string(),
+                detail,
             })?;
         }
         Ok(SetFile { name: file.name.clone(), content })
@@ -397,12 +416,20 @@ impl Store {
             .map_err(|source| StoreError::Io { path: path.to_owned(), source })
     }
 
-    fn copy(&self, from: Which, to: Which) -> Result<(), StoreError> {
-        let path = self.path(from.file());
-        match read_whole(&path, MAX_RECORD_LEN)? {
-            Some(bytes) => write_whole(&self.path(to.file()), &bytes),
-            None => Ok(()),
-        }
+    /// Gives a file a second name, so that it is not lost when another takes its place. What a file holds never
+    /// changes.
+    fn link(&self, from: Which, to: Which) -> Result<(), StoreError> {
+        let (from, to) = (self.path(from.file()), self.path(to.file()));
+        let new = to.with_added_extension("new");
+        let link = || {
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            fs::hard_link(&from, &new)?;
+            fs::rename(&new, &to)
+        };
+        link().map_err(|source| StoreError::Io { path: to.clone(), source })
     }
 
     fn rename(&self, from: Which, to: Which) -> Result<(), StoreError> {
@@ -534,7 +561,7 @@ mod tests {
         let (_directory, store) = store();
         let before = bundle("text");
         let record = keep(&store, &before);
-        let edit = FileEdit { adds: true, prefixes: vec!["192.0.2.0/24".parse().unwrap()] };
+        let edit = FileEdit::new(true, &["192.0.2.0/24".parse().unwrap()]);
         let edited = record.with_edit("a.txt", edit);
         assert_ne!(edited.id, record.id);
         assert_eq!((edited.edited("a.txt"), edited.edited("b.txt")), (1, 0));

@@ -168,7 +168,8 @@ pub(super) struct Maps {
     policy_map: OwnedFd,
     policy: Mapping<PolicyBanks>,
     tables_map: OwnedFd,
-    tables: Mapping<Segment>,
+    /// How many segments they have.
+    segments: usize,
     small_tables_map: OwnedFd,
     small_tables: Mapping<SmallTables>,
     /// Where the tables are pinned.
@@ -193,8 +194,8 @@ impl Maps {
     pub(super) fn open(instance: &Instance) -> Result<Self, Error> {
         let (policy_map, _) = open(instance, POLICY, POLICY_SHAPE, None)?;
         let policy = Mapping::new(policy_map.as_fd()).map_err(Error::io("mapping the policy"))?;
-        let (tables_map, _) = open(instance, TABLES, tables_shape(1), Some(MAX_SEGMENTS as u32))?;
-        let tables = Mapping::new(tables_map.as_fd()).map_err(Error::io("mapping the tables"))?;
+        let (tables_map, shape) =
+            open(instance, TABLES, tables_shape(1), Some(MAX_SEGMENTS as u32))?;
         let (small_tables_map, _) = open(instance, SMALL_TABLES, SMALL_TABLES_SHAPE, None)?;
         let small_tables = Mapping::new(small_tables_map.as_fd())
             .map_err(Error::io("mapping the small tables"))?;
@@ -210,7 +211,7 @@ impl Maps {
             policy_map,
             policy,
             tables_map,
-            tables,
+            segments: shape.max_entries as usize,
             small_tables_map,
             small_tables,
             tables_pin: TABLES,
@@ -322,23 +323,25 @@ impl Maps {
         let active = self.active_segments();
         let count = compiled.segments();
         let half = active.len().max(count) + active.len().max(count) / 8 + 1;
-        let mut first = gap(&active, count, self.tables.count());
-        let is_too_large =
-            self.tables.count() > MIN_SEGMENTS.max(8 * half) && active.end <= 2 * half;
+        let mut first = gap(&active, count, self.segments);
+        let is_too_large = self.segments > MIN_SEGMENTS.max(8 * half) && active.end <= 2 * half;
         if first.is_none() || is_too_large {
             let segments = (active.end + half).max(2 * half).min(MAX_SEGMENTS);
-            self.replace_tables(segments as u32, &active)?;
+            self.replace_tables(segments, &active)?;
             first = gap(&active, count, segments);
         }
         let first =
             first.ok_or_else(|| Error::TablesFull { instance: self.instance.name().into() })?;
         let idle = (self.active_bank() + 1) % BANKS;
+        // Only these: mapping tens of MiB takes milliseconds.
+        let mut tables = Mapping::<Segment>::of(self.tables_map.as_fd(), first..first + count)
+            .map_err(Error::io("mapping the tables"))?;
         // SAFETY: the lock keeps other writers away, and programs read the active bank only and the
         // segments of its policy; those that read others have ended.
         let (image, segments) = unsafe {
             (
                 self.policy.part_mut(|policy| (&raw mut (*policy).banks).cast::<Image>().add(idle)),
-                self.tables.values_mut(first..first + count),
+                tables.values_mut(),
             )
         };
         compiled.write(image, segments, first);
@@ -353,21 +356,20 @@ impl Maps {
     }
 
     /// Makes other tables with a copy of what the policy in force needs.
-    fn replace_tables(&mut self, segments: u32, active: &Range<usize>) -> Result<(), Error> {
+    fn replace_tables(&mut self, segments: usize, active: &Range<usize>) -> Result<(), Error> {
         let making = || Error::io(format!("making tables of {} MiB", segments.div_ceil(16)));
         let pin = self.instance.pin(NEW_TABLES);
         match fs::remove_file(&pin) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(making()(error)),
             _ => {}
         }
-        let map = sys::map_create(TABLES, tables_shape(segments), None).map_err(making())?;
-        let mut tables = Mapping::<Segment>::new(map.as_fd()).map_err(making())?;
+        let map = sys::map_create(TABLES, tables_shape(segments as u32), None).map_err(making())?;
+        let mut new = Mapping::<Segment>::of(map.as_fd(), active.clone()).map_err(making())?;
+        let mut old = Mapping::of(self.tables_map.as_fd(), active.clone()).map_err(making())?;
         // SAFETY: no program knows of the new ones; the others only change under the lock.
-        let (new, old) =
-            unsafe { (tables.values_mut(active.clone()), self.tables.values_mut(active.clone())) };
-        new.copy_from_slice(old);
+        unsafe { new.values_mut().copy_from_slice(old.values_mut()) };
         sys::pin(map.as_fd(), &pin).map_err(making())?;
-        (self.tables_map, self.tables, self.tables_pin) = (map, tables, NEW_TABLES);
+        (self.tables_map, self.segments, self.tables_pin) = (map, segments, NEW_TABLES);
         Ok(())
     }
 

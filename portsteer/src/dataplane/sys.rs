@@ -7,6 +7,7 @@
 use std::{
     ffi::{CStr, CString},
     io, mem,
+    ops::Range,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -161,9 +162,11 @@ pub fn map_delete(fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
     }
 }
 
-/// The values of an array map that was made with `BPF_F_MMAPABLE`, mapped into memory.
+/// Values of an array map that was made with `BPF_F_MMAPABLE`, mapped into memory.
 pub struct Mapping<T: AnyBitPattern> {
+    /// Dangling where there are none.
     value: NonNull<T>,
+    /// In bytes.
     len: usize,
 }
 
@@ -171,13 +174,27 @@ impl<T: AnyBitPattern> Mapping<T> {
     /// Maps the values of `map`, each of which is a `T`.
     pub fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
         let shape = map_shape(map)?;
+        Self::of(map, 0..shape.max_entries as usize)
+    }
+
+    /// Maps some of the values. Where that is not all of them, values have to be whole pages.
+    pub fn of(map: BorrowedFd<'_>, which: Range<usize>) -> io::Result<Self> {
+        let shape = map_shape(map)?;
         // The kernel keeps values at multiples of eight bytes.
         let fits = size_of::<T>().is_multiple_of(8) || shape.max_entries == 1;
         if shape.value_size as usize != size_of::<T>() || !fits {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the value has another size"));
         }
-        // The kernel rounds the values up to whole pages, and so does mmap(2).
-        let len = size_of::<T>() * shape.max_entries as usize;
+        if which.start > which.end || which.end > shape.max_entries as usize {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "there are fewer values"));
+        }
+        if which.is_empty() {
+            return Ok(Self { value: NonNull::dangling(), len: 0 });
+        }
+        // The kernel rounds the values up to whole pages, and so does mmap(2); it refuses to begin elsewhere.
+        let len = size_of::<T>() * which.len();
+        let offset = libc::off_t::try_from(size_of::<T>() * which.start)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         // SAFETY: a new mapping, at an address of the kernel's choice.
         let address = unsafe {
             libc::mmap(
@@ -186,7 +203,7 @@ impl<T: AnyBitPattern> Mapping<T> {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 map.as_raw_fd(),
-                0,
+                offset,
             )
         };
         match NonNull::new(address.cast::<T>()) {
@@ -195,23 +212,16 @@ impl<T: AnyBitPattern> Mapping<T> {
         }
     }
 
-    /// How many values there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.len / size_of::<T>()
-    }
-
-    /// Some of the values, to be written to.
+    /// The values, to be written to.
     ///
     /// # Safety
     ///
     /// Nobody else writes to them while the reference lives, and no program reads them.
     #[must_use]
-    pub unsafe fn values_mut(&mut self, which: std::ops::Range<usize>) -> &mut [T] {
-        assert!(which.start <= which.end && which.end <= self.count());
-        // SAFETY: within the mapping and aligned, any bits are a value, and the caller vouches for
-        // there being no other reference.
-        unsafe { std::slice::from_raw_parts_mut(self.value.as_ptr().add(which.start), which.len()) }
+    pub unsafe fn values_mut(&mut self) -> &mut [T] {
+        // SAFETY: the whole mapping, which is aligned; any bits are a value, and the caller vouches for there
+        // being no other reference.
+        unsafe { std::slice::from_raw_parts_mut(self.value.as_ptr(), self.len / size_of::<T>()) }
     }
 
     /// A word of the first value, for access that others may make as well.
@@ -251,8 +261,10 @@ impl<T: AnyBitPattern> std::fmt::Debug for Mapping<T> {
 
 impl<T: AnyBitPattern> Drop for Mapping<T> {
     fn drop(&mut self) {
-        // SAFETY: the mapping that `new` has made, to which no reference is left.
-        unsafe { libc::munmap(self.value.as_ptr().cast(), self.len) };
+        if self.len > 0 {
+            // SAFETY: the mapping that `of` has made, to which no reference is left.
+            unsafe { libc::munmap(self.value.as_ptr().cast(), self.len) };
+        }
     }
 }
 
