@@ -105,7 +105,8 @@ fn what_somebody_else_has_switched_is_theirs() {
         neighbour.set_offload(Offload::TxVlan, false).expect("the offload can be switched");
         let agent = Agent::start(&house.host, INSTANCE, &House::policy("native"));
         assert!(house.is_switched(), "{}", agent.log());
-        house.street.right.set_offload(Offload::Gro, false).expect("it can be switched");
+        // The agent switches on again what its targets need, and may be quick enough for this to be an error.
+        let _ = house.street.right.set_offload(Offload::Gro, false);
         agent.end(libc::SIGINT);
         assert!(!is_on(neighbour, Offload::TxVlan), "it was off before");
         assert!(is_on(neighbour, Offload::TxChecksum));
