@@ -8,11 +8,18 @@ use std::{
 
 use portsteer_testkit::{
     agent::Agent,
+    flood::{assert_all_judged, under_flood},
     sandbox::sandbox,
     site::{Site, wait_until},
 };
 
 use crate::{INSTANCE, is_open, policy, status};
+
+/// Does something under the traffic that a site sees first, and sees every packet judged by the rule for it.
+fn flooded(site: &Site, body: impl FnOnce()) {
+    let ((), account) = under_flood(site, body);
+    assert_all_judged(site, INSTANCE, "flooded", account.received);
+}
 
 /// An agent whose state is on a small disk of its own.
 fn on_a_small_disk(site: &Site) -> (Agent, PathBuf) {
@@ -53,19 +60,22 @@ fn on_a_full_disk_policies_come_into_force_and_are_kept_once_there_is_room() {
         let site = Site::quiet();
         let (mut agent, disk) = on_a_small_disk(&site);
         let filling = fill(&disk);
-        let said = agent.apply(&policy(&["uplink"], 3000), &[]);
-        said.expect(0, &["in force", "it is not kept on disk"]);
-        assert!(agent.log().contains("No space left on device"), "{}", agent.log());
-        assert!(!is_open(&site, 3000));
-        let not_kept = status(&agent)["not_kept"].clone();
-        assert!(not_kept.as_str().is_some_and(|why| why.contains("No space left")), "{not_kept}");
-        // The next agent knows what is in force, and that it is not kept.
-        agent.kill();
-        agent.resume();
+        flooded(&site, || {
+            let said = agent.apply(&policy(&["uplink"], 3000), &[]);
+            said.expect(0, &["in force", "it is not kept on disk"]);
+            assert!(agent.log().contains("No space left on device"), "{}", agent.log());
+            let not_kept = status(&agent)["not_kept"].clone();
+            let is_told = not_kept.as_str().is_some_and(|why| why.contains("No space left"));
+            assert!(is_told, "{not_kept}");
+            // The next agent knows what is in force, and that it is not kept.
+            agent.kill();
+            agent.resume();
+            assert_eq!(agent.ask(&["show"]).stdout, policy(&["uplink"], 3000));
+            assert!(status(&agent)["not_kept"].is_string());
+            fs::remove_file(filling).unwrap();
+            wait_until("it is kept", || status(&agent)["not_kept"].is_null());
+        });
         assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
-        assert_eq!(agent.ask(&["show"]).stdout, policy(&["uplink"], 3000));
-        fs::remove_file(filling).unwrap();
-        wait_until("it is kept", || status(&agent)["not_kept"].is_null());
         agent.ask(&["rule", "remove", "closed"]).expect(0, &["in force"]);
         assert!(is_open(&site, 3000));
         agent.kill();
@@ -81,11 +91,13 @@ fn on_a_disk_that_may_not_be_written_to_policies_come_into_force() {
         let site = Site::quiet();
         let (mut agent, disk) = on_a_small_disk(&site);
         mount(&["-o", "remount,ro"], &disk);
-        let said = agent.apply(&policy(&["uplink"], 3000), &[]);
-        said.expect(0, &["in force", "it is not kept on disk"]);
-        assert!(agent.log().contains("Read-only file system"), "{}", agent.log());
-        agent.kill();
-        agent.resume();
+        flooded(&site, || {
+            let said = agent.apply(&policy(&["uplink"], 3000), &[]);
+            said.expect(0, &["in force", "it is not kept on disk"]);
+            assert!(agent.log().contains("Read-only file system"), "{}", agent.log());
+            agent.kill();
+            agent.resume();
+        });
         assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
         agent.apply(&policy(&["uplink"], 4000), &["--confirm", "1h"]);
         agent.ask(&["confirm"]).expect(0, &["confirmed"]);
@@ -121,17 +133,20 @@ fn whatever_is_damaged_the_policy_stays_in_force() {
                 fs::create_dir(&accepted).unwrap();
             },
         ];
-        for (number, damage) in damages.iter().enumerate() {
-            agent.kill();
-            damage();
-            agent.resume();
-            assert!(!is_open(&site, 2000), "damage {number}:\n{}", agent.log());
-            assert_eq!(agent.ask(&["show"]).stdout, policy(&["uplink"], 2000));
-            if number == 5 {
-                fs::remove_dir(&accepted).unwrap();
+        flooded(&site, || {
+            for (number, damage) in damages.iter().enumerate() {
+                agent.kill();
+                damage();
+                agent.resume();
+                let shown = agent.ask(&["show"]).stdout;
+                assert_eq!(shown, policy(&["uplink"], 2000), "damage {number}:\n{}", agent.log());
+                if number == 5 {
+                    fs::remove_dir(&accepted).unwrap();
+                }
+                wait_until("it is kept again", || status(&agent)["not_kept"].is_null());
             }
-            wait_until("it is kept again", || status(&agent)["not_kept"].is_null());
-        }
+        });
+        assert!(!is_open(&site, 2000));
         let damaged = agent.log().matches("is damaged").count();
         assert!(damaged >= 5, "{damaged}:\n{}", agent.log());
         // And as ever.
@@ -173,11 +188,12 @@ fn without_the_set_files_the_policy_stays_in_force_and_is_not_changed() {
         let file = agent.other_policy("sets.toml", &text);
         let file = file.to_str().unwrap();
         agent.ask(&["apply", file]).expect(0, &["in force"]);
-        assert!(!is_open(&site, 4000));
-        agent.kill();
-        fs::remove_dir_all(agent.state()).unwrap();
-        agent.resume();
-        assert!(agent.log().contains("set files is lost"), "{}", agent.log());
+        flooded(&site, || {
+            agent.kill();
+            fs::remove_dir_all(agent.state()).unwrap();
+            agent.resume();
+            assert!(agent.log().contains("set files is lost"), "{}", agent.log());
+        });
         assert_eq!((is_open(&site, 3000), is_open(&site, 4000)), (false, false));
         let refused = ["the content of the policy's set files is lost", "apply the policy again"];
         agent.ask(&["set", "add", "all", "192.0.2.1"]).expect(3, &refused);

@@ -124,11 +124,6 @@ fn of_two_agents_one_wins_and_the_other_says_who() {
             "/nowhere/at/all.sock",
         ];
         let who = format!("another agent (process {}) runs instance `main`", one.pid());
-        run(&site.host, &arguments).expect(3, &[&who]);
-        assert_eq!(status(&one)["state"], "in force");
-
-        // The same instance from two at once: whoever it is, one is left.
-        drop(one);
         let start = |name: &str| {
             Agent::launch(
                 &site.host,
@@ -137,12 +132,20 @@ fn of_two_agents_one_wins_and_the_other_says_who() {
                 &["--state-dir", state.to_str().unwrap(), "--socket", &format!("/tmp/{name}.sock")],
             )
         };
-        let mut both = [start("portsteer-test-one"), start("portsteer-test-two")];
         let in_force = |agent: &Agent| agent.log().contains("in force:");
         let lost = |agent: &Agent| agent.log().contains("another agent");
-        wait_until("one has won and one has lost", || {
-            both.iter().any(in_force) && both.iter().any(lost)
+        let (mut both, account) = under_flood(&site, || {
+            run(&site.host, &arguments).expect(3, &[&who]);
+            assert_eq!(status(&one)["state"], "in force");
+            // The same instance from two at once: whoever it is, one is left.
+            drop(one);
+            let both = [start("portsteer-test-one"), start("portsteer-test-two")];
+            wait_until("one has won and one has lost", || {
+                both.iter().any(in_force) && both.iter().any(lost)
+            });
+            both
         });
+        assert_all_judged(&site, INSTANCE, "flooded", account.received);
         assert!(!is_open(&site, 2000));
         both.iter_mut().for_each(Agent::kill);
         for name in ["one", "two"] {
