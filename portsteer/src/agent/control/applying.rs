@@ -1,0 +1,201 @@
+//! Puts policies in force, or on trial.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Control, Desired, Missing};
+use crate::{
+    agent::{
+        Bundle, Error, LoadedPolicy, Reporter,
+        loading::{load_own, understand},
+        store::Record,
+        way_in,
+    },
+    api::{ApplyAnswer, Attachment, How, RemovedRule},
+    compile::Interrupt,
+    dataplane::{Applied, AttachedMode, Change, Error as DataplaneError, Order},
+};
+
+impl Control {
+    /// Reads the policy file again.
+    pub fn reload(
+        &mut self,
+        path: &Path,
+        interrupt: &Interrupt,
+        reporter: &mut dyn Reporter,
+    ) -> Result<(), Error> {
+        // A pipe would keep the agent waiting for whoever writes to it.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            let source =
+                std::io::Error::other("it is not a regular file, and cannot be read again");
+            return Err(Error::Unreadable { path: path.to_owned(), source });
+        }
+        let loaded = load_own(path)?;
+        let how = How::default();
+        self.put_in_force(loaded, &how, Missing::Refused, interrupt, reporter).map(drop)
+    }
+
+    /// Puts a policy in force that came over the socket.
+    pub fn apply(
+        &mut self,
+        bundle: Bundle,
+        how: &How,
+        interrupt: &Interrupt,
+        reporter: &mut dyn Reporter,
+    ) -> Result<ApplyAnswer, Error> {
+        let loaded = understand(bundle)?;
+        self.put_in_force(loaded, how, Missing::Refused, interrupt, reporter)
+    }
+
+    pub(super) fn put_in_force(
+        &mut self,
+        loaded: LoadedPolicy,
+        how: &How,
+        missing: Missing,
+        interrupt: &Interrupt,
+        reporter: &mut dyn Reporter,
+    ) -> Result<ApplyAnswer, Error> {
+        let record = Record::of(&loaded.bundle);
+        let warnings = render_warnings(&loaded);
+        let next = Desired {
+            record,
+            text: loaded.bundle.text.as_str().into(),
+            policy: Arc::new(loaded.policy),
+            generation: 0,
+            is_whole: true,
+            unkept: Some(loaded.bundle),
+        };
+        self.swap(next, how, missing, warnings, interrupt, reporter)
+    }
+
+    /// Puts a policy in force that is made ready: kept first as the one to come, then in force, then accepted.
+    pub(super) fn swap(
+        &mut self,
+        mut next: Desired,
+        how: &How,
+        missing: Missing,
+        warnings: String,
+        interrupt: &Interrupt,
+        reporter: &mut dyn Reporter,
+    ) -> Result<ApplyAnswer, Error> {
+        self.refuse_while_on_trial()?;
+        if !how.force {
+            way_in::check(&next.policy, how.ssh_connection.as_deref(), &self.protected)?;
+        }
+        self.lock()?;
+        let mut bundle = next.unkept.take();
+        let staged = self.stage(&next.record, bundle.as_ref());
+        let trial = how.confirm_seconds.map(Duration::from_secs);
+        let order = Order {
+            policy: &next.policy,
+            path: &next.record.path,
+            text: &next.text,
+            id: &next.record.id,
+            trial,
+            waits: missing == Missing::WaitedFor,
+        };
+        let applied = match self.dataplane()?.apply(&order, interrupt) {
+            Ok(applied) => applied,
+            // All of them are missing.
+            Err(DataplaneError::NoInterface { targets, .. })
+                if missing == Missing::WaitedFor && targets.is_empty() && !self.is_attached() =>
+            {
+                let names = next.policy.interfaces.iter().map(|pattern| pattern.text.clone());
+                Applied { waiting: names.collect(), ..Applied::default() }
+            }
+            Err(error) => {
+                self.discard();
+                return Err(error.into());
+            }
+        };
+        next.generation = applied.generation;
+        self.waiting.clone_from(&applied.waiting);
+        self.was_detached = false;
+        if trial.is_some() {
+            self.trial_ends = trial.map(|time| Instant::now() + time);
+            self.before_trial = self.desired.take();
+            self.not_kept = Some("it is on trial".to_owned());
+        } else {
+            self.note_staged(staged, reporter);
+        }
+        if self.not_kept.is_none() {
+            bundle = None;
+        }
+        next.unkept = bundle;
+        let mut answer = answer(&next, &applied, trial, warnings, self.not_kept.is_none());
+        answer.notes.extend(waiting_notes(&applied.waiting));
+        reporter.applied(&answer);
+        self.history.add(None, &describe_swap(&answer));
+        self.desired = Some(next);
+        Ok(answer)
+    }
+}
+
+/// What is to be said of interfaces that do not exist.
+fn waiting_notes(waiting: &[String]) -> Vec<String> {
+    if waiting.is_empty() {
+        return Vec::new();
+    }
+    let links = crate::netlink::links().unwrap_or_default();
+    let existing: Vec<String> = links.into_iter().map(|link| link.name).collect();
+    let note = |name: &String| {
+        let error =
+            DataplaneError::UnknownInterface { name: name.clone(), existing: existing.clone() };
+        let hint = error.help().map_or_else(String::new, |help| format!("; {help}"));
+        format!("waiting for `{name}`, which does not exist{hint}")
+    };
+    waiting.iter().map(note).collect()
+}
+
+fn render_warnings(loaded: &LoadedPolicy) -> String {
+    crate::agent::render_diagnostics(&loaded.bundle.path, loaded.text(), &loaded.warnings)
+}
+
+fn describe_swap(answer: &ApplyAnswer) -> String {
+    match answer.trial_seconds {
+        Some(seconds) => format!("{} on trial for {seconds} s", answer.path),
+        None => format!("{} in force", answer.path),
+    }
+}
+
+pub(super) fn answer(
+    desired: &Desired,
+    applied: &Applied,
+    trial: Option<Duration>,
+    warnings: String,
+    kept: bool,
+) -> ApplyAnswer {
+    let attached = applied.attached.iter().map(|attached| Attachment {
+        name: attached.name.clone(),
+        mode: AttachedMode::name(attached.mode).to_owned(),
+        change: match attached.change {
+            Change::New => "new",
+            Change::Kept => "kept",
+            Change::Upgraded => "upgraded",
+        }
+        .to_owned(),
+        native_refused: attached.native_refused.clone(),
+    });
+    let removed = applied.removed.iter().map(|(name, counter)| RemovedRule {
+        name: name.clone(),
+        packets: counter.packets,
+        bytes: counter.bytes,
+    });
+    ApplyAnswer {
+        generation: desired.generation,
+        path: desired.record.path.clone(),
+        rules: desired.policy.rules.len(),
+        default: desired.policy.default.name().to_owned(),
+        trial_seconds: trial.map(|time| time.as_secs()),
+        attached: attached.collect(),
+        detached: applied.detached.clone(),
+        waiting: applied.waiting.clone(),
+        removed: removed.collect(),
+        warnings,
+        notes: applied.notes.clone(),
+        kept,
+    }
+}

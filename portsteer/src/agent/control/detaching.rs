@@ -1,0 +1,81 @@
+//! Takes the dataplane off, and notices when somebody else does.
+
+use super::Control;
+use crate::{
+    agent::{Error, Reporter},
+    api::DoneAnswer,
+    dataplane::{Dataplane, Error as DataplaneError},
+};
+
+impl Control {
+    /// Takes the dataplane off, until the next apply.
+    pub fn detach(&mut self, reporter: &mut dyn Reporter) -> Result<DoneAnswer, Error> {
+        let detached = match &self.dataplane {
+            Some(dataplane) => dataplane.detach(),
+            None => Err(DataplaneError::NotAttached(self.instance.name().to_owned())),
+        };
+        let detached = match detached {
+            Err(DataplaneError::NotAttached(_)) if self.desired.is_some() => Default::default(),
+            result => result?,
+        };
+        self.note_detached(reporter);
+        let text = match detached.interfaces.is_empty() {
+            true => "detached".to_owned(),
+            false => format!("detached from {}", detached.interfaces.join(", ")),
+        };
+        reporter.note(&format!("{text}; `portsteer apply` attaches again"));
+        self.history.add(None, "detached");
+        Ok(DoneAnswer { detached: detached.interfaces, notes: detached.notes })
+    }
+
+    fn note_detached(&mut self, reporter: &mut dyn Reporter) {
+        self.dataplane = None;
+        (self.desired, self.before_trial, self.trial_ends) = (None, None, None);
+        (self.was_detached, self.not_kept) = (true, None);
+        self.waiting.clear();
+        if let Some(store) = &self.store
+            && let Err(error) = store.note_detached()
+        {
+            reporter.note(&format!("that it is detached cannot be kept: {error}"));
+        }
+        self.discard();
+    }
+
+    /// Ends the agent's own dataplane.
+    pub fn take_off(&mut self) -> Result<Option<crate::dataplane::Detached>, Error> {
+        let Some(dataplane) = self.dataplane.take() else { return Ok(None) };
+        match dataplane.detach() {
+            Ok(detached) => Ok(Some(detached)),
+            Err(DataplaneError::NotAttached(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether somebody else has taken the dataplane off. A quick look.
+    pub fn is_detached_outside(&self) -> bool {
+        self.has_attached_before() && self.dataplane.as_ref().is_some_and(Dataplane::was_detached)
+    }
+
+    /// After `portsteer detach` without the agent's doing, the agent keeps its hands off until it is told to
+    /// apply again.
+    pub fn notice_detach(&mut self, reporter: &mut dyn Reporter) {
+        if !self.has_attached_before() {
+            return;
+        }
+        if let Some(dataplane) = self.dataplane.take_if(|dataplane| dataplane.was_detached()) {
+            reporter.note("detached from outside; SIGHUP or `portsteer apply` attaches again");
+            match dataplane.switch_back() {
+                Ok(notes) => notes.iter().for_each(|note| reporter.note(note)),
+                Err(error) => reporter.note(&format!("switching offloads back: {error}")),
+            }
+            drop(dataplane);
+            self.history.add(None, "detached from outside");
+            self.note_detached(reporter);
+        }
+    }
+
+    /// Whether the policy was ever on an interface: while it waits for its first one, no link is no sign.
+    pub(super) fn has_attached_before(&self) -> bool {
+        self.desired.as_ref().is_some_and(|desired| desired.generation != 0)
+    }
+}

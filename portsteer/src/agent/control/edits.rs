@@ -1,0 +1,192 @@
+//! Edits of the policy in force.
+
+use std::{collections::HashSet, sync::Arc};
+
+use ipnet::IpNet;
+
+use super::{Control, Desired, Missing};
+use crate::{
+    agent::{
+        Bundle, Error, Reporter,
+        bundle::{SetFile, lost_files},
+        loading::{check_len, host_facts, services},
+        store::{FileEdit, MAX_EDITED, Record},
+    },
+    api::{ApplyAnswer, EditRequest, Kind, Refusal},
+    compile::Interrupt,
+    policy::{
+        self, Policy, SetId,
+        edit::{Edit, Edited, edit_set_file, edit_text, not_in_set},
+        lint,
+        set_edit::SetEdit,
+    },
+};
+
+impl Control {
+    /// Makes edits of the policy in force, all or none.
+    pub fn edit(
+        &mut self,
+        request: &EditRequest,
+        interrupt: &Interrupt,
+        reporter: &mut dyn Reporter,
+    ) -> Result<ApplyAnswer, Error> {
+        let Some(desired) = self.desired.clone() else {
+            return Err(Error::Refused(Refusal::negative("nothing is in force")));
+        };
+        self.refuse_while_on_trial()?;
+        if !desired.is_whole {
+            let refusal = Refusal::refused("the content of the policy's set files is lost");
+            return Err(Error::Refused(refusal.help("apply the policy again from its file")));
+        }
+        let plan = Plan::new(&desired, &request.edits)?;
+        let mut record = desired.record.with_text(&plan.text);
+        for change in &plan.files {
+            record = record.with_edit(&change.file, FileEdit::new(change.adds, &change.prefixes));
+        }
+        let changes_text = plan.text != *desired.text;
+        let (policy, warnings) = match changes_text {
+            true => plan.read(&desired, &record.path)?,
+            false => {
+                let mut policy = (*desired.policy).clone();
+                plan.edit_sets(&mut policy)?;
+                (policy, String::new())
+            }
+        };
+        // Content that is on disk stays there, and the edits beside it, unless they have become too many.
+        let is_long = |change: &FileChange| record.edited(&change.file) > MAX_EDITED;
+        let whole = match (&desired.unkept, &self.store) {
+            (Some(bundle), _) if bundle.files.len() == record.files.len() => Some(bundle.clone()),
+            (None, Some(store)) if plan.files.iter().any(is_long) => {
+                Some(store.read_bundle(&desired.record)?)
+            }
+            _ => None,
+        };
+        let bundle = match whole {
+            Some(whole) => {
+                let whole = plan.edited(whole)?;
+                record = Record::of(&whole);
+                whole
+            }
+            None => Bundle::of_text(&*record.path, &*plan.text),
+        };
+        let next = Desired {
+            record,
+            text: plan.text.as_str().into(),
+            policy: Arc::new(policy),
+            generation: 0,
+            is_whole: true,
+            unkept: Some(bundle),
+        };
+        self.swap(next, &request.how, Missing::WaitedFor, warnings, interrupt, reporter)
+    }
+}
+
+/// What edits come to.
+struct Plan {
+    text: String,
+    files: Vec<FileChange>,
+}
+
+/// What becomes of a set's file.
+struct FileChange {
+    file: String,
+    /// Else they are removed.
+    adds: bool,
+    prefixes: Vec<IpNet>,
+}
+
+impl Plan {
+    pub(super) fn new(desired: &Desired, edits: &[Edit]) -> Result<Self, Error> {
+        let mut plan = Self { text: desired.text.to_string(), files: Vec::new() };
+        for edit in edits {
+            match edit_text(&plan.text, edit)? {
+                Edited::Text(text) => plan.text = text,
+                Edited::SetFile(file) => {
+                    let (adds, prefixes) = match edit {
+                        Edit::AddPrefixes { prefixes, .. } => (true, prefixes.clone()),
+                        Edit::RemovePrefixes { prefixes, .. } => (false, prefixes.clone()),
+                        _ => continue,
+                    };
+                    plan.files.push(FileChange { file, adds, prefixes });
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Changes what sets have from files.
+    fn edit_sets(&self, policy: &mut Policy) -> Result<(), Error> {
+        for FileChange { file, adds, prefixes } in &self.files {
+            let ids = (0..).map(SetId).take(policy.sets.len());
+            let is_of = |id: &SetId| policy.set(*id).file.as_deref() == Some(file);
+            let ids: Vec<SetId> = ids.filter(is_of).collect();
+            let Some(&first) = ids.first() else { continue };
+            let before = Arc::clone(&policy.set(first).prefixes);
+            let (remove, add) =
+                if *adds { (Vec::new(), prefixes.clone()) } else { (prefixes.clone(), Vec::new()) };
+            let edited = policy
+                .edit_set(first, &SetEdit { remove, add })
+                .map_err(|error| Error::Refused(Refusal::bad_input(error.to_string())))?;
+            let named: HashSet<_> = prefixes.iter().copied().collect();
+            let removed: HashSet<_> = edited.removed.iter().copied().collect();
+            if !adds && removed.len() < named.len() {
+                let name = &policy.set(first).name;
+                return Err(not_in_set(name, prefixes, &removed, before.iter().copied()).into());
+            }
+            // What the others have is the same.
+            let after = Arc::clone(&policy.set(first).prefixes);
+            for set in policy.sets.iter_mut().filter(|set| set.file.as_deref() == Some(file)) {
+                set.prefixes = Arc::clone(&after);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the changed text; what files have is known already.
+    fn read(&self, desired: &Desired, path: &str) -> Result<(Policy, String), Error> {
+        check_len(&self.text)?;
+        let parsed = policy::file::parse_with(&self.text, &services(), &mut lost_files);
+        let mut parsed = parsed.map_err(|diagnostics| Error::Policy {
+            path: path.into(),
+            text: self.text.clone(),
+            diagnostics,
+        })?;
+        for set in parsed.policy.sets.iter_mut().filter(|set| set.file.is_some()) {
+            let known = desired.policy.sets.iter().find(|known| known.file == set.file);
+            if let Some(known) = known {
+                set.prefixes = Arc::clone(&known.prefixes);
+            }
+        }
+        let mut policy = parsed.policy;
+        self.edit_sets(&mut policy)?;
+        let mut warnings = parsed.warnings;
+        const FEW: usize = 100_000;
+        if policy.sets.iter().map(|set| set.prefixes.len()).sum::<usize>() < FEW {
+            warnings.extend(lint::lint(&policy, &host_facts()));
+        }
+        let text = crate::agent::render_diagnostics(path, &self.text, &warnings);
+        Ok((policy, text))
+    }
+
+    /// The whole policy, as it is to be kept.
+    fn edited(&self, mut bundle: Bundle) -> Result<Bundle, Error> {
+        bundle.text.clone_from(&self.text);
+        for SetFile { name, content } in &mut bundle.files {
+            for change in self.files.iter().filter(|change| change.file == *name) {
+                let (set, prefixes) = (String::new(), change.prefixes.clone());
+                let edit = match change.adds {
+                    true => Edit::AddPrefixes { set, prefixes },
+                    false => Edit::RemovePrefixes { set, prefixes },
+                };
+                *content = edit_set_file(content, &edit)?;
+            }
+        }
+        Ok(bundle)
+    }
+}
+
+impl From<policy::edit::EditError> for Error {
+    fn from(error: policy::edit::EditError) -> Self {
+        Self::Refused(Refusal { kind: Kind::BadInput, ..Refusal::bad_input(error.to_string()) })
+    }
+}

@@ -1,0 +1,140 @@
+//! Follows the network: attaches interfaces that come, and tells what goes and changes.
+
+use super::{Control, Desired, applying::answer};
+use crate::{
+    agent::{Error, Reporter},
+    compile::Interrupt,
+    dataplane::{Error as DataplaneError, Order, Refreshed, Survey, TargetChange, TargetState},
+};
+
+impl Control {
+    /// Follows interfaces: attaches what comes, and tells what goes and changes.
+    pub fn follow_interfaces(&mut self, interrupt: &Interrupt, reporter: &mut dyn Reporter) {
+        if let Err(error) = self.try_to_follow(interrupt, reporter) {
+            self.complain(&error, reporter);
+        } else {
+            self.last_problem = None;
+        }
+        if let Some(store) = &self.store {
+            self.history.write(store);
+        }
+    }
+
+    fn try_to_follow(
+        &mut self,
+        interrupt: &Interrupt,
+        reporter: &mut dyn Reporter,
+    ) -> Result<(), Error> {
+        let Some(desired) = self.desired.clone() else { return Ok(()) };
+        if !self.has_attached_before() {
+            return self.try_to_begin(desired, interrupt, reporter);
+        }
+        let survey = match self.dataplane()?.survey(&desired.policy) {
+            // Detached a moment ago: the next look at that says so.
+            Err(DataplaneError::NotAttached(_)) => return Ok(()),
+            result => result?,
+        };
+        let Survey { gone, changed, missing, waiting } = survey;
+        for name in &gone {
+            self.history.add(Some(name), "gone");
+            reporter.note(&format!(
+                "{name} is gone from here, and the policy with it; it is attached again when it is back"
+            ));
+        }
+        for (name, what) in &changed {
+            self.history.add(Some(name), what);
+            reporter.note(&format!("{name} {what}"));
+        }
+        self.waiting = waiting;
+        // While a policy is on trial, nothing is attached that would have to be taken off again.
+        if missing.is_empty() || self.trial_ends.is_some() {
+            return Ok(());
+        }
+        let by_interface = desired.policy.rules.iter().any(|rule| !rule.interfaces.is_empty());
+        let applied = if by_interface && desired.is_whole {
+            // Which interface a rule means is compiled in.
+            let order = Order {
+                policy: &desired.policy,
+                path: &desired.record.path,
+                text: &desired.text,
+                id: &desired.record.id,
+                trial: None,
+                waits: true,
+            };
+            let applied = self.dataplane()?.apply(&order, interrupt)?;
+            if let Some(desired) = &mut self.desired {
+                desired.generation = applied.generation;
+            }
+            applied
+        } else {
+            self.dataplane()?.attach_missing(&desired.policy)?
+        };
+        self.waiting.clone_from(&applied.waiting);
+        for attached in applied.attached.iter().filter(|attached| missing.contains(&attached.name))
+        {
+            let what = format!("attached ({} mode)", attached.mode.name());
+            self.history.add(Some(&attached.name), &what);
+            reporter.note(&format!(
+                "attached to {} ({} mode)",
+                attached.name,
+                attached.mode.name()
+            ));
+        }
+        applied.notes.iter().for_each(|note| reporter.note(note));
+        Ok(())
+    }
+
+    /// A policy that waits for its first interface.
+    fn try_to_begin(
+        &mut self,
+        desired: Desired,
+        interrupt: &Interrupt,
+        reporter: &mut dyn Reporter,
+    ) -> Result<(), Error> {
+        let order = Order {
+            policy: &desired.policy,
+            path: &desired.record.path,
+            text: &desired.text,
+            id: &desired.record.id,
+            trial: None,
+            waits: true,
+        };
+        let applied = match self.lock()?.apply(&order, interrupt) {
+            Err(DataplaneError::NoInterface { .. }) => return Ok(()),
+            result => result?,
+        };
+        for attached in &applied.attached {
+            self.history.add(Some(&attached.name), "attached");
+        }
+        self.waiting.clone_from(&applied.waiting);
+        let mut desired = desired;
+        desired.generation = applied.generation;
+        let kept = self.not_kept.is_none();
+        reporter.applied(&answer(&desired, &applied, None, String::new(), kept));
+        self.desired = Some(desired);
+        Ok(())
+    }
+
+    /// Follows neighbours, CPUs and the interfaces of targets.
+    pub fn refresh_targets(&mut self, ask_again: bool, reporter: &mut dyn Reporter) {
+        let Some(dataplane) = &self.dataplane else { return };
+        match dataplane.refresh_targets(ask_again) {
+            Ok(Refreshed { changes, notes }) => {
+                notes.iter().for_each(|note| reporter.note(note));
+                for TargetChange { name, state } in changes {
+                    let hint = match state {
+                        TargetState::Refusing => {
+                            ": its interface takes no frames from native mode (of a veth pair, the \
+                             other end needs GRO on: `ethtool -K DEVICE gro on`)"
+                        }
+                        _ => "",
+                    };
+                    reporter.note(&format!("target `{name}` is {}{hint}", state.name()));
+                }
+            }
+            // Detached a moment ago: the next look at that says so.
+            Err(DataplaneError::NotAttached(_)) => {}
+            Err(error) => reporter.note(&format!("following the targets: {error}")),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Keeps policies on disk, or says that they are not kept.
+
+use super::Control;
+use crate::{
+    agent::{
+        Bundle, Error, LoadedPolicy, Reporter,
+        loading::understand,
+        store::{Record, StoreError, Which},
+    },
+    api::Refusal,
+};
+
+impl Control {
+    /// Tries again to keep what could not be kept.
+    pub fn keep_again(&mut self, reporter: &mut dyn Reporter) {
+        if self.not_kept.is_none() || self.trial_ends.is_some() {
+            return;
+        }
+        let Some(desired) = &mut self.desired else { return };
+        let Some(bundle) = desired.unkept.take() else { return };
+        let record = desired.record.clone();
+        self.keep_now(&record, &bundle, reporter);
+        if self.not_kept.is_some()
+            && let Some(desired) = &mut self.desired
+        {
+            desired.unkept = Some(bundle);
+        }
+    }
+
+    pub(super) fn keep_now(
+        &mut self,
+        record: &Record,
+        bundle: &Bundle,
+        reporter: &mut dyn Reporter,
+    ) {
+        let staged = self.stage(record, Some(bundle));
+        let before = self.not_kept.take();
+        if staged.is_err() && before.is_some() {
+            // That was said already.
+            self.not_kept = before;
+            return;
+        }
+        self.note_staged(staged, reporter);
+        if before.is_some() && self.not_kept.is_none() {
+            reporter.note("the policy in force is kept now");
+        }
+    }
+
+    pub(super) fn stage(&self, record: &Record, bundle: Option<&Bundle>) -> Result<(), StoreError> {
+        match (&self.store, bundle) {
+            (Some(store), Some(bundle)) => store.stage(record, bundle),
+            _ => Ok(()),
+        }
+    }
+
+    /// Accepts what was staged, or says that it could not be.
+    pub(super) fn note_staged(
+        &mut self,
+        staged: Result<(), StoreError>,
+        reporter: &mut dyn Reporter,
+    ) {
+        self.not_kept = None;
+        match staged {
+            Ok(()) => self.accept(reporter),
+            Err(error) => self.note_not_kept(&error, reporter),
+        }
+    }
+
+    pub(super) fn accept(&mut self, reporter: &mut dyn Reporter) {
+        let Some(store) = &self.store else { return };
+        store.note_applied();
+        if let Err(error) = store.accept() {
+            self.note_not_kept(&error, reporter);
+        }
+    }
+
+    fn note_not_kept(&mut self, error: &StoreError, reporter: &mut dyn Reporter) {
+        reporter.note(&format!(
+            "in force, but not kept: after a restart of the machine the policy before would be back: {error}"
+        ));
+        self.not_kept = Some(error.to_string());
+    }
+
+    /// Forgets what was staged.
+    pub(super) fn discard(&self) {
+        if let Some(store) = &self.store {
+            // The next agent forgets it as well, since it is not in force.
+            let _ = store.discard();
+        }
+    }
+
+    pub(super) fn kept(&self, which: Which) -> Result<Option<Record>, StoreError> {
+        self.store.as_ref().map_or(Ok(None), |store| store.read_record(which))
+    }
+
+    pub(super) fn kept_or_complain(
+        &mut self,
+        which: Which,
+        reporter: &mut dyn Reporter,
+    ) -> Option<Record> {
+        match self.kept(which) {
+            Ok(record) => record,
+            Err(error) => {
+                self.complain(&error.into(), reporter);
+                None
+            }
+        }
+    }
+
+    pub(super) fn load_kept(&self, record: &Record) -> Result<LoadedPolicy, Error> {
+        let Some(store) = &self.store else {
+            return Err(Error::Refused(Refusal::refused("nothing is kept")));
+        };
+        understand(store.read_bundle(record)?)
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(Refusal::refused(error.to_string()))
+    }
+}

@@ -1,0 +1,186 @@
+//! What the agent can do, one thing at a time: put policies in force, on trial or back, edit them, and follow
+//! the network. Everything here blocks; [`super::run`] gives it a thread.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    Bundle, Error, Reporter,
+    config::Protected,
+    history::History,
+    store::{Record, Store},
+};
+use crate::{
+    api::Refusal,
+    dataplane::{Concluded, Dataplane, Error as DataplaneError, Instance},
+    policy::Policy,
+};
+
+mod applying;
+mod detaching;
+mod edits;
+mod following;
+mod keeping;
+mod resuming;
+mod trials;
+
+/// A policy that is in force, or waits for its interfaces.
+#[derive(Debug, Clone)]
+pub struct Desired {
+    pub record: Record,
+    pub text: Arc<str>,
+    pub policy: Arc<Policy>,
+    pub generation: u64,
+    /// Whether the content of its sets is known. It is not where the state directory was lost: then the policy
+    /// stays in force, and cannot be compiled anew.
+    pub is_whole: bool,
+    /// What could not be kept, to be kept later.
+    unkept: Option<Bundle>,
+}
+
+/// What others may look at while something is done.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    pub desired: Option<Desired>,
+    pub is_attached: bool,
+    /// When the trial ends, and by which clock nobody sets.
+    pub trial_ends: Option<Instant>,
+    pub was_detached: bool,
+    pub waiting: Vec<String>,
+    pub not_kept: Option<String>,
+    pub problems: Vec<String>,
+}
+
+/// The agent's hands.
+#[derive(Debug)]
+pub struct Control {
+    instance: Instance,
+    dataplane: Option<Dataplane>,
+    desired: Option<Desired>,
+    /// What comes back when the trial is over.
+    before_trial: Option<Desired>,
+    trial_ends: Option<Instant>,
+    /// None where nothing is to be kept.
+    store: Option<Store>,
+    not_kept: Option<String>,
+    protected: Vec<Protected>,
+    waiting: Vec<String>,
+    was_detached: bool,
+    /// What was said last of what could not be done, so that it is said once.
+    last_problem: Option<String>,
+    pub history: History,
+}
+
+/// Whether interfaces have to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Refused,
+    WaitedFor,
+}
+
+impl Control {
+    pub fn new(instance: Instance, store: Option<Store>, protected: Vec<Protected>) -> Self {
+        let history = store.as_ref().map_or_else(History::default, History::read);
+        Self {
+            instance,
+            dataplane: None,
+            desired: None,
+            before_trial: None,
+            trial_ends: None,
+            store,
+            not_kept: None,
+            protected,
+            waiting: Vec::new(),
+            was_detached: false,
+            last_problem: None,
+            history,
+        }
+    }
+
+    /// What others may look at.
+    pub fn view(&self) -> View {
+        View {
+            desired: self.desired.clone(),
+            is_attached: self.is_attached(),
+            trial_ends: self.trial_ends,
+            was_detached: self.was_detached,
+            waiting: self.waiting.clone(),
+            not_kept: self.not_kept.clone(),
+            problems: self.last_problem.iter().cloned().collect(),
+        }
+    }
+
+    /// Whether any interface is attached.
+    pub fn is_attached(&self) -> bool {
+        self.dataplane.as_ref().is_some_and(|dataplane| !dataplane.is_idle())
+    }
+
+    /// When the trial ends.
+    pub fn trial_ends(&self) -> Option<Instant> {
+        self.trial_ends
+    }
+
+    /// Takes the instance's lock, unless this has it.
+    fn lock(&mut self) -> Result<&Dataplane, Error> {
+        // A lock on a directory that `portsteer detach` has removed keeps nobody out.
+        if self.dataplane.as_ref().is_some_and(|dataplane| !dataplane.holds_lock()) {
+            self.dataplane = None;
+        }
+        if self.dataplane.is_none() {
+            self.dataplane = Some(Dataplane::lock(self.instance.clone())?);
+        }
+        // Just made.
+        self.dataplane.as_ref().ok_or_else(|| Error::Refused(Refusal::refused("no lock")))
+    }
+
+    /// Gives an instance with nothing in it back without a trace.
+    pub fn abandon_idle(&mut self) {
+        if let Some(idle) = self.dataplane.take_if(|dataplane| dataplane.is_idle()) {
+            idle.abandon();
+        }
+    }
+
+    /// Takes the right to change the instance.
+    pub fn lock_instance(&mut self) -> Result<(), Error> {
+        self.lock().map(drop)
+    }
+
+    /// Whether the policy steers.
+    pub fn has_targets(&self) -> bool {
+        let has = |desired: &Option<Desired>| {
+            desired.as_ref().is_some_and(|desired| !desired.policy.targets.is_empty())
+        };
+        has(&self.desired) || has(&self.before_trial)
+    }
+
+    fn dataplane(&self) -> Result<&Dataplane, Error> {
+        let name = || self.instance.name().to_owned();
+        self.dataplane.as_ref().ok_or_else(|| DataplaneError::NotAttached(name()).into())
+    }
+
+    fn refuse_while_on_trial(&self) -> Result<(), Error> {
+        match self.trial_ends {
+            Some(ends) => Err(DataplaneError::OnTrial {
+                instance: self.instance.name().to_owned(),
+                left: ends.saturating_duration_since(Instant::now()),
+            }
+            .into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Says what is wrong, once.
+    fn complain(&mut self, error: &Error, reporter: &mut dyn Reporter) {
+        let text = error.to_refusal().message;
+        if self.last_problem.as_ref() != Some(&text) {
+            reporter.note(&text);
+            self.last_problem = Some(text);
+        }
+    }
+}
+
+fn report_concluded(concluded: &Concluded, reporter: &mut dyn Reporter) {
+    for name in &concluded.detached {
+        reporter.note(&format!("detached from {name}"));
+    }
+    concluded.notes.iter().for_each(|note| reporter.note(note));
+}
