@@ -29,6 +29,9 @@ pub mod state {
     pub const LAPSED: u32 = 2;
 }
 
+/// What the programs return where the kernel refuses: this, and the number of its error.
+pub const REFUSED: u32 = 1 << 16;
+
 /// The value of the map `trial`. The kernel hides its timer: it reads as zeroes, and writing leaves it alone.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]

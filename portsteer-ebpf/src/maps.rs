@@ -446,18 +446,25 @@ impl Timer {
         TRIAL.get_ptr_mut(0).map(Self)
     }
 
-    /// Starts it with the time that the map says. `false` if the kernel refuses.
+    /// Starts it with the time that the map says: 0, or less where the kernel refuses.
     #[inline(always)]
-    pub fn start(self) -> bool {
+    pub fn start(self) -> i64 {
         // CLOCK_BOOTTIME (include/uapi/linux/time.h).
         const CLOCK: u64 = 7;
-        // SAFETY: the map's own timer; that it was made before, by another trial, is no harm. The function's
-        // arguments are those that the kernel calls it with.
+        const EBUSY: i64 = 16;
+        // SAFETY: the map's own timer. The function's arguments are those that the kernel calls it with.
         unsafe {
             let timer = (&raw mut (*self.0).timer).cast();
-            bpf_timer_init(timer, (&raw const TRIAL).cast_mut().cast(), CLOCK);
-            bpf_timer_set_callback(timer, when_the_time_is_up as *mut c_void) == 0
-                && bpf_timer_start(timer, (&raw const (*self.0).trial.nanoseconds).read(), 0) == 0
+            let made = bpf_timer_init(timer, (&raw const TRIAL).cast_mut().cast(), CLOCK);
+            // That it was made before, by another trial, is no harm.
+            if made != 0 && made != -EBUSY {
+                return made;
+            }
+            let set = bpf_timer_set_callback(timer, when_the_time_is_up as *mut c_void);
+            if set != 0 {
+                return set;
+            }
+            bpf_timer_start(timer, (&raw const (*self.0).trial.nanoseconds).read(), 0)
         }
     }
 

@@ -7,14 +7,17 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
+use portsteer_common::trial::REFUSED;
+
 use crate::maps::Timer;
 
 /// Starts the timer for what the map `trial` says. XDP_PASS if it runs.
 #[xdp]
 pub fn start_trial(_: XdpContext) -> u32 {
-    match Timer::get() {
-        Some(timer) if timer.start() => XDP_PASS,
-        _ => XDP_ABORTED,
+    match Timer::get().map(Timer::start) {
+        Some(0) => XDP_PASS,
+        Some(error) => refused(error),
+        None => XDP_ABORTED,
     }
 }
 
@@ -24,6 +27,12 @@ pub fn end_trial(_: XdpContext) -> u32 {
     match Timer::get().map(Timer::cancel) {
         Some(1) => XDP_PASS,
         Some(0) => XDP_DROP,
-        _ => XDP_ABORTED,
+        Some(error) => refused(error),
+        None => XDP_ABORTED,
     }
+}
+
+/// How user space is told of a helper's error.
+fn refused(error: i64) -> u32 {
+    REFUSED + (-error) as u32
 }

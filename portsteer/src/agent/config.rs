@@ -114,7 +114,35 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, String> {
         let text =
             fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+        let config: Self =
+            toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        config.check().map_err(|why| format!("{}: {why}", path.display()))?;
+        Ok(config)
+    }
+
+    /// Whether what is said fits together. In words, what does not.
+    fn check(&self) -> Result<(), String> {
+        for (key, socket) in [("socket", &self.socket), ("monitor_socket", &self.monitor_socket)] {
+            if let Some(path) = socket
+                && !path.is_absolute()
+            {
+                let path = path.display();
+                return Err(format!("`{key}` has to be an absolute path, and is `{path}`"));
+            }
+        }
+        if self.monitor_socket.is_some() && self.monitor_socket == self.socket {
+            return Err("`socket` and `monitor_socket` are the same: they are two".to_owned());
+        }
+        let lone = match (&self.monitor_socket_group, &self.monitor_socket_mode) {
+            _ if self.monitor_socket.is_some() => None,
+            (Some(_), _) => Some("monitor_socket_group"),
+            (_, Some(_)) => Some("monitor_socket_mode"),
+            _ => None,
+        };
+        match lone {
+            Some(key) => Err(format!("`{key}` says nothing without `monitor_socket`")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -135,6 +163,24 @@ mod tests {
         let Protected::Packet(packet) = &config.protect[2] else { panic!("a packet") };
         assert_eq!(packet.dst_port, Some(9000));
         assert!(toml::from_str::<Config>("").unwrap().protect.is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, said) in [
+            ("socket = '/run/a'\nmonitor_socket = '/run/a'", "are the same"),
+            ("monitor_socket = ''", "an absolute path"),
+            ("socket = 'a.sock'", "an absolute path"),
+            ("monitor_socket_group = 'adm'", "nothing without `monitor_socket`"),
+            ("monitor_socket_mode = '0666'", "nothing without `monitor_socket`"),
+        ] {
+            fs::write(file.path(), text).unwrap();
+            let error = Config::read(file.path()).unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+        fs::write(file.path(), "monitor_socket = '/run/b'\nmonitor_socket_mode = '0666'").unwrap();
+        assert!(Config::read(file.path()).is_ok());
     }
 
     #[test]

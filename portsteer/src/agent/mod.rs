@@ -116,7 +116,9 @@ impl Error {
                 let kind = match error {
                     DataplaneError::Compile(CompileError::Interrupted) => Kind::Refused,
                     DataplaneError::Compile(_) => Kind::BadInput,
-                    DataplaneError::NotAttached(_) | DataplaneError::NoTrial => Kind::Negative,
+                    DataplaneError::NotAttached(_)
+                    | DataplaneError::NoTrial
+                    | DataplaneError::TrialOver => Kind::Negative,
                     _ => Kind::Refused,
                 };
                 let (message, help) = (error.to_string(), error.help());
@@ -332,6 +334,8 @@ impl Agent {
         // Whoever asked may be gone.
         let _ = reply.send(result);
         self.has_worked = true;
+        // Nobody waits for this.
+        self.work(|hands, _| hands.control.keep_history()).await;
     }
 
     fn trial_ends(&self) -> Option<Instant> {

@@ -466,10 +466,16 @@ fn boot_id() -> String {
 
 fn read_whole(path: &Path, most: u64) -> Result<Option<Vec<u8>>, StoreError> {
     let failed = |source| StoreError::Io { path: path.to_owned(), source };
-    let file = match File::open(path) {
+    // A pipe in its place would keep whoever opens it waiting.
+    let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = match open {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         result => result.map_err(failed)?,
     };
+    if !file.metadata().map_err(failed)?.is_file() {
+        let detail = "it is not a regular file".to_owned();
+        return Err(StoreError::Damaged { path: path.to_owned(), detail });
+    }
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > most {

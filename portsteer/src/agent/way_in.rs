@@ -206,8 +206,8 @@ fn refuse_if_cut(policy: &Policy, packet: &Described, what: &str) -> Result<(), 
     };
     let refusal = Refusal::refused(format!("the policy would cut {what}: {packet}: {by}"));
     Err(Error::Refused(refusal.help(
-        "let it through by a rule before that one, or apply the policy with --force; `portsteer explain \
-         --policy FILE` tells more",
+        "let it through by a rule before that one, or do it all the same with `--force`; `portsteer explain` \
+         tells more",
     )))
 }
 

@@ -13,7 +13,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::{BAD_INPUT, InstanceArgument, NEGATIVE, REFUSED, complain, print_error};
-use crate::api::{ErrorAnswer, Kind, MAX_REQUEST_LEN, Refusal, default_socket};
+use crate::{
+    api::{ErrorAnswer, Kind, MAX_REQUEST_LEN, Refusal, default_socket},
+    dataplane::Instance,
+};
 
 /// Which agent is meant.
 #[derive(Debug, Args)]
@@ -26,6 +29,18 @@ pub(super) struct AgentArgument {
 }
 
 impl AgentArgument {
+    /// How the same agent is named once more, with a space before; empty for the usual one.
+    pub fn again(&self) -> String {
+        let mut text = String::new();
+        if self.instance.instance.name() != Instance::DEFAULT {
+            text.push_str(&format!(" --instance {}", self.instance.instance.name()));
+        }
+        if let Some(socket) = &self.socket {
+            text.push_str(&format!(" --socket {}", socket.display()));
+        }
+        text
+    }
+
     /// The agent's socket.
     pub fn path(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| default_socket(&self.instance.instance))
@@ -130,6 +145,7 @@ async fn exchange(
         .await
         .map_err(|error| broken("talking to the agent", error))?;
     let connection = tokio::spawn(connection);
+    let changes = method != Method::GET;
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -142,7 +158,12 @@ async fn exchange(
         let status = response.status();
         Ok((status, response.into_body().collect().await?.to_bytes()))
     };
-    let answer = answer.await.map_err(|error| broken("the agent's answer", error));
+    let answer = answer.await.map_err(|error| match broken("the agent's answer", error) {
+        Failure::Broken(text) if changes => {
+            Failure::Broken(format!("{text}; `portsteer status` tells whether it took effect"))
+        }
+        failure => failure,
+    });
     connection.abort();
     answer
 }

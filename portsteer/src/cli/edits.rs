@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     agent::{self, PolicyFiles},
-    api::{ApplyAnswer, EditRequest, PolicyAnswer},
+    api::{ApplyAnswer, EditRequest, PolicyAnswer, RuleAnswer},
     policy::{
         self,
         edit::{
@@ -207,7 +207,9 @@ enum PortAction {
 
 fn action(text: &str) -> Result<RuleAction, String> {
     let words = text.replacen('=', " ", 1);
-    words.parse().map_err(|error: policy::edit::EditError| error.to_string())
+    words.parse().map_err(|error: policy::edit::EditError| {
+        error.to_string().replace("`steer NAME`", "`steer=TARGET`")
+    })
 }
 
 pub(super) fn rule(command: RuleCommand) -> u8 {
@@ -328,6 +330,10 @@ pub(super) fn port(options: PortOptions) -> u8 {
             RuleAction::Steer(target)
         }
     };
+    if let Some(list) = ports.iter().find(|port| port.contains(',')) {
+        complain(&format!("`{list}` is no port: separate ports by spaces"), None);
+        return BAD_INPUT;
+    }
     // A rule for each protocol, in the order in which they are named.
     let mut by_protocol: Vec<(String, Vec<String>)> = Vec::new();
     for port in &ports {
@@ -360,11 +366,11 @@ pub(super) fn port(options: PortOptions) -> u8 {
 }
 
 /// Has the agent make edits, and saves them if that is asked for.
-fn make(edits: Vec<Edit>, arguments: &EditArguments) -> u8 {
+fn make(mut edits: Vec<Edit>, arguments: &EditArguments) -> u8 {
     let client = Client::new(&arguments.agent);
     let how = arguments.how.how();
     if arguments.save.is_some() && how.confirm_seconds.is_some() {
-        let help = "save it once it is confirmed: the same edit with --save";
+        let help = "once it is confirmed, `portsteer show > FILE` writes what is in force, comments included";
         complain("a policy on trial is not for a file yet", Some(help));
         return BAD_INPUT;
     }
@@ -379,23 +385,77 @@ fn make(edits: Vec<Edit>, arguments: &EditArguments) -> u8 {
                     Err(failure) => return failure.show(),
                 },
             };
-            match Saving::prepare(&file, &edits) {
+            let lock = match lock(&file) {
+                Ok(lock) => lock,
+                Err(code) => return code,
+            };
+            let in_force = match client.get::<PolicyAnswer>("/v1/policy") {
+                Ok(answer) => answer,
+                Err(failure) => return failure.show(),
+            };
+            edits.iter_mut().for_each(|edit| name_rules(edit, &in_force.rules));
+            match Saving::prepare(&file, &edits, &in_force.rules, lock) {
                 Ok(saving) => Some(saving),
                 Err(code) => return code,
             }
         }
     };
     let answer = client.post::<ApplyAnswer>("/v1/edits", &EditRequest { edits, how });
-    let code = tell(answer, arguments.json, |answer| applied(answer, Warnings::AreNew));
+    let code =
+        tell(answer, arguments.json, |answer| applied(answer, Warnings::AreNew, &arguments.agent));
     match saving {
         Some(saving) if code == 0 => saving.finish(arguments.json),
         _ => code,
     }
 }
 
+/// Keeps others that save to the same directory waiting, so that none writes over what another has written.
+fn lock(file: &Path) -> Result<fs::File, u8> {
+    let open = || {
+        // Where a link leads, as that is what is replaced.
+        let path = fs::canonicalize(file)?;
+        let directory = fs::File::open(path.parent().unwrap_or(Path::new("/")))?;
+        directory.lock()?;
+        Ok(directory)
+    };
+    open().map_err(|error: io::Error| {
+        let message = format!("{} cannot be saved to: {error}", file.display());
+        complain(&message, Some("--save=FILE names another one"));
+        BAD_INPUT
+    })
+}
+
+/// The rules that an edit refers to.
+fn references(edit: &mut Edit) -> impl Iterator<Item = &mut RuleRef> {
+    let (rule, place) = match edit {
+        Edit::AddRule { place, .. } => (None, Some(place)),
+        Edit::RemoveRule { rule } => (Some(rule), None),
+        Edit::MoveRule { rule, place } => (Some(rule), Some(place)),
+        Edit::AddPrefixes { .. } | Edit::RemovePrefixes { .. } => (None, None),
+    };
+    let beside = place.and_then(|place| match place {
+        Place::Before(rule) | Place::After(rule) => Some(rule),
+        Place::First | Place::Last => None,
+    });
+    rule.into_iter().chain(beside)
+}
+
+/// Calls rules by their names: numbers are those of the policy in force, which the file may number otherwise.
+fn name_rules(edit: &mut Edit, in_force: &[RuleAnswer]) {
+    for rule in references(edit) {
+        if let RuleRef::Number(number) = rule
+            && let Some(name) = in_force.get(*number - 1).and_then(|rule| rule.name.clone())
+        {
+            *rule = RuleRef::Name(name);
+        }
+    }
+}
+
 /// Files as they are to be.
 struct Saving {
     files: Vec<Rewritten>,
+    /// Until all is written.
+    _lock: fs::File,
 }
 
 struct Rewritten {
@@ -411,7 +471,12 @@ impl Rewritten {
 }
 
 impl Saving {
-    fn prepare(path: &Path, edits: &[Edit]) -> Result<Self, u8> {
+    fn prepare(
+        path: &Path,
+        edits: &[Edit],
+        in_force: &[RuleAnswer],
+        lock: fs::File,
+    ) -> Result<Self, u8> {
         let bad = |message: String, help: Option<&str>| {
             complain(&message, help);
             BAD_INPUT
@@ -426,6 +491,7 @@ impl Saving {
         let mut policy = Rewritten::new(path, read(path)?);
         let mut text = String::from_utf8(policy.before.clone())
             .map_err(|_| bad(format!("{}: it is not UTF-8", path.display()), Some(help)))?;
+        check_numbers(path, &text, edits, in_force)?;
         let directory = path.parent().unwrap_or(Path::new(""));
         let mut files: Vec<Rewritten> = Vec::new();
         for edit in edits {
@@ -464,7 +530,7 @@ impl Saving {
         }
         policy.content = text.into_bytes();
         files.push(policy);
-        Ok(Self { files })
+        Ok(Self { files, _lock: lock })
     }
 
     fn finish(self, json: bool) -> u8 {
@@ -479,7 +545,9 @@ impl Saving {
             let replaced = fs::read(&path).and_then(is_as_it_was);
             if let Err(error) = replaced.and_then(|()| replace(&path, &content)) {
                 let message = format!("in force, but not saved: {}: {error}", path.display());
-                complain(&message, None);
+                let help = "`portsteer show` prints the policy in force, comments included, and `portsteer show \
+                            --set NAME` a set's addresses";
+                complain(&message, Some(help));
                 return REFUSED;
             }
             if !json {
@@ -488,6 +556,58 @@ impl Saving {
         }
         0
     }
+}
+
+/// Refuses edits of rules without a name that have another number, or another meaning, in the file.
+fn check_numbers(
+    path: &Path,
+    text: &str,
+    edits: &[Edit],
+    in_force: &[RuleAnswer],
+) -> Result<(), u8> {
+    let mut edits = edits.to_vec();
+    let numbers: Vec<usize> = edits
+        .iter_mut()
+        .flat_map(references)
+        .filter_map(|rule| match rule {
+            RuleRef::Number(number) => Some(*number),
+            RuleRef::Name(_) => None,
+        })
+        .collect();
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    let mut set_files = PolicyFiles::beside(path);
+    let parsed = policy::file::parse_with(text, &agent::services(), &mut set_files);
+    let policy = match parsed {
+        Ok(parsed) => parsed.policy,
+        Err(diagnostics) => {
+            show_diagnostics(path, text, &diagnostics);
+            return Err(BAD_INPUT);
+        }
+    };
+    for number in numbers {
+        // The agent is the one to say that there is no such rule.
+        let Some(known) = in_force.get(number - 1) else { continue };
+        let is_same = policy.rules.get(number - 1).is_some_and(|rule| {
+            rule.name == known.name
+                && policy.matches(rule) == known.matches
+                && policy.does(rule) == known.action
+        });
+        if !is_same {
+            let message = format!(
+                "{} cannot be saved to: its rule #{number} is not the one that is #{number} in force \
+                 ({}, {})",
+                path.display(),
+                known.matches,
+                known.action
+            );
+            let help = format!("`portsteer diff {}` shows what is different", path.display());
+            complain(&message, Some(&help));
+            return Err(BAD_INPUT);
+        }
+    }
+    Ok(())
 }
 
 /// Puts a whole new file in a file's place, with its owner and permissions.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Listing, NEGATIVE, REFUSED,
-    client::{Client, Failure},
+    client::{AgentArgument, Client, Failure},
     complain, fail, listings, print,
 };
 use crate::{
@@ -33,11 +33,11 @@ pub(super) fn status(listing: &Listing) -> u8 {
     let answer = client.get::<Answer>("/v1/status");
     let (status, agent) = match answer {
         Ok(Answer { dataplane, agent }) => (dataplane, Some(agent)),
-        // It was asked for by name.
-        Err(failure) if listing.agent.socket.is_some() => return failure.show(),
-        Err(Failure::NoAgent { .. }) => {
+        Err(failure @ Failure::NoAgent { .. }) => {
             match dataplane::read_status(&listing.agent.instance.instance) {
                 Ok(status) => (Some(status), None),
+                // It was asked for by name.
+                Err(_) if listing.agent.socket.is_some() => return failure.show(),
                 Err(error) => return fail(&error),
             }
         }
@@ -58,23 +58,39 @@ pub(super) fn status(listing: &Listing) -> u8 {
     };
     match &agent {
         Some(agent) => text.push_str(&format!("\n{}", listings::agent(agent))),
-        None => text.push_str("\nno agent runs: what is in force stays so, and follows nothing\n"),
+        None => text.push_str(&format!("\n{}\n", without_agent(&listing.agent))),
     }
     print(&text, code)
 }
 
+/// What there is to say where no agent answers.
+fn without_agent(agent: &AgentArgument) -> String {
+    let path = agent.path();
+    match agent.instance.instance.holder() {
+        Some(process) => format!(
+            "an agent runs (process {process}), but not at {}: it listens somewhere else (`--socket`), or, \
+             started with `--for` or `--ephemeral`, nowhere",
+            path.display()
+        ),
+        None => "no agent runs: what is in force stays so, and follows nothing".to_owned(),
+    }
+}
+
 pub(super) fn stats(listing: &Listing) -> u8 {
     let client = Client::new(&listing.agent);
+    let read = || dataplane::read_stats(&listing.agent.instance.instance);
+    let asked = || client.get::<Stats>("/v1/stats");
     let stats = match listing.agent.socket {
-        Some(_) => client.get::<Stats>("/v1/stats"),
-        None => match dataplane::read_stats(&listing.agent.instance.instance) {
+        Some(_) => match asked() {
+            Err(failure @ Failure::NoAgent { .. }) => read().map_err(|_| failure),
+            answer => answer,
+        },
+        None => match read() {
             Ok(stats) => Ok(stats),
-            Err(error @ DataplaneError::NotPermitted { .. }) => {
-                match client.get::<Stats>("/v1/stats") {
-                    Err(Failure::NoAgent { .. }) => return fail(&error),
-                    answer => answer,
-                }
-            }
+            Err(error @ DataplaneError::NotPermitted { .. }) => match asked() {
+                Err(Failure::NoAgent { .. }) => return fail(&error),
+                answer => answer,
+            },
             Err(error) => return fail(&error),
         },
     };

@@ -146,7 +146,7 @@ enum Command {
     },
     /// Show what was counted per rule, target, reason and interface. Needs no agent.
     ///
-    /// Exit code 1: nothing is attached.
+    /// Exit code 1: nothing is in force.
     Stats {
         #[command(flatten)]
         listing: Listing,
@@ -171,7 +171,8 @@ struct AgentOptions {
     resume: bool,
     /// Take the dataplane off after this time, such as 60s or 5m, or when the agent is ended
     /// before: the safety net for first tries. A number alone means seconds. Nothing is kept.
-    #[arg(long = "for", value_name = "TIME", value_parser = lifetime)]
+    /// It listens at no socket.
+    #[arg(long = "for", value_name = "TIME", value_parser = lifetime, conflicts_with = "socket")]
     lifetime: Option<Duration>,
     /// The agent's settings.
     #[arg(long, value_name = "FILE")]

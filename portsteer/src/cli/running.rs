@@ -68,7 +68,7 @@ pub(super) fn apply(options: &ApplyOptions) -> u8 {
     show_diagnostics(loaded.path(), loaded.text(), &loaded.warnings);
     let request = request(loaded, options.how.how());
     let answer = Client::new(&options.agent).put::<ApplyAnswer>("/v1/policy", &request);
-    tell(answer, options.json, |answer| applied(answer, Warnings::AreKnown))
+    tell(answer, options.json, |answer| applied(answer, Warnings::AreKnown, &options.agent))
 }
 
 /// Reads a policy; what is wrong with it is said.
@@ -101,7 +101,7 @@ pub(super) enum Warnings {
 }
 
 /// What was put in force, in words.
-pub(super) fn applied(answer: &ApplyAnswer, warnings: Warnings) -> String {
+pub(super) fn applied(answer: &ApplyAnswer, warnings: Warnings, agent: &AgentArgument) -> String {
     if warnings == Warnings::AreNew && !answer.warnings.is_empty() {
         print_error(&answer.warnings);
     }
@@ -110,7 +110,11 @@ pub(super) fn applied(answer: &ApplyAnswer, warnings: Warnings) -> String {
         let _ = writeln!(text, "{line}");
     }
     if answer.trial_seconds.is_some() {
-        text.push_str("`portsteer confirm` keeps it, `portsteer rollback` ends the trial\n");
+        let again = agent.again();
+        let _ = writeln!(
+            text,
+            "`portsteer confirm{again}` keeps it, `portsteer rollback{again}` ends the trial"
+        );
     } else if !answer.kept {
         text.push_str(
             "it is not kept on disk, and would be gone after a restart of the machine: `portsteer \
@@ -186,7 +190,7 @@ pub(super) fn rollback(options: &RollbackOptions) -> u8 {
     let answer = Client::new(&options.agent).post::<ApplyAnswer>("/v1/rollback", &how);
     tell(answer, options.json, |answer| match answer.generation {
         0 => format!("nothing is in force any more\n{}", rest(&answer.detached, &answer.notes)),
-        _ => applied(answer, Warnings::AreNew),
+        _ => applied(answer, Warnings::AreNew, &options.agent),
     })
 }
 

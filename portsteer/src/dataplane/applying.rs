@@ -13,7 +13,7 @@ use super::{
     check_namespace, describe_switched,
     detaching::{force_detach, remove_pin, remove_slot},
     following::Known,
-    interfaces,
+    interfaces::{self, Selected},
     manifest::{self, Context},
     maps::{self, Maps},
     object, pinned, read_manifest,
@@ -41,15 +41,26 @@ pub struct Order<'a> {
     pub id: &'a str,
     /// Put it on trial for this time, after which the policy before comes back by itself.
     pub trial: Option<Duration>,
-    /// Interfaces that the policy names and that do not exist are waited for; else they are an error.
-    pub waits: bool,
+    pub interfaces: Interfaces,
+}
+
+/// Which interfaces a policy is put in force on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interfaces {
+    /// Those that it names, all of which have to exist.
+    Required,
+    /// Those that it names and that exist; the others are waited for.
+    Awaited,
+    /// As [`Interfaces::Awaited`], and what is attached stays so, whatever it is called now: for a policy that
+    /// is for the same interfaces as the one before.
+    Kept,
 }
 
 impl<'a> Order<'a> {
     /// A policy for good, on interfaces that have to be there.
     #[must_use]
     pub const fn new(policy: &'a Policy, path: &'a str, text: &'a str) -> Self {
-        Self { policy, path, text, id: "", trial: None, waits: false }
+        Self { policy, path, text, id: "", trial: None, interfaces: Interfaces::Required }
     }
 }
 
@@ -123,16 +134,14 @@ impl Dataplane {
         self.refuse_trial()?;
         let policy = order.policy;
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
-        let selected =
-            interfaces::select(&policy.interfaces, &links, &policy.targets, order.waits)?;
-        let wanted = selected.links;
+        let Selected { links: wanted, waiting } = self.select(order, &links)?;
         let mut notes = targets::check(&self.instance, policy, &wanted, &links)?;
         self.remove_debris(&links)?;
         let mut begun = Begun::default();
         match self.apply_to(order, &wanted, &links, &mut begun, interrupt) {
             Ok(applied) => {
                 notes.extend(applied.notes);
-                Ok(Applied { notes, waiting: selected.waiting, ..applied })
+                Ok(Applied { notes, waiting, ..applied })
             }
             Err(error) => {
                 // Whatever was begun on an instance with no interface is debris now.
@@ -142,6 +151,28 @@ impl Dataplane {
                 Err(error)
             }
         }
+    }
+
+    /// The interfaces that a policy is to be on. There is at least one, unless all that it is on have gone.
+    fn select(&self, order: &Order<'_>, links: &[Link]) -> Result<Selected, Error> {
+        let policy = order.policy;
+        let waits = order.interfaces != Interfaces::Required;
+        let selected = interfaces::select(&policy.interfaces, links, &policy.targets, waits);
+        if order.interfaces != Interfaces::Kept || self.is_idle() {
+            return selected;
+        }
+        let mut selected = match selected {
+            Err(Error::NoInterface { .. }) => Selected::nothing(policy),
+            result => result?,
+        };
+        let attached = pinned(&self.instance, &Maps::open(&self.instance)?)?;
+        let is_chosen =
+            |link: &Link| selected.links.iter().any(|chosen| chosen.index == link.index);
+        let is_attached = |link: &Link| attached.iter().any(|pinned| pinned.ifindex == link.index);
+        let stay = links.iter().filter(|link| is_attached(link) && !is_chosen(link));
+        let stay: Vec<Link> = stay.cloned().collect();
+        selected.links.extend(stay);
+        Ok(selected)
     }
 
     fn apply_to(
@@ -202,10 +233,11 @@ impl Dataplane {
         let before = if running { maps.active_features() } else { 0 };
         let (idle, features) = maps.fill(&compiled)?;
         manifest.write(&self.instance, idle)?;
-        let unwanted: Vec<&Pinned> = pinned
-            .iter()
-            .filter(|pinned| !wanted.iter().any(|link| link.index == pinned.ifindex))
-            .collect();
+        // What has gone keeps the instance while nothing else does.
+        let is_unwanted = |pinned: &&Pinned| {
+            !wanted.is_empty() && !wanted.iter().any(|link| link.index == pinned.ifindex)
+        };
+        let unwanted: Vec<&Pinned> = pinned.iter().filter(is_unwanted).collect();
         if !running {
             // Before the first interface is attached: no packet meets the empty bank, and an agent
             // that is killed between two interfaces leaves a policy that is whole.

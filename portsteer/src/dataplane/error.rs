@@ -143,9 +143,14 @@ impl Error {
             }
             Self::NoNativeRedirect { interface, is_veth: true, .. } => format!(
                 "switch GRO on at the other end of `{interface}`, inside its namespace: `ethtool \
-                 -K DEVICE gro on`; or set mode = \"generic\""
+                 -K DEVICE gro on`; or set mode = \"generic\", for which interfaces that are attached in native \
+                 mode have to be detached first"
             ),
-            Self::NoNativeRedirect { .. } => "set mode = \"generic\"".to_owned(),
+            Self::NoNativeRedirect { .. } => {
+                "set mode = \"generic\", for which interfaces that are \
+                 attached in native mode have to be detached first"
+                    .to_owned()
+            }
             Self::MultiBuffer { attached, most, .. } => format!(
                 "lower its MTU (`ip link set dev {attached} mtu {most}`), or set mode = \"generic\""
             ),

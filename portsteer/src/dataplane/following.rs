@@ -169,8 +169,9 @@ impl Dataplane {
         // let go.
         let other = alone((maps.active_bank() + 1) % BANKS);
         let (unwanted, kept): (Vec<&Pinned>, Vec<&Pinned>) = attached.iter().partition(|pinned| {
-            pinned.record.features & ALONE == other
-                || pinned.record.generation < manifest.generation
+            // What has gone may be all that keeps the instance, and gets no other program.
+            let is_older = pinned.record.generation < manifest.generation && pinned.ifindex != 0;
+            pinned.record.features & ALONE == other || is_older
         });
         let slots: Vec<u32> = kept
             .iter()
@@ -218,10 +219,7 @@ impl Dataplane {
         let attached = pinned(&self.instance, &maps)?;
         check_namespace(&self.instance, &attached, &links)?;
         let is_attached = |link: &Link| attached.iter().any(|pinned| pinned.ifindex == link.index);
-        let (selected, waiting) = match self.selected(policy, &links)? {
-            Some(Selected { links, waiting }) => (links, waiting),
-            None => (Vec::new(), Vec::new()),
-        };
+        let Selected { links: selected, waiting } = self.selected(policy, &links)?;
         let mut wanted: Vec<Link> =
             links.iter().filter(|link| is_attached(link)).cloned().collect();
         wanted.extend(selected.into_iter().filter(|link| !is_attached(link)));
@@ -263,12 +261,11 @@ impl Dataplane {
         })
     }
 
-    /// What the policy's patterns name now; `None` if that is nothing.
-    fn selected(&self, policy: &Policy, links: &[Link]) -> Result<Option<Selected>, Error> {
+    /// What the policy's patterns name now.
+    fn selected(&self, policy: &Policy, links: &[Link]) -> Result<Selected, Error> {
         match interfaces::select(&policy.interfaces, links, &policy.targets, true) {
-            Ok(selected) => Ok(Some(selected)),
-            Err(Error::NoInterface { .. }) => Ok(None),
-            Err(error) => Err(error),
+            Err(Error::NoInterface { .. }) => Ok(Selected::nothing(policy)),
+            result => result,
         }
     }
 
@@ -306,17 +303,12 @@ impl Dataplane {
         let before = std::mem::replace(&mut applied.attached, present);
         let is_gone = |known: &Known| applied.attached.iter().all(|now| now.index != known.index);
         survey.gone = before.into_iter().filter(is_gone).map(|known| known.name).collect();
-        if let Some(selected) = self.selected(policy, &links)? {
-            let is_attached = |link: &&Link| {
-                pinned.iter().filter(is_here).any(|pinned| pinned.ifindex == link.index)
-            };
-            let missing = selected.links.iter().filter(|link| !is_attached(link));
-            survey.missing = missing.map(|link| link.name.clone()).collect();
-            survey.waiting = selected.waiting;
-        } else {
-            let names = policy.interfaces.iter().filter(|pattern| !pattern.is_glob);
-            survey.waiting = names.map(|pattern| pattern.text.clone()).collect();
-        }
+        let selected = self.selected(policy, &links)?;
+        let is_attached =
+            |link: &&Link| pinned.iter().filter(is_here).any(|pinned| pinned.ifindex == link.index);
+        let missing = selected.links.iter().filter(|link| !is_attached(link));
+        survey.missing = missing.map(|link| link.name.clone()).collect();
+        survey.waiting = selected.waiting;
         Ok(survey)
     }
 

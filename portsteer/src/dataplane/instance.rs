@@ -152,6 +152,13 @@ impl Instance {
         }
     }
 
+    /// The process that has the right to change the instance, where that can be seen.
+    #[must_use]
+    pub fn holder(&self) -> Option<u32> {
+        let metadata = fs::metadata(self.directory()).ok()?;
+        lock_holder(metadata.ino())
+    }
+
     /// Removes the directory, which must be empty, and that of all instances if this was the
     /// last.
     pub(super) fn remove_directory(&self) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use portsteer_common::INTERFACE_SLOTS;
 use super::{Error, slots::AttachedMode, sys};
 use crate::{
     netlink::Link,
-    policy::{InterfacePattern, Mode, Target, TargetKind},
+    policy::{InterfacePattern, Mode, Policy, Target, TargetKind},
 };
 
 /// ARPHRD_ETHER and ARPHRD_LOOPBACK (include/uapi/linux/if_arp.h): the kinds of device whose
@@ -22,10 +22,18 @@ const NATIVE_FLAG: u32 = 1 << 2;
 /// What the patterns of a policy name.
 #[derive(Debug)]
 pub(super) struct Selected {
-    /// At least one.
+    /// In the order of their indices.
     pub(super) links: Vec<Link>,
     /// The names of those that do not exist.
     pub(super) waiting: Vec<String>,
+}
+
+impl Selected {
+    /// Where none of those that a policy names exists.
+    pub(super) fn nothing(policy: &Policy) -> Self {
+        let names = policy.interfaces.iter().filter(|pattern| !pattern.is_glob);
+        Self { links: Vec::new(), waiting: names.map(|pattern| pattern.text.clone()).collect() }
+    }
 }
 
 /// The interfaces that the patterns name, in the kernel's order, each once. A glob means only

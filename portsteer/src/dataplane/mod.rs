@@ -38,7 +38,7 @@ pub mod sys;
 mod targets;
 mod trials;
 
-pub use applying::{Applied, Concluded, Order};
+pub use applying::{Applied, Concluded, Interfaces, Order};
 pub use detaching::{Detached, detach};
 pub use error::Error;
 pub use following::{Refreshed, Survey};

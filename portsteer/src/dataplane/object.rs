@@ -3,6 +3,7 @@
 
 use std::{
     ffi::CStr,
+    io,
     os::fd::{AsFd, OwnedFd},
 };
 
@@ -100,9 +101,9 @@ pub(super) fn start_trial(maps: &Maps, trial: Trial) -> Result<(), Error> {
     maps.set_trial(trial)?;
     match run_trial(&program)? {
         XDP_PASS => Ok(()),
-        _ => {
+        other => {
             maps.set_trial(Trial { state: trial::state::NONE, ..trial })?;
-            Err(Error::Load("the kernel refused to start the trial's timer".to_owned()))
+            Err(trial_error("start", other))
         }
     }
 }
@@ -112,8 +113,15 @@ pub(super) fn end_trial(maps: &Maps) -> Result<bool, Error> {
     match run_trial(&load_trial(maps, "end_trial")?)? {
         XDP_PASS => Ok(true),
         XDP_DROP => Ok(false),
-        _ => Err(Error::Load("the kernel refused to stop the trial's timer".to_owned())),
+        other => Err(trial_error("stop", other)),
     }
+}
+
+/// What the programs return that start and stop the timer, where that failed.
+fn trial_error(what: &str, returned: u32) -> Error {
+    let number = returned.saturating_sub(trial::REFUSED);
+    let source = io::Error::from_raw_os_error(i32::try_from(number).unwrap_or_default());
+    Error::io(format!("having the kernel {what} the trial's timer"))(source)
 }
 
 /// `XDP_DROP` and `XDP_PASS` (include/uapi/linux/bpf.h).

@@ -207,3 +207,34 @@ fn without_the_set_files_the_policy_stays_in_force_and_is_not_changed() {
         assert_eq!((is_open(&site, 3000), is_open(&site, 4000)), (true, false));
     });
 }
+
+/// What was in force a moment ago can be gone back to, whatever the disk has.
+#[test]
+fn without_a_disk_there_is_a_policy_to_go_back_to() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let (agent, disk) = on_a_small_disk(&site);
+        let with_set = policy(&["uplink"], 3000)
+            + "[sets.all]\nfile = \"all.txt\"\n\
+               [[rules]]\nname = \"all\"\nsrc = \"@all\"\nprotocol = \"udp\"\ndst_port = 4000\n\
+               action = \"drop\"\n";
+        let set = agent.other_policy("all.txt", "# theirs\n198.51.100.0/24\n192.0.2.0/24\n");
+        assert!(set.exists());
+        let filling = fill(&disk);
+        agent.apply(&with_set, &[]).expect(0, &["it is not kept on disk"]);
+        agent.ask(&["rollback"]).expect(0, &["in force"]);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+        agent.ask(&["rollback"]).expect(0, &["in force"]);
+        assert_eq!((is_open(&site, 3000), is_open(&site, 4000)), (false, false));
+        fs::remove_file(filling).unwrap();
+        wait_until("it is kept", || status(&agent)["not_kept"].is_null());
+
+        fs::remove_dir_all(agent.state()).unwrap();
+        agent.apply(&policy(&["uplink"], 2000), &[]);
+        agent.ask(&["rollback"]).expect(0, &["in force"]);
+        assert_eq!((is_open(&site, 3000), is_open(&site, 4000)), (false, false));
+        assert!(status(&agent)["not_kept"].is_null(), "{}", agent.log());
+        agent.ask(&["detach"]).expect(0, &[]);
+        agent.ask(&["rollback"]).expect(1, &["nothing is in force", "portsteer apply"]);
+    });
+}

@@ -223,3 +223,49 @@ fn an_interface_that_joins_a_bond_stays_attached() {
         assert_eq!(site.xdp(), program);
     });
 }
+
+/// What is edited is a policy for the same interfaces, whatever has become of them.
+#[test]
+fn a_policy_is_edited_whatever_became_of_its_interfaces() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink", "later"], 2000));
+        let add = |agent: &Agent, port: u16| {
+            let port = format!("{port}/udp");
+            agent.ask(&["port", "drop", &port]).expect(0, &["in force"]);
+        };
+        add(&agent, 2001);
+        agent.ask(&["rollback"]).expect(0, &["waiting for `later`", "in force: 2 rules"]);
+        add(&agent, 2001);
+
+        // Under another name.
+        let program = site.xdp();
+        ip(&site.host, &["link", "set", "dev", "uplink", "down"]);
+        ip(&site.host, &["link", "set", "dev", "uplink", "name", "wan0"]);
+        ip(&site.host, &["link", "set", "dev", "wan0", "up"]);
+        let links = || site.host.run(portsteer::netlink::links).unwrap();
+        let is_attached = || links().iter().any(|link| link.name == "wan0" && link.xdp.is_some());
+        add(&agent, 2002);
+        assert!(is_attached());
+        agent.ask(&["rollback"]).expect(0, &["still on wan0"]);
+        add(&agent, 2002);
+        ip(&site.host, &["link", "set", "dev", "wan0", "down"]);
+        ip(&site.host, &["link", "set", "dev", "wan0", "name", "uplink"]);
+        ip(&site.host, &["link", "set", "dev", "uplink", "up"]);
+        assert_eq!(site.xdp(), program);
+
+        // Gone, and edited by another agent too.
+        let Site { client, host, cable } = site;
+        cable.left.delete().unwrap();
+        add(&agent, 2003);
+        agent.kill();
+        agent.resume();
+        add(&agent, 2004);
+        agent.ask(&["rule", "list"]).expect(0, &["2001", "2002", "2003", "2004"]);
+        let site = recreate(client, host);
+        wait_until("it is attached", || site.xdp().is_some());
+        for port in 2000..2005 {
+            assert!(!is_open(&site, port), "{port}");
+        }
+    });
+}

@@ -183,10 +183,10 @@ fn json_is_what_the_socket_answers() {
         assert_eq!((fields(&edited), &edited["rules"]), (fields(&answered), &2.into()));
         assert_eq!(agent.ask_json(&["detach"]), json!({ "detached": ["uplink"], "notes": [] }));
         // Refusals are for people.
-        let refused = agent.ask(&["rollback", "--json", "--force"]);
-        assert_eq!(refused.code, Some(0), "{refused:?}");
-        let refused = agent.ask(&["confirm", "--json"]);
-        assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
+        for command in [&["rollback", "--json", "--force"][..], &["confirm", "--json"]] {
+            let refused = agent.ask(command);
+            assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""), "{refused:?}");
+        }
     });
 }
 
@@ -437,5 +437,26 @@ fn policies_are_applied_from_anywhere() {
         // Files that nobody has sent are not looked for where the agent is.
         let reply = ask(&agent, "PUT", "/v1/policy", Some(("", listed.as_bytes())));
         assert!(reply.refusal().1.contains("lists/bad.txt"), "{:?}", reply.refusal());
+    });
+}
+
+/// Whoever listens at no socket, or at another one, is not taken for nobody.
+#[test]
+fn an_agent_that_does_not_answer_is_not_denied() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::launch(&site.host, INSTANCE, &policy(), &["--for", "5m"]);
+        wait_until("it is in force", || agent.log().contains("in force:"));
+        let who = format!("an agent runs (process {})", agent.pid());
+        run(&site.host, &["status"]).expect(0, &["uplink", &who, "`--for`"]);
+        agent.kill();
+        run(&site.host, &["status"]).expect(0, &["uplink", "no agent runs"]);
+        let nowhere = ["--socket", "/nowhere/at/all.sock"];
+        for command in ["status", "stats"] {
+            run(&site.host, &[&[command][..], &nowhere].concat()).expect(0, &["uplink"]);
+        }
+        run(&site.host, &["detach"]).expect(0, &[]);
+        let outcome = run(&site.host, &[&["status"][..], &nowhere].concat());
+        outcome.expect(3, &["no agent answers at /nowhere/at/all.sock"]);
     });
 }

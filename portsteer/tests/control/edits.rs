@@ -544,3 +544,94 @@ fn edits_outlive_the_agent() {
         assert_dropped(&site, &agent, "kept", 2002);
     });
 }
+
+/// Numbers are those of the policy in force: in the file they may mean something else.
+#[test]
+fn what_has_another_number_in_the_file_is_not_mistaken() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let text = policy()
+            + "[[rules]]\nprotocol = \"udp\"\ndst_port = 2003\naction = \"drop\"\n"
+            + &rule("last", 2004, "drop");
+        let agent = Agent::serve(&site.host, INSTANCE, &text);
+        let read = || fs::read_to_string(agent.policy_path()).unwrap();
+        agent.ask(&["port", "drop", "2005/udp", "--name", "top"]).expect(0, &[]);
+        assert_eq!(rules(&agent), ["top", "blocked", "-", "last"]);
+        // By its name, #1 is not in the file; neither is it what the file has at the same place.
+        for edit in [&["rule", "remove", "1"][..], &["rule", "move", "1", "--last"]] {
+            let said = ["cannot be saved to", "there is no rule `top`"];
+            agent.ask(&[edit, &["--save"]].concat()).expect(2, &said);
+        }
+        // One without a name has only its number.
+        for edit in [
+            &["rule", "remove", "#3"][..],
+            &["rule", "add", "pass", "--dst-port", "2006", "--before", "3"],
+        ] {
+            let said = ["its rule #3 is not the one that is #3 in force", "udp dst_port 2003"];
+            agent.ask(&[edit, &["--save"]].concat()).expect(2, &said);
+        }
+        assert_eq!((rules(&agent).len(), read()), (4, text.clone()));
+        assert_in_force(&site, &agent);
+
+        // One with a name is meant wherever the file has it.
+        agent.ask(&["rule", "move", "4", "--before", "#2", "--save"]).expect(0, &["saved to"]);
+        assert_eq!(rules(&agent), ["top", "last", "blocked", "-"]);
+        assert!(read().find("\"last\"").unwrap() < read().find("\"blocked\"").unwrap());
+        agent.ask(&["rule", "remove", "top"]).expect(0, &[]);
+        agent.ask(&["rule", "remove", "3", "--save"]).expect(0, &["saved to"]);
+        assert_eq!(rules(&agent), ["last", "blocked"]);
+        agent.ask(&["diff", agent.policy_path().to_str().unwrap()]).expect(0, &[]);
+
+        // A number that is also a name is nobody's.
+        agent.ask(&["rule", "add", "drop", "--dst-port", "2007", "--name", "1"]).expect(0, &[]);
+        agent.ask(&["rule", "remove", "1"]).expect(2, &["is the name of rule #3", "`name=1`"]);
+        agent.ask(&["rule", "remove", "name=1"]).expect(0, &[]);
+        assert_eq!(rules(&agent), ["last", "blocked"]);
+    });
+}
+
+#[test]
+fn edits_that_are_saved_at_the_same_time_are_all_saved() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy());
+        let place = Place::new(&agent);
+        fs::write(place.path("p.toml"), policy_with_sets()).unwrap();
+        agent.ask(&["apply", &place.text("p.toml")]).expect(0, &[]);
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let agent = &agent;
+                scope.spawn(move || {
+                    let address = format!("198.51.100.{number}");
+                    agent.ask(&["set", "add", "kept", &address, "--save"]).expect(0, &["saved"]);
+                    let port = format!("{}/udp", 2100 + number);
+                    agent.ask(&["port", "drop", &port, "--save"]).expect(0, &["saved"]);
+                });
+            }
+        });
+        agent.ask(&["diff", &place.text("p.toml")]).expect(0, &["means the same"]);
+        assert_eq!(place.read("p.toml").matches("dst_port = 21").count(), 8);
+    });
+}
+
+#[test]
+fn an_edit_that_changes_nothing_is_no_step() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy());
+        let place = Place::new(&agent);
+        fs::write(place.path("p.toml"), policy_with_sets()).unwrap();
+        agent.ask(&["apply", &place.text("p.toml")]).expect(0, &[]);
+        let generation = agent.ask_json(&["show"])["generation"].clone();
+        for edit in [
+            &["set", "add", "kept", "2001:db8::/32"][..],
+            &["set", "add", "inline", "192.0.2.1"],
+            &["rule", "move", "1", "--first"],
+        ] {
+            agent.ask(edit).expect(0, &["nothing is changed"]);
+        }
+        assert_eq!(agent.ask_json(&["show"])["generation"], generation);
+        agent.ask(&["rollback"]).expect(0, &["in force"]);
+        assert_eq!(agent.ask(&["show"]).stdout, policy());
+    });
+}

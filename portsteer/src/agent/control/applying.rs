@@ -2,21 +2,19 @@
 
 use std::{
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Control, Desired, Missing};
+use super::{Control, Desired};
 use crate::{
     agent::{
         Bundle, Error, LoadedPolicy, Reporter,
         loading::{load_own, understand},
-        store::Record,
         way_in,
     },
     api::{ApplyAnswer, Attachment, How, RemovedRule},
     compile::Interrupt,
-    dataplane::{Applied, AttachedMode, Change, Error as DataplaneError, Order},
+    dataplane::{Applied, AttachedMode, Change, Error as DataplaneError, Interfaces, Order},
 };
 
 impl Control {
@@ -35,7 +33,7 @@ impl Control {
         }
         let loaded = load_own(path)?;
         let how = How::default();
-        self.put_in_force(loaded, &how, Missing::Refused, interrupt, reporter).map(drop)
+        self.put_in_force(loaded, &how, Interfaces::Required, interrupt, reporter).map(drop)
     }
 
     /// Puts a policy in force that came over the socket.
@@ -47,28 +45,20 @@ impl Control {
         reporter: &mut dyn Reporter,
     ) -> Result<ApplyAnswer, Error> {
         let loaded = understand(bundle)?;
-        self.put_in_force(loaded, how, Missing::Refused, interrupt, reporter)
+        self.put_in_force(loaded, how, Interfaces::Required, interrupt, reporter)
     }
 
     pub(super) fn put_in_force(
         &mut self,
         loaded: LoadedPolicy,
         how: &How,
-        missing: Missing,
+        interfaces: Interfaces,
         interrupt: &Interrupt,
         reporter: &mut dyn Reporter,
     ) -> Result<ApplyAnswer, Error> {
-        let record = Record::of(&loaded.bundle);
         let warnings = render_warnings(&loaded);
-        let next = Desired {
-            record,
-            text: loaded.bundle.text.as_str().into(),
-            policy: Arc::new(loaded.policy),
-            generation: 0,
-            is_whole: true,
-            unkept: Some(loaded.bundle),
-        };
-        self.swap(next, how, missing, warnings, interrupt, reporter)
+        let next = Desired::of(loaded);
+        self.swap(next, how, interfaces, warnings, interrupt, reporter)
     }
 
     /// Puts a policy in force that is made ready: kept first as the one to come, then in force, then accepted.
@@ -76,7 +66,7 @@ impl Control {
         &mut self,
         mut next: Desired,
         how: &How,
-        missing: Missing,
+        interfaces: Interfaces,
         warnings: String,
         interrupt: &Interrupt,
         reporter: &mut dyn Reporter,
@@ -95,13 +85,15 @@ impl Control {
             text: &next.text,
             id: &next.record.id,
             trial,
-            waits: missing == Missing::WaitedFor,
+            interfaces,
         };
         let applied = match self.dataplane()?.apply(&order, interrupt) {
             Ok(applied) => applied,
             // All of them are missing.
             Err(DataplaneError::NoInterface { targets, .. })
-                if missing == Missing::WaitedFor && targets.is_empty() && !self.is_attached() =>
+                if interfaces != Interfaces::Required
+                    && targets.is_empty()
+                    && !self.is_attached() =>
             {
                 let names = next.policy.interfaces.iter().map(|pattern| pattern.text.clone());
                 Applied { waiting: names.collect(), ..Applied::default() }
@@ -129,7 +121,10 @@ impl Control {
         answer.notes.extend(waiting_notes(&applied.waiting));
         reporter.applied(&answer);
         self.history.add(None, &describe_swap(&answer));
-        self.desired = Some(next);
+        let before = self.desired.replace(next);
+        if trial.is_none() {
+            self.note_previous(before);
+        }
         Ok(answer)
     }
 }

@@ -31,6 +31,7 @@ impl Control {
     fn note_detached(&mut self, reporter: &mut dyn Reporter) {
         self.dataplane = None;
         (self.desired, self.before_trial, self.trial_ends) = (None, None, None);
+        self.previous = None;
         (self.was_detached, self.not_kept) = (true, None);
         self.waiting.clear();
         if let Some(store) = &self.store
@@ -63,7 +64,8 @@ impl Control {
             return;
         }
         if let Some(dataplane) = self.dataplane.take_if(|dataplane| dataplane.was_detached()) {
-            reporter.note("detached from outside; SIGHUP or `portsteer apply` attaches again");
+            let how = if self.store.is_some() { "SIGHUP or `portsteer apply`" } else { "SIGHUP" };
+            reporter.note(&format!("detached from outside; {how} attaches again"));
             match dataplane.switch_back() {
                 Ok(notes) => notes.iter().for_each(|note| reporter.note(note)),
                 Err(error) => reporter.note(&format!("switching offloads back: {error}")),

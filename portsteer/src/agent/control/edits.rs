@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use ipnet::IpNet;
 
-use super::{Control, Desired, Missing};
+use super::{Control, Desired, applying::answer};
 use crate::{
     agent::{
         Bundle, Error, Reporter,
@@ -14,11 +14,12 @@ use crate::{
     },
     api::{ApplyAnswer, EditRequest, Kind, Refusal},
     compile::Interrupt,
+    dataplane::{Applied, Interfaces},
     policy::{
         self, Policy, SetId,
         edit::{Edit, Edited, edit_set_file, edit_text, not_in_set},
         lint,
-        set_edit::SetEdit,
+        set_edit::{SetEdit, SetEdited},
     },
 };
 
@@ -38,20 +39,27 @@ impl Control {
             let refusal = Refusal::refused("the content of the policy's set files is lost");
             return Err(Error::Refused(refusal.help("apply the policy again from its file")));
         }
-        let plan = Plan::new(&desired, &request.edits)?;
-        let mut record = desired.record.with_text(&plan.text);
-        for change in &plan.files {
-            record = record.with_edit(&change.file, FileEdit::new(change.adds, &change.prefixes));
-        }
+        let mut plan = Plan::new(&desired, &request.edits)?;
         let changes_text = plan.text != *desired.text;
         let (policy, warnings) = match changes_text {
-            true => plan.read(&desired, &record.path)?,
+            true => plan.read(&desired)?,
             false => {
                 let mut policy = (*desired.policy).clone();
                 plan.edit_sets(&mut policy)?;
                 (policy, String::new())
             }
         };
+        if !changes_text && plan.files.is_empty() {
+            // Nothing to go back from, either.
+            let kept = self.not_kept.is_none();
+            let mut answer = answer(&desired, &Applied::default(), None, warnings, kept);
+            answer.notes.push("nothing is changed: it is so already".to_owned());
+            return Ok(answer);
+        }
+        let mut record = desired.record.with_text(&plan.text);
+        for change in &plan.files {
+            record = record.with_edit(&change.file, FileEdit::new(change.adds, &change.prefixes));
+        }
         // Content that is on disk stays there, and the edits beside it, unless they have become too many.
         let is_long = |change: &FileChange| record.edited(&change.file) > MAX_EDITED;
         let whole = match (&desired.unkept, &self.store) {
@@ -77,9 +85,12 @@ impl Control {
             is_whole: true,
             unkept: Some(bundle),
         };
-        self.swap(next, &request.how, Missing::WaitedFor, warnings, interrupt, reporter)
+        self.swap(next, &request.how, Interfaces::Kept, warnings, interrupt, reporter)
     }
 }
+
+/// What the text with the edits is called: it is no file.
+const EDITED: &str = "the policy with this edit";
 
 /// What edits come to.
 struct Plan {
@@ -114,16 +125,17 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Changes what sets have from files.
-    fn edit_sets(&self, policy: &mut Policy) -> Result<(), Error> {
-        for FileChange { file, adds, prefixes } in &self.files {
+    /// Changes what sets have from files. Changes that change nothing are forgotten.
+    fn edit_sets(&mut self, policy: &mut Policy) -> Result<(), Error> {
+        let mut effective = Vec::new();
+        for FileChange { file, adds, prefixes } in std::mem::take(&mut self.files) {
             let ids = (0..).map(SetId).take(policy.sets.len());
-            let is_of = |id: &SetId| policy.set(*id).file.as_deref() == Some(file);
+            let is_of = |id: &SetId| policy.set(*id).file.as_ref() == Some(&file);
             let ids: Vec<SetId> = ids.filter(is_of).collect();
             let Some(&first) = ids.first() else { continue };
             let before = Arc::clone(&policy.set(first).prefixes);
             let (remove, add) =
-                if *adds { (Vec::new(), prefixes.clone()) } else { (prefixes.clone(), Vec::new()) };
+                if adds { (Vec::new(), prefixes.clone()) } else { (prefixes.clone(), Vec::new()) };
             let edited = policy
                 .edit_set(first, &SetEdit { remove, add })
                 .map_err(|error| Error::Refused(Refusal::bad_input(error.to_string())))?;
@@ -131,23 +143,27 @@ impl Plan {
             let removed: HashSet<_> = edited.removed.iter().copied().collect();
             if !adds && removed.len() < named.len() {
                 let name = &policy.set(first).name;
-                return Err(not_in_set(name, prefixes, &removed, before.iter().copied()).into());
+                return Err(not_in_set(name, &prefixes, &removed, before.iter().copied()).into());
             }
             // What the others have is the same.
             let after = Arc::clone(&policy.set(first).prefixes);
-            for set in policy.sets.iter_mut().filter(|set| set.file.as_deref() == Some(file)) {
+            for set in policy.sets.iter_mut().filter(|set| set.file.as_ref() == Some(&file)) {
                 set.prefixes = Arc::clone(&after);
             }
+            if edited != SetEdited::default() {
+                effective.push(FileChange { file, adds, prefixes });
+            }
         }
+        self.files = effective;
         Ok(())
     }
 
     /// Reads the changed text; what files have is known already.
-    fn read(&self, desired: &Desired, path: &str) -> Result<(Policy, String), Error> {
+    fn read(&mut self, desired: &Desired) -> Result<(Policy, String), Error> {
         check_len(&self.text)?;
         let parsed = policy::file::parse_with(&self.text, &services(), &mut lost_files);
         let mut parsed = parsed.map_err(|diagnostics| Error::Policy {
-            path: path.into(),
+            path: EDITED.into(),
             text: self.text.clone(),
             diagnostics,
         })?;
@@ -164,7 +180,7 @@ impl Plan {
         if policy.sets.iter().map(|set| set.prefixes.len()).sum::<usize>() < FEW {
             warnings.extend(lint::lint(&policy, &host_facts()));
         }
-        let text = crate::agent::render_diagnostics(path, &self.text, &warnings);
+        let text = crate::agent::render_diagnostics(EDITED, &self.text, &warnings);
         Ok((policy, text))
     }
 

@@ -4,7 +4,9 @@ use super::{Control, Desired, applying::answer};
 use crate::{
     agent::{Error, Reporter},
     compile::Interrupt,
-    dataplane::{Error as DataplaneError, Order, Refreshed, Survey, TargetChange, TargetState},
+    dataplane::{
+        Error as DataplaneError, Interfaces, Order, Refreshed, Survey, TargetChange, TargetState,
+    },
 };
 
 impl Control {
@@ -15,9 +17,7 @@ impl Control {
         } else {
             self.last_problem = None;
         }
-        if let Some(store) = &self.store {
-            self.history.write(store);
-        }
+        self.keep_history();
     }
 
     fn try_to_follow(
@@ -59,7 +59,7 @@ impl Control {
                 text: &desired.text,
                 id: &desired.record.id,
                 trial: None,
-                waits: true,
+                interfaces: Interfaces::Kept,
             };
             let applied = self.dataplane()?.apply(&order, interrupt)?;
             if let Some(desired) = &mut self.desired {
@@ -97,7 +97,7 @@ impl Control {
             text: &desired.text,
             id: &desired.record.id,
             trial: None,
-            waits: true,
+            interfaces: Interfaces::Awaited,
         };
         let applied = match self.lock()?.apply(&order, interrupt) {
             Err(DataplaneError::NoInterface { .. }) => return Ok(()),

@@ -11,6 +11,13 @@ use crate::{
 };
 
 impl Control {
+    /// Keeps the history, if there is news.
+    pub fn keep_history(&mut self) {
+        if let Some(store) = &self.store {
+            self.history.write(store);
+        }
+    }
+
     /// Tries again to keep what could not be kept.
     pub fn keep_again(&mut self, reporter: &mut dyn Reporter) {
         if self.not_kept.is_none() || self.trial_ends.is_some() {

@@ -4,7 +4,8 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    Bundle, Error, Reporter,
+    Bundle, Error, LoadedPolicy, Reporter,
+    bundle::SetFile,
     config::Protected,
     history::History,
     store::{Record, Store},
@@ -37,6 +38,44 @@ pub struct Desired {
     unkept: Option<Bundle>,
 }
 
+impl Desired {
+    /// A policy that is to be put in force.
+    fn of(loaded: LoadedPolicy) -> Self {
+        Self {
+            record: Record::of(&loaded.bundle),
+            text: loaded.bundle.text.as_str().into(),
+            policy: Arc::new(loaded.policy),
+            generation: 0,
+            is_whole: true,
+            unkept: Some(loaded.bundle),
+        }
+    }
+
+    /// The same policy, with all that it takes to keep it: the content of set files is made from the sets.
+    fn to_keep(&self) -> Self {
+        let content = |name: &str| {
+            let set = self.policy.sets.iter().find(|set| set.file.as_deref() == Some(name));
+            let prefixes = set.map_or(&[][..], |set| &set.prefixes[..]);
+            prefixes.iter().map(|prefix| format!("{prefix}\n")).collect::<String>().into_bytes()
+        };
+        let bundle = match &self.unkept {
+            Some(bundle) if bundle.files.len() == self.record.files.len() => bundle.clone(),
+            _ => Bundle {
+                path: self.record.path.clone(),
+                text: self.text.to_string(),
+                files: self
+                    .record
+                    .files
+                    .iter()
+                    .map(|file| SetFile { name: file.name.clone(), content: content(&file.name) })
+                    .collect(),
+            },
+        };
+        let record = Record::of(&bundle);
+        Self { record, generation: 0, unkept: Some(bundle), ..self.clone() }
+    }
+}
+
 /// What others may look at while something is done.
 #[derive(Debug, Clone, Default)]
 pub struct View {
@@ -58,6 +97,8 @@ pub struct Control {
     desired: Option<Desired>,
     /// What comes back when the trial is over.
     before_trial: Option<Desired>,
+    /// What was in force before, for `portsteer rollback` where the disk does not have it.
+    previous: Option<Desired>,
     trial_ends: Option<Instant>,
     /// None where nothing is to be kept.
     store: Option<Store>,
@@ -70,13 +111,6 @@ pub struct Control {
     pub history: History,
 }
 
-/// Whether interfaces have to be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Missing {
-    Refused,
-    WaitedFor,
-}
-
 impl Control {
     pub fn new(instance: Instance, store: Option<Store>, protected: Vec<Protected>) -> Self {
         let history = store.as_ref().map_or_else(History::default, History::read);
@@ -85,6 +119,7 @@ impl Control {
             dataplane: None,
             desired: None,
             before_trial: None,
+            previous: None,
             trial_ends: None,
             store,
             not_kept: None,

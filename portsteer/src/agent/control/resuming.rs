@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Control, Desired, Missing, report_concluded};
+use super::{Control, Desired, report_concluded};
 use crate::{
     agent::{
         Bundle, Error, LoadedPolicy, Reporter,
@@ -16,7 +16,7 @@ use crate::{
     },
     api::How,
     compile::Interrupt,
-    dataplane::{Error as DataplaneError, Manifest, TrialState},
+    dataplane::{Error as DataplaneError, Interfaces, Manifest, TrialState},
     policy::{self, Policy},
 };
 
@@ -36,7 +36,7 @@ impl Control {
             self.discard();
             reporter.note("a trial that was under way is over");
         }
-        self.put_in_force(loaded, &How::default(), Missing::WaitedFor, interrupt, reporter)
+        self.put_in_force(loaded, &How::default(), Interfaces::Awaited, interrupt, reporter)
             .map(drop)
     }
 
@@ -75,7 +75,7 @@ impl Control {
                 Ok(loaded) => {
                     // It was accepted before, by whoever forced it if it had to be.
                     let how = How { force: true, ..How::default() };
-                    self.put_in_force(loaded, &how, Missing::WaitedFor, interrupt, reporter)?;
+                    self.put_in_force(loaded, &how, Interfaces::Awaited, interrupt, reporter)?;
                     return Ok(());
                 }
                 Err(error) => self.complain(&error, reporter),

@@ -5,12 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Control, Missing, applying::answer, report_concluded};
+use super::{Control, Desired, applying::answer, report_concluded};
 use crate::{
-    agent::{Error, Reporter, store::Which},
+    agent::{
+        Error, Reporter,
+        store::{Record, Which},
+    },
     api::{ApplyAnswer, DoneAnswer, How, Refusal},
     compile::Interrupt,
-    dataplane::{Applied, Concluded, Error as DataplaneError, TrialState},
+    dataplane::{Applied, Concluded, Error as DataplaneError, Interfaces, TrialState},
+    policy::Policy,
 };
 
 impl Control {
@@ -22,7 +26,8 @@ impl Control {
         match self.dataplane()?.confirm(&desired.policy) {
             Ok(concluded) => {
                 self.trial_ends = None;
-                self.before_trial = None;
+                let before = self.before_trial.take();
+                self.note_previous(before);
                 let staged = match &desired.unkept {
                     // Staged once before, unless that failed.
                     Some(bundle) => self.stage(&desired.record, Some(bundle)),
@@ -100,11 +105,58 @@ impl Control {
             (answer.detached, answer.notes) = (done.detached, done.notes);
             return Ok(answer);
         }
-        let record = self.kept(Which::Previous)?;
-        let record = record
-            .ok_or_else(|| Error::Refused(Refusal::negative("there is no policy to go back to")))?;
-        let loaded = self.load_kept(&record)?;
-        self.put_in_force(loaded, how, Missing::Refused, interrupt, reporter)
+        let Some(desired) = &self.desired else {
+            let refusal = Refusal::negative("nothing is in force to go back from");
+            let help = "`portsteer apply FILE` puts a policy in force";
+            return Err(Error::Refused(refusal.help(help)));
+        };
+        let patterns = |policy: &Policy| -> Vec<String> {
+            policy.interfaces.iter().map(|pattern| pattern.text.clone()).collect()
+        };
+        let now = patterns(&desired.policy);
+        let previous = self.find_previous()?;
+        let interfaces = match patterns(&previous.policy) == now {
+            true => Interfaces::Kept,
+            false => Interfaces::Awaited,
+        };
+        self.swap(previous, how, interfaces, String::new(), interrupt, reporter)
+    }
+
+    /// Remembers what was in force before.
+    pub(super) fn note_previous(&mut self, before: Option<Desired>) {
+        let is_other = |before: &Desired| {
+            self.desired.as_ref().is_none_or(|now| now.record.id != before.record.id)
+        };
+        // The same policy once more is no step.
+        if let Some(before) = before.filter(is_other) {
+            self.previous = Some(before);
+        }
+    }
+
+    /// The policy to go back to.
+    fn find_previous(&self) -> Result<Desired, Error> {
+        // What is not kept has not made the one before the previous one.
+        let which = if self.not_kept.is_some() { Which::Accepted } else { Which::Previous };
+        let is_other = |record: &Record| {
+            self.desired.as_ref().is_none_or(|desired| desired.record.id != record.id)
+        };
+        let kept = match self.kept(which) {
+            Ok(Some(record)) if is_other(&record) => self.load_kept(&record).map(Some),
+            Ok(_) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        match (kept, &self.previous) {
+            (Ok(Some(loaded)), _) => Ok(Desired::of(loaded)),
+            (_, Some(previous)) if previous.is_whole => Ok(previous.to_keep()),
+            (Err(error), _) => Err(error),
+            (Ok(None), _) => {
+                let refusal = Refusal::negative("there is no policy to go back to");
+                Err(Error::Refused(match &self.not_kept {
+                    Some(why) => refusal.help(format!("policies are not kept on disk: {why}")),
+                    None => refusal,
+                }))
+            }
+        }
     }
 }
 

@@ -27,6 +27,12 @@ pub enum EditError {
     /// No rule is called so, or there are not so many.
     #[error("there is no rule {}: {hint}", shown(.rule))]
     NoRule { rule: RuleRef, hint: String },
+    /// A number of one rule that is the name of another, the one at `number`.
+    #[error(
+        "{} may be a rule's number, and is the name of rule #{number}: `name={name}` means that one",
+        quote(.name)
+    )]
+    AmbiguousRef { name: String, number: usize },
     /// The rule at `number` has the name that is asked for.
     #[error(
         "rule #{number} is named {} already: choose another name, or remove that rule first",

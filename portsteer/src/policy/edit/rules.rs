@@ -182,6 +182,11 @@ impl Rules {
                 ),
             },
             RuleRef::Number(number) => {
+                for name in [number.to_string(), format!("#{number}")] {
+                    if let Some(index) = self.by_name(&name).filter(|index| index + 1 != *number) {
+                        return Err(EditError::AmbiguousRef { name, number: index + 1 });
+                    }
+                }
                 let rules = if count == 1 { "rule" } else { "rules" };
                 let count_text = if count == 0 { "no".to_owned() } else { count.to_string() };
                 let index = number.checked_sub(1).filter(|&index| index < count);

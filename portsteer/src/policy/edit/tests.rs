@@ -301,7 +301,10 @@ fn errors() {
     for (edit, expected) in [
         (remove_rule("wbe"), "there is no rule `wbe`: did you mean `web`?"),
         (remove_rule("mail"), "there is no rule `mail`: the named rules are `web`, `7`"),
-        (remove_rule("7"), "there is no rule #7: the policy has 3 rules"),
+        (
+            remove_rule("7"),
+            "`7` may be a rule's number, and is the name of rule #3: `name=7` means that one",
+        ),
         (
             add_rule("web", Place::Last),
             "rule #1 is named `web` already: choose another name, or remove that rule first",
