@@ -429,7 +429,11 @@ impl Store {
             fs::hard_link(&from, &new)?;
             fs::rename(&new, &to)
         };
-        link().map_err(|source| StoreError::Io { path: to.clone(), source })
+        link().or_else(|_| match read_whole(&from, MAX_RECORD_LEN)? {
+            // Not every file system has links.
+            Some(content) => write_whole(&to, &content),
+            None => Ok(()),
+        })
     }
 
     fn rename(&self, from: Which, to: Which) -> Result<(), StoreError> {
