@@ -24,6 +24,9 @@ pub fn default_socket(instance: &Instance) -> PathBuf {
     }
 }
 
+/// A request with this header is for the agent of the instance that it names, and any other refuses it.
+pub const INSTANCE_HEADER: &str = "portsteer-instance";
+
 /// The longest request that the agent reads, in bytes: a policy and the files of its sets.
 pub const MAX_REQUEST_LEN: usize = 128 << 20;
 

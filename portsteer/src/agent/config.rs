@@ -3,6 +3,7 @@
 
 use std::{
     fmt, fs,
+    io::Read as _,
     path::{Path, PathBuf},
     str::FromStr as _,
 };
@@ -112,8 +113,13 @@ impl Config {
     ///
     /// In words, what is wrong and where.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let text =
-            fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        const MOST: u64 = 1 << 20;
+        let mut text = String::new();
+        let read = || fs::File::open(path)?.take(MOST + 1).read_to_string(&mut text);
+        let len = { read }().map_err(|error| format!("{}: {error}", path.display()))?;
+        if len as u64 > MOST {
+            return Err(format!("{}: it is longer than a MiB", path.display()));
+        }
         let config: Self =
             toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
         config.check().map_err(|why| format!("{}: {why}", path.display()))?;

@@ -304,12 +304,14 @@ impl Agent {
             }
             Job::Confirm(reply) => {
                 self.answer(reply, |control, _, reporter| control.confirm(reporter)).await;
+                self.follow().await;
             }
             Job::Rollback(how, reply) => {
                 self.answer(reply, move |control, interrupt, reporter| {
                     control.rollback(&how, interrupt, reporter)
                 })
                 .await;
+                self.follow().await;
             }
             Job::Detach(reply) => {
                 self.answer(reply, |control, _, reporter| control.detach(reporter)).await;
@@ -336,6 +338,15 @@ impl Agent {
         self.has_worked = true;
         // Nobody waits for this.
         self.work(|hands, _| hands.control.keep_history()).await;
+    }
+
+    /// Attaches what a trial has kept from being attached as it should be.
+    async fn follow(&mut self) {
+        self.work(|hands, interrupt| {
+            let Hands { control, reporter } = hands;
+            control.follow_interfaces(interrupt, &mut **reporter);
+        })
+        .await;
     }
 
     fn trial_ends(&self) -> Option<Instant> {
@@ -423,11 +434,12 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
             Some(job) = ordered.recv() => agent.grant(job).await,
             end = agent.ends.next() => agent.ended = Some(end),
             () = until(trial_ends) => {
-                agent.work(|hands, _| {
+                agent.work(|hands, interrupt| {
                     let Hands { control, reporter } = hands;
                     if let Err(error) = control.look_at_trial(&mut **reporter) {
                         reporter.refused(&error);
                     }
+                    control.follow_interfaces(interrupt, &mut **reporter);
                 }).await;
             }
             _ = check.tick() => {
@@ -489,7 +501,7 @@ fn serve(
     jobs: mpsc::Sender<Job>,
 ) -> Result<Vec<Serving>, Error> {
     let Config { socket, socket_group, socket_mode, .. } = &options.config;
-    let path = socket.clone().unwrap_or_else(|| default_socket(&options.instance));
+    let control_path = socket.clone().unwrap_or_else(|| default_socket(&options.instance));
     let bind = |path: &Path, group: &Option<String>, mode: Option<config::SocketMode>| {
         let group = match group {
             Some(name) => Some(group_id(name).map_err(|why| {
@@ -512,9 +524,19 @@ fn serve(
         });
         sockets.push(Serving { task, socket });
     };
-    begin(bind(&path, socket_group, *socket_mode)?, server::control(Arc::clone(shared), jobs));
+    begin(
+        bind(&control_path, socket_group, *socket_mode)?,
+        server::control(Arc::clone(shared), jobs),
+    );
     let Config { monitor_socket, monitor_socket_group, monitor_socket_mode, .. } = &options.config;
     if let Some(path) = monitor_socket {
+        if *path == control_path {
+            let refusal = Refusal::bad_input(format!(
+                "{} is the control socket: the one for monitoring is another one",
+                path.display()
+            ));
+            return Err(Error::Refused(refusal));
+        }
         let socket = bind(path, monitor_socket_group, *monitor_socket_mode)?;
         begin(socket, server::monitor(Arc::clone(shared)));
     }

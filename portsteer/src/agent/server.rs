@@ -14,6 +14,7 @@ use axum::{
         rejection::{PathRejection, QueryRejection},
     },
     http::{HeaderMap, Request, StatusCode, header},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
@@ -30,8 +31,8 @@ use super::{Bundle, bundle::SetFile, busy::Busy, control::View, history, loading
 use crate::{
     api::{
         AgentAnswer, ApplyAnswer, ApplyRequest, Attachment, DiffAnswer, DoneAnswer, EditRequest,
-        ErrorAnswer, Event, File, How, Kind, MAX_REQUEST_LEN, PolicyAnswer, PrefixesAnswer,
-        Refusal, RemovedRule, RollbackRequest, RuleAnswer, SetAnswer,
+        ErrorAnswer, Event, File, How, INSTANCE_HEADER, Kind, MAX_REQUEST_LEN, PolicyAnswer,
+        PrefixesAnswer, Refusal, RemovedRule, RollbackRequest, RuleAnswer, SetAnswer,
     },
     dataplane::{self, Error as DataplaneError, Instance, Stats, Status},
     policy::diff,
@@ -130,7 +131,8 @@ pub fn control(shared: Arc<Shared>, jobs: mpsc::Sender<Job>) -> Router {
         .route("/v1/edits", post(edits))
         // Nothing is changed, but reading a policy can take gigabytes.
         .route("/v1/diff", post(diff_policy));
-    answered(looking().merge(changing)).with_state(Context { shared, jobs })
+    let router = answered(looking().merge(changing));
+    meant_for(router, &shared).with_state(Context { shared, jobs })
 }
 
 /// What can be asked at the socket for monitoring.
@@ -156,6 +158,26 @@ pub fn monitor(shared: Arc<Shared>) -> Router {
     answered(router).with_state(Context { shared, jobs })
 }
 
+/// Refuses what is meant for another instance's agent.
+fn meant_for(router: Router<Context>, shared: &Arc<Shared>) -> Router<Context> {
+    let instance = shared.instance.clone();
+    let check = move |request: Request<Body>, next: Next| {
+        let meant = request.headers().get(INSTANCE_HEADER);
+        let is_other = meant.is_some_and(|meant| meant.as_bytes() != instance.name().as_bytes());
+        let refusal = is_other.then(|| {
+            Refusal::refused(format!("the agent here runs instance `{}`", instance.name()))
+                .help("`--instance` and `--socket` have to mean the same agent")
+        });
+        async move {
+            match refusal {
+                Some(refusal) => refuse(refusal).into_response(),
+                None => next.run(request).await,
+            }
+        }
+    };
+    router.layer(from_fn(check))
+}
+
 /// Whatever else is asked gets an answer of the same kind.
 fn answered(router: Router<Context>) -> Router<Context> {
     router.fallback(unknown).method_not_allowed_fallback(wrong_method)
@@ -175,7 +197,7 @@ fn looking() -> Router<Context> {
 #[openapi(
     info(
         title = "portsteer",
-        description = "The agent's control socket: HTTP over a Unix socket, JSON both ways. Fields are only ever added."
+        description = "The agent's control socket: HTTP over a Unix socket, JSON both ways. Fields are only ever added. A request with the header `Portsteer-Instance` is refused (409) by another instance's agent."
     ),
     servers((url = "http://localhost", description = "curl --unix-socket /run/portsteer/agent.sock")),
     paths(
@@ -287,6 +309,12 @@ async fn policy(State(context): State<Context>) -> Answer<PolicyAnswer> {
     Ok(Json(looked.await?))
 }
 
+/// Where nobody knows what the sets of the policy in force have.
+fn content_is_lost() -> Refusal {
+    Refusal::refused("the content of the policy's set files is lost")
+        .help("apply the policy again from its file")
+}
+
 fn nothing_in_force() -> Refusal {
     Refusal::negative("nothing is in force").help("`portsteer apply FILE` puts a policy in force")
 }
@@ -294,6 +322,7 @@ fn nothing_in_force() -> Refusal {
 /// All prefixes of a set of the policy in force
 #[utoipa::path(get, path = "/v1/sets/{name}", params(("name" = String, Path)), responses(
     (status = 200, body = PrefixesAnswer), (status = 404, body = ErrorAnswer),
+    (status = 409, body = ErrorAnswer, description = "the content of its file is lost"),
     (status = 422, body = ErrorAnswer), (status = 503, body = ErrorAnswer)
 ))]
 async fn set(
@@ -309,6 +338,9 @@ async fn set(
             desired.policy.sets.iter().find(|set| set.name == name).ok_or_else(|| {
                 Refusal::negative(format!("the policy in force has no set `{name}`"))
             })?;
+        if set.file.is_some() && !desired.is_whole {
+            return Err(content_is_lost());
+        }
         let prefixes = set.prefixes.iter().map(|prefix| {
             match prefix.prefix_len() == prefix.max_prefix_len() {
                 true => prefix.addr().to_string(),
@@ -327,6 +359,7 @@ async fn set(
     responses(
         (status = 200, body = DiffAnswer),
         (status = 404, body = ErrorAnswer, description = "nothing is in force"),
+        (status = 409, body = ErrorAnswer, description = "the content of set files is lost"),
         (status = 408, body = ErrorAnswer), (status = 413, body = ErrorAnswer),
         (status = 422, body = ErrorAnswer), (status = 503, body = ErrorAnswer)
     )
@@ -339,6 +372,9 @@ async fn diff_policy(
 ) -> Answer<DiffAnswer> {
     let (bundle, _, _room) = read_policy(&context, &busy, parameters, request).await?;
     let desired = context.shared.view().desired.ok_or_else(|| refuse(nothing_in_force()))?;
+    if !desired.is_whole {
+        return Err(refuse(content_is_lost()));
+    }
     let compared = look(&context, move || {
         let loaded = understand(bundle).map_err(|error| error.to_refusal())?;
         let difference = diff::diff(&desired.policy, &loaded.policy);

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use globset::Glob;
+
 use super::{Error, config::Protected};
 use crate::{
     api::Refusal,
@@ -21,8 +23,10 @@ const TCP: u8 = 6;
 /// # Errors
 ///
 /// What would be cut, and the rule that does it.
+/// `kept` are interfaces that the policy comes to be on besides those that it means.
 pub fn check(
     policy: &Policy,
+    kept: &[Link],
     ssh_connection: Option<&str>,
     protected: &[Protected],
 ) -> Result<(), Error> {
@@ -31,7 +35,10 @@ pub fn check(
     }
     let connection = ssh_connection.map(parse_connection).transpose()?;
     let links = netlink::links().map_err(unknown)?;
-    let attached = Dataplane::meant(policy)?;
+    let mut attached = Dataplane::meant(policy)?;
+    let is_new = |link: &&Link| attached.iter().all(|known| known.index != link.index);
+    let more: Vec<Link> = kept.iter().filter(is_new).cloned().collect();
+    attached.extend(more);
     if let Some(connection) = &connection {
         for (interface, vlan) in ways_in(connection.src, &links, &attached)? {
             let packet = Described {
@@ -46,6 +53,13 @@ pub fn check(
         let what = format!("what is to be protected (`{protected}`)");
         match (protected, &connection) {
             (Protected::Packet(packet), _) => {
+                // Where no policy is, none cuts anything.
+                let is_meant = |name: &String| {
+                    is_meant(policy, name) || attached.iter().any(|link| link.name == *name)
+                };
+                if !packet.interface.as_ref().is_none_or(is_meant) {
+                    continue;
+                }
                 for packet in on_each(packet, &attached) {
                     refuse_if_cut(policy, &packet, &what)?;
                 }
@@ -161,6 +175,14 @@ fn below(index: u32, links: &[Link], attached: &[Link]) -> Vec<(String, Option<u
     found
 }
 
+/// Whether the policy means an interface of this name.
+fn is_meant(policy: &Policy, name: &str) -> bool {
+    policy.interfaces.iter().any(|pattern| match pattern.is_glob {
+        true => Glob::new(&pattern.text).is_ok_and(|glob| glob.compile_matcher().is_match(name)),
+        false => pattern.text == name,
+    })
+}
+
 /// The packet on the interface that it says, else on each that is attached.
 fn on_each(packet: &Described, attached: &[Link]) -> Vec<Described> {
     if packet.interface.is_some() || attached.is_empty() {
@@ -206,8 +228,8 @@ fn refuse_if_cut(policy: &Policy, packet: &Described, what: &str) -> Result<(), 
     };
     let refusal = Refusal::refused(format!("the policy would cut {what}: {packet}: {by}"));
     Err(Error::Refused(refusal.help(
-        "let it through by a rule before that one, or do it all the same with `--force`; `portsteer explain` \
-         tells more",
+        "let it through by a rule before that one; `--force` of the commands that change a policy does it all the \
+         same; `portsteer explain` tells more",
     )))
 }
 
@@ -321,16 +343,16 @@ mod tests {
         let office = "[[rules]]\nname = \"office\"\nprotocol = \"tcp\"\ndst_port = 22\n\
                       src = \"198.51.100.0/24\"\naction = \"pass\"\n";
         let only_office = policy(&format!("default = \"drop\"\n{office}"));
-        assert!(check(&only_office, None, &port).is_ok());
+        assert!(check(&only_office, &[], None, &port).is_ok());
         let nobody = policy("default = \"drop\"\n");
-        assert!(refusal(check(&nobody, None, &port)).contains("`ssh`"));
+        assert!(refusal(check(&nobody, &[], None, &port)).contains("`ssh`"));
         let blocked = policy(&format!(
             "[[rules]]\nname = \"block\"\nsrc = \"203.0.113.0/24\"\naction = \"drop\"\n{office}"
         ));
-        assert!(check(&blocked, None, &port).is_ok());
+        assert!(check(&blocked, &[], None, &port).is_ok());
         let packet = "tcp 203.0.113.5 -> :22".parse().expect("a packet");
-        assert!(refusal(check(&blocked, None, &[packet])).contains("rule `block`"));
+        assert!(refusal(check(&blocked, &[], None, &[packet])).contains("rule `block`"));
         // Over the loopback interface nothing comes in from outside.
-        assert!(check(&nobody, Some("127.0.0.1 5000 127.0.0.1 22"), &[]).is_ok());
+        assert!(check(&nobody, &[], Some("127.0.0.1 5000 127.0.0.1 22"), &[]).is_ok());
     }
 }

@@ -1,9 +1,6 @@
 //! Asking the agent: HTTP over its Unix socket.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
 
 use clap::Args;
 use http_body_util::{BodyExt as _, Full};
@@ -14,7 +11,7 @@ use tokio::net::UnixStream;
 
 use super::{BAD_INPUT, InstanceArgument, NEGATIVE, REFUSED, complain, print_error};
 use crate::{
-    api::{ErrorAnswer, Kind, MAX_REQUEST_LEN, Refusal, default_socket},
+    api::{ErrorAnswer, INSTANCE_HEADER, Kind, MAX_REQUEST_LEN, Refusal, default_socket},
     dataplane::Instance,
 };
 
@@ -32,8 +29,8 @@ impl AgentArgument {
     /// How the same agent is named once more, with a space before; empty for the usual one.
     pub fn again(&self) -> String {
         let mut text = String::new();
-        if self.instance.instance.name() != Instance::DEFAULT {
-            text.push_str(&format!(" --instance {}", self.instance.instance.name()));
+        if let Some(instance) = &self.instance.instance {
+            text.push_str(&format!(" --instance {}", instance.name()));
         }
         if let Some(socket) = &self.socket {
             text.push_str(&format!(" --socket {}", socket.display()));
@@ -43,7 +40,7 @@ impl AgentArgument {
 
     /// The agent's socket.
     pub fn path(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(|| default_socket(&self.instance.instance))
+        self.socket.clone().unwrap_or_else(|| default_socket(&self.instance.get()))
     }
 }
 
@@ -51,13 +48,21 @@ impl AgentArgument {
 #[derive(Debug)]
 pub(super) struct Client {
     path: PathBuf,
+    /// Whose agent it has to be, where that was said.
+    expected: Option<Instance>,
+    instance: Instance,
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// Nobody listens.
-    NoAgent { path: PathBuf, source: io::Error },
+    NoAgent {
+        path: PathBuf,
+        source: io::Error,
+        /// An agent of the instance that is meant, which listens somewhere else or nowhere.
+        other: Option<u32>,
+    },
     /// The agent said no.
     Refused(Refusal),
     /// The agent cannot be understood.
@@ -66,7 +71,8 @@ pub(super) enum Failure {
 
 impl Client {
     pub fn new(agent: &AgentArgument) -> Self {
-        Self { path: agent.path() }
+        let expected = agent.instance.instance.clone();
+        Self { path: agent.path(), expected, instance: agent.instance.get() }
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
@@ -108,7 +114,8 @@ impl Client {
             let help = "`portsteer agent --policy FILE` reads longer ones from their files, and so does SIGHUP";
             return Err(Failure::Refused(Refusal::bad_input(message).help(help)));
         }
-        let (status, body) = runtime.block_on(exchange(&self.path, method, path, body))?;
+        let exchanged = runtime.block_on(self.exchange(method, path, body));
+        let (status, body) = exchanged?;
         let odd = |error: serde_json::Error| {
             let path = self.path.display();
             Failure::Broken(format!("{path}: the answer cannot be understood: {error}"))
@@ -125,47 +132,62 @@ fn json(body: &impl Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec(body).map_err(|error| Failure::Broken(format!("writing JSON: {error}")))
 }
 
-async fn exchange(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: Option<Vec<u8>>,
-) -> Result<(StatusCode, Bytes), Failure> {
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|source| Failure::NoAgent { path: socket.to_owned(), source })?;
-    let broken = |what: &str, error: hyper::Error| {
-        let mut text = format!("{}: {what}: {error}", socket.display());
-        if let Some(cause) = std::error::Error::source(&error) {
-            text.push_str(&format!(": {cause}"));
+impl Client {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let socket = &self.path;
+        let stream = UnixStream::connect(socket).await.map_err(|source| Failure::NoAgent {
+            path: socket.to_owned(),
+            source,
+            other: self.instance.holder(),
+        })?;
+        let broken = |what: &str, error: hyper::Error| {
+            let mut text = format!("{}: {what}: {error}", socket.display());
+            if let Some(cause) = std::error::Error::source(&error) {
+                text.push_str(&format!(": {cause}"));
+            }
+            Failure::Broken(text)
+        };
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| broken("talking to the agent", error))?;
+        let connection = tokio::spawn(connection);
+        let changes = method != Method::GET;
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(instance) = &self.expected {
+            request = request.header(INSTANCE_HEADER, instance.name());
         }
-        Failure::Broken(text)
-    };
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| broken("talking to the agent", error))?;
-    let connection = tokio::spawn(connection);
-    let changes = method != Method::GET;
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::HOST, "localhost")
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body.unwrap_or_default())))
-        .map_err(|error| Failure::Broken(error.to_string()))?;
-    let answer = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        Ok((status, response.into_body().collect().await?.to_bytes()))
-    };
-    let answer = answer.await.map_err(|error| match broken("the agent's answer", error) {
-        Failure::Broken(text) if changes => {
-            Failure::Broken(format!("{text}; `portsteer status` tells whether it took effect"))
-        }
-        failure => failure,
-    });
-    connection.abort();
-    answer
+        let request = request
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body.unwrap_or_default())))
+            .map_err(|error| Failure::Broken(error.to_string()))?;
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            Ok((status, response.into_body().collect().await?.to_bytes()))
+        };
+        let answer = answer.await.map_err(|error| match broken("the agent's answer", error) {
+            Failure::Broken(text) if changes => {
+                Failure::Broken(format!("{text}; `portsteer status` tells whether it took effect"))
+            }
+            failure => failure,
+        });
+        connection.abort();
+        answer
+    }
+}
+
+/// Where an agent is that runs and is not at the socket.
+pub(super) fn agent_elsewhere(process: u32) -> String {
+    format!(
+        "an agent runs (process {process}), and listens somewhere else (`--socket`), or, started with `--for` or \
+         `--ephemeral`, nowhere"
+    )
 }
 
 impl Failure {
@@ -177,8 +199,10 @@ impl Failure {
     /// Says what it was. Returns the exit code.
     pub fn show(&self) -> u8 {
         match self {
-            Self::NoAgent { path, source } => {
+            Self::NoAgent { path, source, other } => {
+                let elsewhere = other.map(agent_elsewhere);
                 let help = match source.kind() {
+                    _ if elsewhere.is_some() => elsewhere.as_deref().unwrap_or_default(),
                     io::ErrorKind::PermissionDenied => {
                         "run portsteer as root, or as a member of the group that the agent's \
                          `socket_group` names"

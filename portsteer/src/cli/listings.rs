@@ -257,8 +257,9 @@ fn shortened(matches: &str) -> String {
 
 fn headline(instance: &str, policy: &PolicyInfo) -> String {
     let applied = UNIX_EPOCH + Duration::from_secs(policy.applied_at);
+    let state = if policy.on_trial { "on trial" } else { "in force" };
     let mut line = format!(
-        "instance {instance}: {}, {}, default {}, in force for {}\n",
+        "instance {instance}: {}, {}, default {}, {state} for {}\n",
         policy.path,
         count(policy.rules, "rule"),
         policy.default,

@@ -1,15 +1,17 @@
 //! `status` and `stats`: read from the pinned state, and from the agent where that may not be looked at.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
     Listing, NEGATIVE, REFUSED,
-    client::{AgentArgument, Client, Failure},
+    client::{AgentArgument, Client, Failure, agent_elsewhere},
     complain, fail, listings, print,
 };
 use crate::{
     api::AgentAnswer,
-    dataplane::{self, Error as DataplaneError, Stats, Status},
+    dataplane::{self, Error as DataplaneError, Stats, Status, TrialState},
 };
 
 /// What the agent answers to `GET /v1/status`.
@@ -34,7 +36,7 @@ pub(super) fn status(listing: &Listing) -> u8 {
     let (status, agent) = match answer {
         Ok(Answer { dataplane, agent }) => (dataplane, Some(agent)),
         Err(failure @ Failure::NoAgent { .. }) => {
-            match dataplane::read_status(&listing.agent.instance.instance) {
+            match dataplane::read_status(&listing.agent.instance.get()) {
                 Ok(status) => (Some(status), None),
                 // It was asked for by name.
                 Err(_) if listing.agent.socket.is_some() => return failure.show(),
@@ -53,7 +55,7 @@ pub(super) fn status(listing: &Listing) -> u8 {
     let mut text = match &status {
         Some(status) => listings::status(status),
         None => {
-            format!("instance {}: attached to nothing\n", listing.agent.instance.instance.name())
+            format!("instance {}: attached to nothing\n", listing.agent.instance.get().name())
         }
     };
     match &agent {
@@ -65,20 +67,24 @@ pub(super) fn status(listing: &Listing) -> u8 {
 
 /// What there is to say where no agent answers.
 fn without_agent(agent: &AgentArgument) -> String {
-    let path = agent.path();
-    match agent.instance.instance.holder() {
-        Some(process) => format!(
-            "an agent runs (process {process}), but not at {}: it listens somewhere else (`--socket`), or, \
-             started with `--for` or `--ephemeral`, nowhere",
-            path.display()
+    let instance = agent.instance.get();
+    if let Some(process) = instance.holder() {
+        return agent_elsewhere(process);
+    }
+    let again = agent.again();
+    match dataplane::read_trial(&instance) {
+        Ok(TrialState::Running { left }) => format!(
+            "no agent runs; the policy is on trial, and the kernel puts the one before back in {}: `portsteer agent \
+             --resume{again}`, then `portsteer confirm{again}` keeps it",
+            humantime::format_duration(Duration::from_secs(left.as_secs()))
         ),
-        None => "no agent runs: what is in force stays so, and follows nothing".to_owned(),
+        _ => "no agent runs: what is in force stays so, and follows nothing".to_owned(),
     }
 }
 
 pub(super) fn stats(listing: &Listing) -> u8 {
     let client = Client::new(&listing.agent);
-    let read = || dataplane::read_stats(&listing.agent.instance.instance);
+    let read = || dataplane::read_stats(&listing.agent.instance.get());
     let asked = || client.get::<Stats>("/v1/stats");
     let stats = match listing.agent.socket {
         Some(_) => match asked() {

@@ -156,7 +156,7 @@ enum Command {
     /// Exit code 1: nothing is attached.
     Detach {
         #[command(flatten)]
-        options: running::DoneOptions,
+        options: running::DetachOptions,
     },
 }
 
@@ -201,9 +201,16 @@ struct Listing {
 
 #[derive(Debug, Args)]
 struct InstanceArgument {
-    /// Which dataplane: several can live side by side under different names.
-    #[arg(long, value_name = "NAME", default_value = Instance::DEFAULT, value_parser = instance)]
-    instance: Instance,
+    /// Which dataplane: several can live side by side under different names. It is `main` if none is named.
+    #[arg(long, value_name = "NAME", value_parser = instance)]
+    instance: Option<Instance>,
+}
+
+impl InstanceArgument {
+    /// The instance that is meant.
+    fn get(&self) -> Instance {
+        self.instance.clone().unwrap_or_default()
+    }
 }
 
 fn instance(name: &str) -> Result<Instance, String> {
@@ -276,7 +283,7 @@ fn run_agent(options: AgentOptions) -> u8 {
         }
     };
     config.socket = socket.or(config.socket);
-    let instance = instance.instance;
+    let instance = instance.get();
     let options = agent::Options {
         policy,
         resume,

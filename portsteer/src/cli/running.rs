@@ -264,19 +264,41 @@ fn escaped(name: &str) -> String {
     name.bytes().map(escape).collect()
 }
 
+/// What to detach.
+#[derive(Debug, Args)]
+pub(super) struct DetachOptions {
+    /// Where the agent keeps its policies, if that is somewhere else: without an agent, it is noted there that the
+    /// next one is not to attach again.
+    #[arg(long, value_name = "DIRECTORY", default_value = agent::DEFAULT_DIRECTORY)]
+    state_dir: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    agent: AgentArgument,
+}
+
 /// Takes the dataplane off: the agent does if there is one, so that it does not attach again.
-pub(super) fn detach(options: &DoneOptions) -> u8 {
-    let DoneOptions { json, agent } = options;
+pub(super) fn detach(options: &DetachOptions) -> u8 {
+    let DetachOptions { state_dir, json, agent } = options;
     let answer = Client::new(agent).post::<DoneAnswer>("/v1/detach", &());
+    let instance = agent.instance.get();
     match answer {
+        // Nobody can say whose socket that was.
+        Err(failure)
+            if failure.is_no_agent()
+                && agent.socket.is_some()
+                && agent.instance.instance.is_none() =>
+        {
+            return failure.show();
+        }
         Err(failure) if failure.is_no_agent() => {}
         answer => return tell(answer, *json, detached),
     }
-    match dataplane::detach(&agent.instance.instance) {
+    match dataplane::detach(&instance) {
         Ok(Detached { interfaces: detached_from, notes }) => {
-            // The next agent is to know; where it does not look there, it does not matter.
-            let store =
-                agent::Store::new(Path::new(agent::DEFAULT_DIRECTORY), &agent.instance.instance);
+            // The next agent is to know.
+            let store = agent::Store::new(state_dir, &instance);
             if store.exists() {
                 let _ = store.note_detached();
             }

@@ -165,12 +165,8 @@ impl Dataplane {
             Err(Error::NoInterface { .. }) => Selected::nothing(policy),
             result => result?,
         };
-        let attached = pinned(&self.instance, &Maps::open(&self.instance)?)?;
-        let is_chosen =
-            |link: &Link| selected.links.iter().any(|chosen| chosen.index == link.index);
-        let is_attached = |link: &Link| attached.iter().any(|pinned| pinned.ifindex == link.index);
-        let stay = links.iter().filter(|link| is_attached(link) && !is_chosen(link));
-        let stay: Vec<Link> = stay.cloned().collect();
+        let mut stay = self.attached()?;
+        stay.retain(|link| selected.links.iter().all(|chosen| chosen.index != link.index));
         selected.links.extend(stay);
         Ok(selected)
     }

@@ -261,6 +261,67 @@ impl Dataplane {
         })
     }
 
+    /// Attaches what is missing while a policy is on trial: what `policy`, which is that one, means, and is judged
+    /// by both if the one before, `before`, means it too, else by that one alone. What only the one before means
+    /// has to wait for the trial's end.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses. What was attached stays so.
+    pub fn attach_missing_on_trial(
+        &self,
+        policy: &Policy,
+        before: Option<&Policy>,
+    ) -> Result<Applied, Error> {
+        let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
+        let maps = Maps::open(&self.instance)?;
+        let active = maps.active_bank();
+        let mut manifest = read_manifest(&self.instance, active)?;
+        let attached = pinned(&self.instance, &maps)?;
+        check_namespace(&self.instance, &attached, &links)?;
+        let is_attached = |link: &Link| attached.iter().any(|pinned| pinned.ifindex == link.index);
+        let Selected { links: mut wanted, waiting } = self.selected(policy, &links)?;
+        wanted.retain(|link| !is_attached(link));
+        let meant_before = match before {
+            Some(before) => self.selected(before, &links)?.links,
+            None => Vec::new(),
+        };
+        let is_of_both = |link: &Link| meant_before.iter().any(|other| other.index == link.index);
+        wanted.sort_by_key(|link| !is_of_both(link));
+        let mut notes = targets::check(&self.instance, policy, &wanted, &links)?;
+        let expected: Vec<(&Link, AttachedMode)> =
+            wanted.iter().map(|link| (link, expected_mode(policy, link, &attached))).collect();
+        let mut switched = Vec::new();
+        for policy in [policy].into_iter().chain(before) {
+            let settings = repairs::wanted(policy, &expected, &links);
+            notes.extend(maps.repairs.make(&settings, &links, &mut switched)?);
+        }
+        let capabilities = Capabilities::find(policy, &links, &maps, &mut manifest.targets)?;
+        let placed = place_interfaces(&wanted, &attached)?;
+        let both = wanted.iter().filter(|link| is_of_both(link)).count();
+        let mut work = Attaching::new(self, &maps, &capabilities, maps.all_features(), &manifest);
+        let done = work.attach_all(policy, &wanted[..both], &placed[..both], &attached).and_then(
+            |mut done| {
+                work.only_for_bank(active);
+                let rest = work.attach_all(policy, &wanted[both..], &placed[both..], &attached)?;
+                done.extend(rest);
+                Ok(done)
+            },
+        );
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                work.undo();
+                return Err(error);
+            }
+        };
+        notes.extend(describe_switched(&switched, &[]));
+        let new = Known::of(done.iter().map(|attached| attached.name.as_str()), &links);
+        self.applied().attached.extend(new);
+        let generation = manifest.generation;
+        Ok(Applied { generation, attached: done, waiting, notes, ..Applied::default() })
+    }
+
     /// What the policy's patterns name now.
     fn selected(&self, policy: &Policy, links: &[Link]) -> Result<Selected, Error> {
         match interfaces::select(&policy.interfaces, links, &policy.targets, true) {

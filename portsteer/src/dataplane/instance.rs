@@ -51,6 +51,12 @@ impl Lock {
     }
 }
 
+impl Default for Instance {
+    fn default() -> Self {
+        Self { name: Self::DEFAULT.to_owned() }
+    }
+}
+
 impl Instance {
     /// The instance that commands mean when none is named.
     pub const DEFAULT: &str = "main";

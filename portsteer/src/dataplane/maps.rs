@@ -296,6 +296,13 @@ impl Maps {
         self.word_of_bank(self.active_bank(), |image| unsafe { &raw mut (*image).features })
     }
 
+    /// The features of both banks' policies.
+    pub(super) fn all_features(&self) -> u32 {
+        // SAFETY: the address of a field of a bank.
+        let of = |bank| self.word_of_bank(bank, |image| unsafe { &raw mut (*image).features });
+        (0..BANKS).map(of).fold(0, |all, features| all | features)
+    }
+
     /// The segments of the tables that the policy in force uses.
     fn active_segments(&self) -> Range<usize> {
         let bank = self.active_bank();

@@ -45,7 +45,7 @@ pub use following::{Refreshed, Survey};
 pub use instance::{Instance, Lock};
 pub use manifest::{Manifest, ManifestRule, ManifestTarget, ManifestTrial};
 pub use object::DIGEST as OBJECT_DIGEST;
-pub use reading::{program_in_slot, read_stats, read_status};
+pub use reading::{program_in_slot, read_stats, read_status, read_trial};
 pub use report::{
     InterfaceStats, InterfaceStatus, OffloadStatus, PolicyInfo, ReasonStats, RuleStats, Stats,
     Status, TargetLosses, TargetStats, TargetStatus,
@@ -177,6 +177,21 @@ impl Dataplane {
             Err(Error::NoInterface { .. }) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
+    }
+
+    /// The interfaces that are attached, whatever they are called now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not tell.
+    pub fn attached(&self) -> Result<Vec<Link>, Error> {
+        if self.is_idle() {
+            return Ok(Vec::new());
+        }
+        let attached = pinned(&self.instance, &Maps::open(&self.instance)?)?;
+        let mut links = netlink::links().map_err(Error::io("listing the interfaces"))?;
+        links.retain(|link| attached.iter().any(|pinned| pinned.ifindex == link.index));
+        Ok(links)
     }
 
     /// Whether somebody has taken the dataplane off behind this value's back.

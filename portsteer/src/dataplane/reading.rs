@@ -13,6 +13,17 @@ use super::{
 };
 use crate::netlink;
 
+/// What has become of a trial.
+///
+/// # Errors
+///
+/// Nothing is in force, or the kernel does not tell.
+pub fn read_trial(instance: &Instance) -> Result<TrialState, Error> {
+    let maps = running(instance)?;
+    let manifest = Manifest::read(instance, maps.active_bank()).ok();
+    trials::state(&maps, manifest.as_ref())
+}
+
 /// Opens what an instance has in force.
 pub(super) fn running(instance: &Instance) -> Result<Maps, Error> {
     kernel::check()?;

@@ -183,7 +183,8 @@ impl Dataplane {
         let other = alone((active + 1) % BANKS);
         let (unwanted, kept): (Vec<&Pinned>, Vec<&Pinned>) =
             pinned.iter().partition(|pinned| pinned.record.features & ALONE == other);
-        let slots: Vec<u32> = kept.iter().map(|pinned| pinned.slot).collect();
+        let present = kept.iter().filter(|pinned| pinned.ifindex != 0);
+        let slots: Vec<u32> = present.map(|pinned| pinned.slot).collect();
         let modes: Vec<(&Link, super::AttachedMode)> = kept
             .iter()
             .filter_map(|pinned| {

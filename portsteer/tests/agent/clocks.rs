@@ -34,7 +34,7 @@ fn a_trial_lasts_as_long_as_it_is_to_whatever_the_clock_says() {
                 set_clock(now() + years * YEAR).expect("a clock that can be set");
                 let on_trial = status(&agent)["state"] == "on trial";
                 assert!(on_trial || start.elapsed() >= Duration::from_secs(seconds));
-                agent.ask(&["status"]).expect(0, &["in force for"]);
+                agent.ask(&["status"]).expect(0, &["default pass, ", " for "]);
                 wait_until("the policy before is back", || generation(&site) == 1);
                 assert!(start.elapsed() >= Duration::from_secs(seconds), "{:?}", start.elapsed());
                 wait_until("the agent knows", || status(&agent)["state"] == "in force");

@@ -197,6 +197,8 @@ fn without_the_set_files_the_policy_stays_in_force_and_is_not_changed() {
         assert_eq!((is_open(&site, 3000), is_open(&site, 4000)), (false, false));
         let refused = ["the content of the policy's set files is lost", "apply the policy again"];
         agent.ask(&["set", "add", "all", "192.0.2.1"]).expect(3, &refused);
+        agent.ask(&["show", "--set", "all"]).expect(3, &refused);
+        agent.ask(&["diff", file]).expect(3, &refused);
         agent.ask(&["rule", "remove", "closed"]).expect(3, &refused);
         assert_eq!((is_open(&site, 3000), is_open(&site, 4000)), (false, false));
         agent.ask(&["apply", file]).expect(0, &["in force"]);
@@ -234,6 +236,20 @@ fn without_a_disk_there_is_a_policy_to_go_back_to() {
         agent.ask(&["rollback"]).expect(0, &["in force"]);
         assert_eq!((is_open(&site, 3000), is_open(&site, 4000)), (false, false));
         assert!(status(&agent)["not_kept"].is_null(), "{}", agent.log());
+
+        // One that was edited and read again is the same one still.
+        agent.ask(&["rollback"]).expect(0, &[]);
+        agent.ask(&["rollback"]).expect(0, &[]);
+        agent.ask(&["set", "add", "all", "203.0.113.0/24"]).expect(0, &[]);
+        let filling = fill(&disk);
+        agent.apply(&policy(&["uplink"], 2000), &[]).expect(0, &["it is not kept on disk"]);
+        for _ in 0..2 {
+            agent.ask(&["rollback"]).expect(0, &[]);
+            agent.ask(&["show", "--set", "all"]).expect(0, &["203.0.113.0/24"]);
+            agent.ask(&["rollback"]).expect(0, &[]);
+            assert_eq!(agent.ask(&["show"]).stdout, policy(&["uplink"], 2000));
+        }
+        fs::remove_file(filling).unwrap();
         agent.ask(&["detach"]).expect(0, &[]);
         agent.ask(&["rollback"]).expect(1, &["nothing is in force", "portsteer apply"]);
     });

@@ -11,7 +11,7 @@ use portsteer_testkit::{
 use crate::{INSTANCE, another_device, attached, generation, is_open, policy, status};
 
 /// The cable again, as it was.
-fn recreate(client: Namespace, host: Namespace) -> Site {
+pub(crate) fn recreate(client: Namespace, host: Namespace) -> Site {
     let cable = Veth::between(
         End::new(&client, "client").address(CLIENT_V4, 24),
         End::new(&host, "uplink").address(HOST_V4, 24),

@@ -14,7 +14,8 @@ use portsteer_testkit::{
 };
 
 use crate::{
-    INSTANCE, another_device, attached, generation, is_open, policy, rule, status, wait_until_open,
+    INSTANCE, another_device, attached, generation, interfaces::recreate, is_open, policy, rule,
+    status, wait_until_open,
 };
 
 /// How long the shortest trial is that an agent can do something in meanwhile, in seconds.
@@ -313,5 +314,47 @@ fn a_trial_is_not_what_a_machine_starts_with() {
         agent.resume();
         assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
         assert_eq!(status(&agent)["state"], "in force");
+    });
+}
+
+/// An interface that comes back in a trial is what both policies are for, and one that only the policy on trial
+/// means is judged by that one alone.
+#[test]
+fn interfaces_that_come_during_a_trial_are_attached() {
+    sandbox(|| {
+        let by_interface = "[[rules]]\nname = \"by-interface\"\nprotocol = \"udp\"\ndst_port = 4000\n\
+                            interface = \"uplink\"\naction = \"drop\"\n";
+        let before = policy(&["uplink"], 2000) + by_interface;
+        let tried = policy(&["uplink", "late*"], 3000) + by_interface;
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &before);
+        let mut site = site;
+        for confirms in [false, true] {
+            try_out(&agent, &tried, 600);
+            let Site { client, host, cable } = site;
+            cable.left.delete().unwrap();
+            wait_until("it is gone", || attached(&host).is_empty());
+            site = recreate(client, host);
+            wait_until("it is attached", || attached(&site.host) == ["uplink"]);
+            assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
+            let late = another_device(&site, "late1");
+            wait_until("it is attached", || attached(&site.host).len() == 2);
+            run(&site.host, &["status"]).expect(0, &["late1", "on trial"]);
+            agent.kill();
+            let said = ["the policy is on trial", "the kernel puts the one before back in"];
+            run(&site.host, &["status"]).expect(0, &said);
+            agent.resume();
+            if confirms {
+                agent.ask(&["confirm"]).expect(0, &["confirmed"]);
+                assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
+                assert_eq!(attached(&site.host).len(), 2);
+            } else {
+                agent.ask(&["rollback"]).expect(0, &["in force", "detached from late1"]);
+                assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (false, true));
+                assert_eq!(attached(&site.host), ["uplink"]);
+            }
+            wait_until_open(&site, 4000, false);
+            late.delete().unwrap();
+        }
     });
 }

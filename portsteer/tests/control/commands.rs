@@ -460,3 +460,34 @@ fn an_agent_that_does_not_answer_is_not_denied() {
         outcome.expect(3, &["no agent answers at /nowhere/at/all.sock"]);
     });
 }
+
+/// An instance and a socket that do not belong together are nobody's.
+#[test]
+fn the_wrong_agent_does_nothing() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy());
+        let socket = agent.socket();
+        let socket = socket.to_str().unwrap();
+        let file = agent.policy_path();
+        for command in needing_an_agent(file.to_str().unwrap())
+            .iter()
+            .chain([&vec!["detach"], &vec!["status"]])
+        {
+            let command = [command, &["--instance", "other", "--socket", socket][..]].concat();
+            let said = ["the agent here runs instance `main`", "--instance"];
+            run(&site.host, &command).expect(3, &said);
+        }
+        assert_in_force(&site, &agent);
+        agent.kill();
+        let said = ["no agent answers at"];
+        run(&site.host, &["detach", "--socket", socket]).expect(3, &said);
+        assert_in_force(&site, &agent);
+        let state = agent.state();
+        let directory = state.parent().unwrap().to_str().unwrap();
+        run(&site.host, &["detach", "--state-dir", directory]).expect(0, &["detached from uplink"]);
+        agent.resume_without_waiting();
+        agent.wait_for_log("taken off by hand", 1);
+        assert_off(&site);
+    });
+}

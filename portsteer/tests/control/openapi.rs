@@ -171,8 +171,8 @@ fn the_description_is_one() {
     });
 }
 
-/// What no test here can bring about: a request that takes a minute, hundreds of MiB at the same time, and a kernel
-/// that refuses to be read.
+/// What no test here can bring about: a request that takes a minute, hundreds of MiB at the same time, a kernel
+/// that refuses to be read, and a state directory that gets lost (which the agent's tests look at).
 fn is_out_of_reach(method: &str, path: &str, status: u16) -> bool {
     let of_kernel = [
         ("GET", "/v1/status"),
@@ -180,6 +180,8 @@ fn is_out_of_reach(method: &str, path: &str, status: u16) -> bool {
         ("POST", "/v1/confirm"),
         ("POST", "/v1/detach"),
     ];
+    let of_content = [("GET", "/v1/sets/{name}"), ("POST", "/v1/diff")];
+    let of_kernel = [&of_kernel[..], &of_content].concat();
     matches!(status, 408 | 503) || (status == 409 && of_kernel.contains(&(method, path)))
 }
 

@@ -6,7 +6,7 @@ use portsteer::lab::{Device, End, Veth, VirtualKind};
 use portsteer_testkit::{
     agent::{Agent, Outcome, binary, is_slow, policy_file, run},
     sandbox::{assert_no_pins, sandbox, skip},
-    site::Site,
+    site::{Site, wait_until},
 };
 
 use crate::{
@@ -373,5 +373,27 @@ fn over_the_socket_it_is_a_field() {
         assert_eq!(text.status, 409);
         assert_eq!(get(&agent, "/v1/policy").json()["generation"], 1);
         assert_eq!(request(SSH, true).status, 200);
+    });
+}
+
+/// Where an attached interface is called otherwise now, the operator is still there.
+#[test]
+fn a_renamed_interface_is_still_the_way_in() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy());
+        for arguments in ["uplink down", "uplink name wan0", "wan0 up"] {
+            let mut ip = site.host.command("ip");
+            ip.args(["link", "set", "dev"]).args(arguments.split(' '));
+            assert!(ip.status().unwrap().success(), "{arguments}");
+        }
+        wait_until("there is a way", || {
+            let route =
+                site.host.command("ip").args(["route", "get", "198.51.100.7"]).output().unwrap();
+            String::from_utf8_lossy(&route.stdout).contains("wan0")
+        });
+        let drop = ["port", "drop", "ssh"];
+        ask(&site, &agent, SSH, &drop).expect(3, &[REFUSED, "wan0"]);
+        ask(&site, &agent, SSH, &["port", "drop", "telnet"]).expect(0, &["still on wan0"]);
     });
 }

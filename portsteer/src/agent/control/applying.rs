@@ -73,7 +73,12 @@ impl Control {
     ) -> Result<ApplyAnswer, Error> {
         self.refuse_while_on_trial()?;
         if !how.force {
-            way_in::check(&next.policy, how.ssh_connection.as_deref(), &self.protected)?;
+            let kept = match (&self.dataplane, interfaces) {
+                (Some(dataplane), Interfaces::Kept) => dataplane.attached()?,
+                _ => Vec::new(),
+            };
+            let ssh_connection = how.ssh_connection.as_deref();
+            way_in::check(&next.policy, &kept, ssh_connection, &self.protected)?;
         }
         self.lock()?;
         let mut bundle = next.unkept.take();

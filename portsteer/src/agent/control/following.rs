@@ -1,5 +1,7 @@
 //! Follows the network: attaches interfaces that come, and tells what goes and changes.
 
+use std::sync::Arc;
+
 use super::{Control, Desired, applying::answer};
 use crate::{
     agent::{Error, Reporter},
@@ -46,12 +48,16 @@ impl Control {
             reporter.note(&format!("{name} {what}"));
         }
         self.waiting = waiting;
-        // While a policy is on trial, nothing is attached that would have to be taken off again.
-        if missing.is_empty() || self.trial_ends.is_some() {
+        if missing.is_empty() && (!self.is_stale || self.trial_ends.is_some()) {
             return Ok(());
         }
         let by_interface = desired.policy.rules.iter().any(|rule| !rule.interfaces.is_empty());
-        let applied = if by_interface && desired.is_whole {
+        let applied = if self.trial_ends.is_some() {
+            // Nothing is compiled anew before it is known which of the two stays.
+            self.is_stale = true;
+            let before = self.before_trial.as_ref().map(|before| Arc::clone(&before.policy));
+            self.dataplane()?.attach_missing_on_trial(&desired.policy, before.as_deref())?
+        } else if by_interface && desired.is_whole {
             // Which interface a rule means is compiled in.
             let order = Order {
                 policy: &desired.policy,
@@ -65,8 +71,10 @@ impl Control {
             if let Some(desired) = &mut self.desired {
                 desired.generation = applied.generation;
             }
+            self.is_stale = false;
             applied
         } else {
+            self.is_stale = false;
             self.dataplane()?.attach_missing(&desired.policy)?
         };
         self.waiting.clone_from(&applied.waiting);

@@ -1,6 +1,6 @@
 //! Keeps policies on disk, or says that they are not kept.
 
-use super::Control;
+use super::{Control, Desired};
 use crate::{
     agent::{
         Bundle, Error, LoadedPolicy, Reporter,
@@ -112,6 +112,13 @@ impl Control {
                 None
             }
         }
+    }
+
+    /// A kept policy, to be put in force once more. Its content stays where it is, edits beside it.
+    pub(super) fn load_desired(&self, record: Record) -> Result<Desired, Error> {
+        let desired = Desired::of(self.load_kept(&record)?);
+        let text_alone = Bundle::of_text(&*record.path, &*desired.text);
+        Ok(Desired { record, unkept: Some(text_alone), ..desired })
     }
 
     pub(super) fn load_kept(&self, record: &Record) -> Result<LoadedPolicy, Error> {

@@ -105,6 +105,8 @@ pub struct Control {
     not_kept: Option<String>,
     protected: Vec<Protected>,
     waiting: Vec<String>,
+    /// Whether interfaces were attached during a trial, for which rules by interface were not compiled.
+    is_stale: bool,
     was_detached: bool,
     /// What was said last of what could not be done, so that it is said once.
     last_problem: Option<String>,
@@ -125,6 +127,7 @@ impl Control {
             not_kept: None,
             protected,
             waiting: Vec::new(),
+            is_stale: false,
             was_detached: false,
             last_problem: None,
             history,

@@ -71,11 +71,12 @@ impl Control {
             return Ok(());
         }
         match self.kept(Which::Accepted) {
-            Ok(Some(record)) => match self.load_kept(&record) {
-                Ok(loaded) => {
+            Ok(Some(record)) => match self.load_desired(record) {
+                Ok(desired) => {
                     // It was accepted before, by whoever forced it if it had to be.
                     let how = How { force: true, ..How::default() };
-                    self.put_in_force(loaded, &how, Interfaces::Awaited, interrupt, reporter)?;
+                    let (interfaces, warnings) = (Interfaces::Awaited, String::new());
+                    self.swap(desired, &how, interfaces, warnings, interrupt, reporter)?;
                     return Ok(());
                 }
                 Err(error) => self.complain(&error, reporter),
@@ -116,6 +117,8 @@ impl Control {
                     self.reconstruct(&before, record, reporter)
                 });
                 self.trial_ends = Some(Instant::now() + left);
+                // Nobody knows what the agent before has attached meanwhile.
+                self.is_stale = true;
                 reporter.note(&format!(
                     "{} is on trial for {} more",
                     manifest.path,

@@ -137,19 +137,22 @@ impl Control {
     fn find_previous(&self) -> Result<Desired, Error> {
         // What is not kept has not made the one before the previous one.
         let which = if self.not_kept.is_some() { Which::Accepted } else { Which::Previous };
+        let kept = self.kept(which);
+        // Whoever was there knows best; the disk has the files as they were written.
+        if let Some(previous) = self.previous.as_ref().filter(|previous| previous.is_whole) {
+            return Ok(match kept {
+                Ok(Some(record)) if record.id == previous.record.id => {
+                    self.load_desired(record).unwrap_or_else(|_| previous.to_keep())
+                }
+                _ => previous.to_keep(),
+            });
+        }
         let is_other = |record: &Record| {
             self.desired.as_ref().is_none_or(|desired| desired.record.id != record.id)
         };
-        let kept = match self.kept(which) {
-            Ok(Some(record)) if is_other(&record) => self.load_kept(&record).map(Some),
-            Ok(_) => Ok(None),
-            Err(error) => Err(error.into()),
-        };
-        match (kept, &self.previous) {
-            (Ok(Some(loaded)), _) => Ok(Desired::of(loaded)),
-            (_, Some(previous)) if previous.is_whole => Ok(previous.to_keep()),
-            (Err(error), _) => Err(error),
-            (Ok(None), _) => {
+        match kept? {
+            Some(record) if is_other(&record) => self.load_desired(record),
+            _ => {
                 let refusal = Refusal::negative("there is no policy to go back to");
                 Err(Error::Refused(match &self.not_kept {
                     Some(why) => refusal.help(format!("policies are not kept on disk: {why}")),
