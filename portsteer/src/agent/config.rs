@@ -114,10 +114,11 @@ impl Config {
     /// In words, what is wrong and where.
     pub fn read(path: &Path) -> Result<Self, String> {
         const MOST: u64 = 1 << 20;
+        let failed = |error| format!("{}: {error}", path.display());
         let mut text = String::new();
-        let read = || fs::File::open(path)?.take(MOST + 1).read_to_string(&mut text);
-        let len = { read }().map_err(|error| format!("{}: {error}", path.display()))?;
-        if len as u64 > MOST {
+        let file = fs::File::open(path).map_err(failed)?;
+        file.take(MOST + 1).read_to_string(&mut text).map_err(failed)?;
+        if text.len() as u64 > MOST {
             return Err(format!("{}: it is longer than a MiB", path.display()));
         }
         let config: Self =

@@ -27,7 +27,14 @@ use tokio::{
 };
 use utoipa::{OpenApi, ToSchema};
 
-use super::{Bundle, bundle::SetFile, busy::Busy, control::View, history, loading::understand};
+use super::{
+    Bundle,
+    bundle::SetFile,
+    busy::Busy,
+    control::{View, content_is_lost},
+    history,
+    loading::understand,
+};
 use crate::{
     api::{
         AgentAnswer, ApplyAnswer, ApplyRequest, Attachment, DiffAnswer, DoneAnswer, EditRequest,
@@ -131,8 +138,7 @@ pub fn control(shared: Arc<Shared>, jobs: mpsc::Sender<Job>) -> Router {
         .route("/v1/edits", post(edits))
         // Nothing is changed, but reading a policy can take gigabytes.
         .route("/v1/diff", post(diff_policy));
-    let router = answered(looking().merge(changing));
-    meant_for(router, &shared).with_state(Context { shared, jobs })
+    answered(looking().merge(changing), &shared).with_state(Context { shared, jobs })
 }
 
 /// What can be asked at the socket for monitoring.
@@ -155,11 +161,11 @@ pub fn monitor(shared: Arc<Shared>) -> Router {
         ("/v1/policy", put(read_only)),
     ];
     let router = changing.into_iter().fold(looking(), |router, (path, it)| router.route(path, it));
-    answered(router).with_state(Context { shared, jobs })
+    answered(router, &shared).with_state(Context { shared, jobs })
 }
 
-/// Refuses what is meant for another instance's agent.
-fn meant_for(router: Router<Context>, shared: &Arc<Shared>) -> Router<Context> {
+/// Whatever else is asked gets an answer of the same kind, and so does what is meant for another instance's agent.
+fn answered(router: Router<Context>, shared: &Shared) -> Router<Context> {
     let instance = shared.instance.clone();
     let check = move |request: Request<Body>, next: Next| {
         let meant = request.headers().get(INSTANCE_HEADER);
@@ -175,12 +181,7 @@ fn meant_for(router: Router<Context>, shared: &Arc<Shared>) -> Router<Context> {
             }
         }
     };
-    router.layer(from_fn(check))
-}
-
-/// Whatever else is asked gets an answer of the same kind.
-fn answered(router: Router<Context>) -> Router<Context> {
-    router.fallback(unknown).method_not_allowed_fallback(wrong_method)
+    router.fallback(unknown).method_not_allowed_fallback(wrong_method).layer(from_fn(check))
 }
 
 fn looking() -> Router<Context> {
@@ -307,12 +308,6 @@ async fn policy(State(context): State<Context>) -> Answer<PolicyAnswer> {
         })
     });
     Ok(Json(looked.await?))
-}
-
-/// Where nobody knows what the sets of the policy in force have.
-fn content_is_lost() -> Refusal {
-    Refusal::refused("the content of the policy's set files is lost")
-        .help("apply the policy again from its file")
 }
 
 fn nothing_in_force() -> Refusal {

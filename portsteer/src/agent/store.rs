@@ -118,7 +118,7 @@ impl FileEdit {
     }
 
     /// The file's content with the change. What is wrong is said in words.
-    fn apply(&self, content: &[u8]) -> Result<Vec<u8>, String> {
+    pub(super) fn apply(&self, content: &[u8]) -> Result<Vec<u8>, String> {
         let prefixes = self.prefixes.split_ascii_whitespace().map(str::parse);
         let prefixes: Vec<IpNet> = prefixes.collect::<Result<_, _>>().map_err(|error| {
             let error: ipnet::AddrParseError = error;

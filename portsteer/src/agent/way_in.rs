@@ -18,12 +18,12 @@ use crate::{
 const TCP: u8 = 6;
 
 /// Refuses a policy that would cut the connection by which the operator is here, or what is to be protected.
-/// `ssh_connection` is as OpenSSH has it: client address and port, server address and port.
+/// `kept` are interfaces that the policy comes to be on besides those that it means. `ssh_connection` is as
+/// OpenSSH has it: client address and port, server address and port.
 ///
 /// # Errors
 ///
 /// What would be cut, and the rule that does it.
-/// `kept` are interfaces that the policy comes to be on besides those that it means.
 pub fn check(
     policy: &Policy,
     kept: &[Link],

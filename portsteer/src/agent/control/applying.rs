@@ -14,7 +14,7 @@ use crate::{
     },
     api::{ApplyAnswer, Attachment, How, RemovedRule},
     compile::Interrupt,
-    dataplane::{Applied, AttachedMode, Change, Error as DataplaneError, Interfaces, Order},
+    dataplane::{Applied, AttachedMode, Change, Error as DataplaneError, Interfaces},
 };
 
 impl Control {
@@ -84,14 +84,7 @@ impl Control {
         let mut bundle = next.unkept.take();
         let staged = self.stage(&next.record, bundle.as_ref());
         let trial = how.confirm_seconds.map(Duration::from_secs);
-        let order = Order {
-            policy: &next.policy,
-            path: &next.record.path,
-            text: &next.text,
-            id: &next.record.id,
-            trial,
-            interfaces,
-        };
+        let order = next.order(trial, interfaces);
         let applied = match self.dataplane()?.apply(&order, interrupt) {
             Ok(applied) => applied,
             // All of them are missing.

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use ipnet::IpNet;
 
-use super::{Control, Desired, applying::answer};
+use super::{Control, Desired, applying::answer, content_is_lost};
 use crate::{
     agent::{
         Bundle, Error, Reporter,
@@ -17,7 +17,7 @@ use crate::{
     dataplane::{Applied, Interfaces},
     policy::{
         self, Policy, SetId,
-        edit::{Edit, Edited, edit_set_file, edit_text, not_in_set},
+        edit::{Edit, Edited, edit_text, not_in_set},
         lint,
         set_edit::{SetEdit, SetEdited},
     },
@@ -36,8 +36,7 @@ impl Control {
         };
         self.refuse_while_on_trial()?;
         if !desired.is_whole {
-            let refusal = Refusal::refused("the content of the policy's set files is lost");
-            return Err(Error::Refused(refusal.help("apply the policy again from its file")));
+            return Err(Error::Refused(content_is_lost()));
         }
         let mut plan = Plan::new(&desired, &request.edits)?;
         let changes_text = plan.text != *desired.text;
@@ -189,12 +188,9 @@ impl Plan {
         bundle.text.clone_from(&self.text);
         for SetFile { name, content } in &mut bundle.files {
             for change in self.files.iter().filter(|change| change.file == *name) {
-                let (set, prefixes) = (String::new(), change.prefixes.clone());
-                let edit = match change.adds {
-                    true => Edit::AddPrefixes { set, prefixes },
-                    false => Edit::RemovePrefixes { set, prefixes },
-                };
-                *content = edit_set_file(content, &edit)?;
+                let edit = FileEdit::new(change.adds, &change.prefixes);
+                *content =
+                    edit.apply(content).map_err(|why| Error::Refused(Refusal::bad_input(why)))?;
             }
         }
         Ok(bundle)

@@ -7,7 +7,7 @@ use crate::{
     agent::{Error, Reporter},
     compile::Interrupt,
     dataplane::{
-        Error as DataplaneError, Interfaces, Order, Refreshed, Survey, TargetChange, TargetState,
+        Error as DataplaneError, Interfaces, Refreshed, Survey, TargetChange, TargetState,
     },
 };
 
@@ -59,14 +59,7 @@ impl Control {
             self.dataplane()?.attach_missing_on_trial(&desired.policy, before.as_deref())?
         } else if by_interface && desired.is_whole {
             // Which interface a rule means is compiled in.
-            let order = Order {
-                policy: &desired.policy,
-                path: &desired.record.path,
-                text: &desired.text,
-                id: &desired.record.id,
-                trial: None,
-                interfaces: Interfaces::Kept,
-            };
+            let order = desired.order(None, Interfaces::Kept);
             let applied = self.dataplane()?.apply(&order, interrupt)?;
             if let Some(desired) = &mut self.desired {
                 desired.generation = applied.generation;
@@ -99,14 +92,7 @@ impl Control {
         interrupt: &Interrupt,
         reporter: &mut dyn Reporter,
     ) -> Result<(), Error> {
-        let order = Order {
-            policy: &desired.policy,
-            path: &desired.record.path,
-            text: &desired.text,
-            id: &desired.record.id,
-            trial: None,
-            interfaces: Interfaces::Awaited,
-        };
+        let order = desired.order(None, Interfaces::Awaited);
         let applied = match self.lock()?.apply(&order, interrupt) {
             Err(DataplaneError::NoInterface { .. }) => return Ok(()),
             result => result?,

@@ -1,7 +1,10 @@
 //! What the agent can do, one thing at a time: put policies in force, on trial or back, edit them, and follow
 //! the network. Everything here blocks; [`super::run`] gives it a thread.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     Bundle, Error, LoadedPolicy, Reporter,
@@ -12,7 +15,7 @@ use super::{
 };
 use crate::{
     api::Refusal,
-    dataplane::{Concluded, Dataplane, Error as DataplaneError, Instance},
+    dataplane::{Concluded, Dataplane, Error as DataplaneError, Instance, Interfaces, Order},
     policy::Policy,
 };
 
@@ -38,7 +41,25 @@ pub struct Desired {
     unkept: Option<Bundle>,
 }
 
+/// Where nobody knows what the sets of the policy in force have.
+pub fn content_is_lost() -> Refusal {
+    Refusal::refused("the content of the policy's set files is lost")
+        .help("apply the policy again from its file")
+}
+
 impl Desired {
+    /// Has it put in force.
+    fn order(&self, trial: Option<Duration>, interfaces: Interfaces) -> Order<'_> {
+        Order {
+            policy: &self.policy,
+            path: &self.record.path,
+            text: &self.text,
+            id: &self.record.id,
+            trial,
+            interfaces,
+        }
+    }
+
     /// A policy that is to be put in force.
     fn of(loaded: LoadedPolicy) -> Self {
         Self {
