@@ -165,6 +165,8 @@ fn at_the_socket_for_monitoring_nothing_can_be_changed() {
             public.run_as_nobody(&site, GROUP, &command).expect(3, &said);
             run(&site.host, &command).expect(3, &said);
         }
+        let other = ["status", "--instance", "other", "--socket", monitor];
+        run(&site.host, &other).expect(3, &["the agent here runs instance `main`"]);
         assert_in_force(&site, &agent);
         assert_eq!(agent.end(libc::SIGTERM).0.code(), Some(0));
         assert!(!Path::new(monitor).exists(), "it goes with the agent");
