@@ -114,9 +114,7 @@ impl Error {
     pub fn help(&self) -> Option<String> {
         Some(match self {
             Self::NotPermitted { .. } => {
-                "run portsteer as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and \
-                 CAP_SYS_ADMIN"
-                    .to_owned()
+                "run portsteer as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".to_owned()
             }
             Self::NoBpffs(path) => format!("mount it: mount -t bpf bpf {}", path.display()),
             Self::TablesFull { instance } => format!(

@@ -150,6 +150,7 @@ fn render_warnings(loaded: &LoadedPolicy) -> String {
 fn describe_swap(answer: &ApplyAnswer) -> String {
     match answer.trial_seconds {
         Some(seconds) => format!("{} on trial for {seconds} s", answer.path),
+        None if answer.generation == 0 => format!("{} waits for its interfaces", answer.path),
         None => format!("{} in force", answer.path),
     }
 }
