@@ -2,7 +2,9 @@
 
 pub mod agent;
 pub mod flood;
+pub mod fuzzing;
 pub mod packet;
+pub mod random;
 pub mod raw_socket;
 pub mod sandbox;
 pub mod sctp;
