@@ -1,6 +1,7 @@
 //! For tests and benchmarks only: packets, a network of two hosts, and an agent as a process.
 
 pub mod agent;
+pub mod boundaries;
 pub mod flood;
 pub mod fuzzing;
 pub mod packet;
@@ -9,3 +10,4 @@ pub mod raw_socket;
 pub mod sandbox;
 pub mod sctp;
 pub mod site;
+pub mod tables;

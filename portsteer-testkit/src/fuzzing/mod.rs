@@ -2,3 +2,4 @@
 //! inputs that are kept there, and with some of their own.
 
 pub mod mutation;
+pub mod policy;

@@ -7,17 +7,18 @@ use std::{
 };
 
 use portsteer::{
-    compile::{Interrupt, compile, evaluate::Evaluator, verdict},
+    compile::evaluate::Evaluator,
     explain::{Cause, Explainer, captured},
     oracle::{self, Packet},
-    policy::{Action, Policy},
+    policy::Policy,
 };
-use portsteer_common::{
-    Decision, Image, Reason,
-    counters::outcome_counter,
-    node::{SEGMENT_WORDS, Segment},
+use portsteer_testkit::{
+    agent::is_slow,
+    boundaries::{Boundaries, frame as as_frame},
+    packet::*,
+    random::Random,
+    tables::{compiled, decision},
 };
-use portsteer_testkit::{agent::is_slow, packet::*};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
@@ -25,7 +26,7 @@ use proptest::{
 
 use crate::{
     bench::on_bench,
-    random::{Boundaries, Numbers, as_text, frame as as_frame, in_words, number, policy},
+    random::{as_text, in_words, number, policy},
     table::{CANARY, POLICY},
 };
 
@@ -84,55 +85,8 @@ fn disagreement(policy: &Policy, packet: &Packet<'_>, what: &str) -> TestCaseErr
     ))
 }
 
-/// The slot of the first target: its bits, and those of the second, stand on both sides of the
-/// counter.
-const FIRST_SLOT: u16 = 1_023;
-
-/// What the tables say, as the oracle would put it. The rule with index `i` counts in counter
-/// `1000 + i`.
-pub fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
-    let is = |reason| cell.counter() == outcome_counter(cell.verdict(), reason);
-    let decision = if is(Reason::NoRule) {
-        oracle::Decision::Default
-    } else if is(Reason::FragmentWithoutPorts) {
-        oracle::Decision::Fragments
-    } else if is(Reason::NeighborDiscovery) {
-        oracle::Decision::SparedDiscovery
-    } else if is(Reason::PathMtu) {
-        oracle::Decision::SparedPathMtu
-    } else {
-        oracle::Decision::Rule(cell.counter() as usize - 1_000)
-    };
-    if let Action::Steer(target) = oracle::action(policy, decision) {
-        assert_eq!(cell.slot(), u32::from(FIRST_SLOT + target.0));
-    }
-    assert_eq!(cell.verdict(), verdict(oracle::action(policy, decision)));
-    decision
-}
-
-/// Where the tables begin: not at the start.
-const FIRST_SEGMENT: usize = 2;
-
 /// Which interface has which slot.
 const SLOTS: &[(u32, &str)] = &[(1, "else0"), (3, "dut")];
-
-/// A policy, compiled for these interfaces, for [`decision`] to read.
-pub fn compiled(policy: &Policy, slots: &[(u32, &str)]) -> (Box<Image>, Vec<Segment>) {
-    let decisions: Vec<Decision> = (1_000..)
-        .zip(&policy.rules)
-        .map(|(counter, rule)| match rule.action {
-            Action::Steer(target) => Decision::steer(FIRST_SLOT + target.0, counter),
-            _ => Decision::new(verdict(rule.action), counter),
-        })
-        .collect();
-    // Whatever stood there before is gone.
-    let mut image: Box<Image> = bytemuck::zeroed_box();
-    bytemuck::bytes_of_mut(&mut *image).fill(0xa5);
-    let compiled = compile(policy, slots, &decisions, &Interrupt::default()).unwrap();
-    let mut segments = vec![[0xa5a5_a5a5; SEGMENT_WORDS]; FIRST_SEGMENT + compiled.segments()];
-    compiled.write(&mut image, &mut segments[FIRST_SEGMENT..], FIRST_SEGMENT);
-    (image, segments)
-}
 
 /// How many packets each random policy is asked about.
 const PACKETS: usize = 2_500;
@@ -144,12 +98,12 @@ fn the_compiled_tables_agree_with_the_oracle() {
     // Nothing here depends on the kernel that an emulated guest has.
     let policies = if is_slow() { 20 } else { 400 };
     run("tables and oracle", policies, (policy(12), any::<u64>()), |(policy, seed)| {
-        let (image, segments) = compiled(&policy, SLOTS);
+        let (image, segments) = compiled(&policy, SLOTS).unwrap();
         let evaluator = Evaluator { image: &image, segments: &segments };
         let boundaries = Boundaries::of(&policy);
-        let mut numbers = Numbers(seed);
+        let mut random = Random::new(seed);
         for _ in 0..PACKETS {
-            let packet = boundaries.packet(&mut numbers);
+            let packet = boundaries.packet(&mut random);
             let (judged, found) =
                 (oracle::judge(&policy, &packet), decision(&policy, evaluator.decide(&packet, 3)));
             if judged != found {
@@ -158,7 +112,7 @@ fn the_compiled_tables_agree_with_the_oracle() {
             }
         }
         // The same policy gives the same bytes.
-        let again = compiled(&policy, SLOTS);
+        let again = compiled(&policy, SLOTS).unwrap();
         prop_assert!(bytemuck::bytes_of(&*image) == bytemuck::bytes_of(&*again.0));
         prop_assert!(segments == again.1);
         Ok(PACKETS)
@@ -281,9 +235,9 @@ fn the_kernel_agrees_with_the_oracle_on_random_policies() {
             let mut bench = bench.borrow_mut();
             bench.swap_to(policy.clone(), &as_text(&policy));
             let boundaries = Boundaries::of(&policy);
-            let mut numbers = Numbers(seed);
+            let mut random = Random::new(seed);
             for _ in 0..PACKETS {
-                let packet = boundaries.packet(&mut numbers);
+                let packet = boundaries.packet(&mut random);
                 let frame = as_frame(&packet);
                 let (judged, expected) = (bench.judge(&frame), bench.expect(&frame));
                 if judged != expected {

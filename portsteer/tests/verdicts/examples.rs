@@ -21,15 +21,13 @@ use portsteer::{
 use portsteer_common::Reason;
 use portsteer_testkit::{
     agent::run,
+    boundaries::frame,
     sandbox::{sandbox, skip},
+    tables::{compiled, decision},
 };
 use tempfile::TempDir;
 
-use crate::{
-    bench::{Cause, Outcome, read_outcome},
-    differential::{compiled, decision},
-    random::frame,
-};
+use crate::bench::{Cause, Outcome, read_outcome};
 
 /// A directory of `examples/`, as it was when this test was built: a guest has no source tree.
 struct Example {
@@ -174,7 +172,7 @@ fn judge(example: &Example) {
     }
     let bench = Bench::new(example.name, &policy, &loaded.bundle.text);
     let slots: Vec<(u32, &str)> = (7..).zip(bench.interfaces()).collect();
-    let (image, segments) = compiled(&policy, &slots);
+    let (image, segments) = compiled(&policy, &slots).unwrap();
     let evaluator = Evaluator { image: &image, segments: &segments };
     let explainer = Explainer::new(&policy);
 
