@@ -3,3 +3,4 @@
 
 pub mod mutation;
 pub mod policy;
+pub mod request;
