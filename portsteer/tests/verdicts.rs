@@ -9,6 +9,8 @@ mod bench;
 mod budget;
 #[path = "verdicts/differential.rs"]
 mod differential;
+#[path = "verdicts/evasion.rs"]
+mod evasion;
 #[path = "verdicts/examples.rs"]
 mod examples;
 #[path = "verdicts/flow.rs"]

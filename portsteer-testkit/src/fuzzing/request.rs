@@ -62,7 +62,8 @@ impl Agent {
             lab::private_mounts().expect("root is needed: the agent has private mounts");
             inside.run(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                let ended = runtime.expect("a runtime").block_on(agent::run(options, Box::new(Mute)));
+                let ended =
+                    runtime.expect("a runtime").block_on(agent::run(options, Box::new(Mute)));
                 panic!("the agent has ended: {ended:?}");
             });
         });

@@ -53,7 +53,7 @@ action = "drop"
 /// What bytes hold that are no port: whoever reads one there reads port 61,166, the canary's.
 pub const CANARY: u8 = 0xee;
 
-enum Expect {
+pub enum Expect {
     Rule(&'static str),
     Reason(Reason),
 }
@@ -70,13 +70,13 @@ fn five(port: u16) -> [(u8, Vec<u8>); 5] {
     ]
 }
 
-fn patch(mut frame: Vec<u8>, offset: usize, bytes: &[u8]) -> Vec<u8> {
+pub fn patch(mut frame: Vec<u8>, offset: usize, bytes: &[u8]) -> Vec<u8> {
     frame[offset..offset + bytes.len()].copy_from_slice(bytes);
     frame
 }
 
 /// `count` extension headers before UDP to port 9.
-fn chain(count: usize) -> Vec<u8> {
+pub fn chain(count: usize) -> Vec<u8> {
     let mut payload = udp(7, 9, [CANARY; 4]);
     let mut next = UDP;
     for _ in 0..count {
@@ -86,17 +86,17 @@ fn chain(count: usize) -> Vec<u8> {
     ethernet(IPV6, ipv6(next, payload))
 }
 
-fn later(protocol: u8, offset: u16) -> Vec<u8> {
+pub fn later(protocol: u8, offset: u16) -> Vec<u8> {
     let ip = Ipv4 { fragment_offset: offset, ..Ipv4::default() };
     ethernet(IPV4, ip.packet(protocol, [CANARY; 32]))
 }
 
-fn first(protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub fn first(protocol: u8, payload: &[u8]) -> Vec<u8> {
     let ip = Ipv4 { more_fragments: true, ..Ipv4::default() };
     ethernet(IPV4, ip.packet(protocol, payload))
 }
 
-fn first6(protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub fn first6(protocol: u8, payload: &[u8]) -> Vec<u8> {
     ethernet(IPV6, ipv6(FRAGMENT, fragment(protocol, 0, true, payload)))
 }
 
