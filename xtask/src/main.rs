@@ -8,6 +8,7 @@ mod debian;
 mod digest;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod musl;
 mod process;
 mod remapped;
@@ -64,6 +65,10 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
         arguments: Vec<String>,
     },
+    /// Fuzzes the policy's parser and compiler, the packet's parser and classification, or the control socket
+    Fuzz(fuzz::Options),
+    /// Checks that the fuzzers' programs compile
+    FuzzCheck,
     /// Boots the supported kernels under emulation and runs the demo and the tests there
     Vm(vm::Options),
     /// Makes the Debian package and the archive, from a binary that is linked statically
@@ -84,6 +89,8 @@ fn main() -> ExitCode {
         }
         Command::Demo { arguments } => run::demo(&arguments),
         Command::Bench { arguments } => run::bench(&arguments),
+        Command::Fuzz(options) => fuzz::fuzz(&options).map(|()| ExitCode::SUCCESS),
+        Command::FuzzCheck => fuzz::check().map(|()| ExitCode::SUCCESS),
         Command::Vm(options) => vm::vm(&options).map(|()| ExitCode::SUCCESS),
         Command::Dist(options) => dist::dist(&options).map(|()| ExitCode::SUCCESS),
         Command::DistInside(options) => dist::inside(&options).map(|()| ExitCode::SUCCESS),
