@@ -5,10 +5,10 @@ use std::{env, fs, path::Path};
 
 use portsteer::policy::Action;
 use portsteer_common::{Fault, Reason};
-use portsteer_testkit::packet::*;
+use portsteer_testkit::{outcome::Cause, packet::*};
 
 use crate::{
-    bench::{Cause, on_bench},
+    bench::on_bench,
     table::{
         CANARY,
         Expect::{self, Reason as By, Rule},
