@@ -5,6 +5,7 @@ pub mod agent;
 pub mod boundaries;
 pub mod flood;
 pub mod fuzzing;
+pub mod ledger;
 pub mod outcome;
 pub mod packet;
 pub mod random;

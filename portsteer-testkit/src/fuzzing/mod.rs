@@ -2,5 +2,6 @@
 //! inputs that are kept there, and with some of their own.
 
 pub mod mutation;
+pub mod packet;
 pub mod policy;
 pub mod request;

@@ -7,7 +7,7 @@ use std::{
 
 /// Where they are; `cargo xtask vm` puts them into its guests at the same place.
 pub fn directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz")
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("fuzz")
 }
 
 /// Those of a fuzzer, with their names, in order.

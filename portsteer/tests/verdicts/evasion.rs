@@ -708,8 +708,35 @@ fn the_documents_table_is_this_one() {
         fs::write(path, [head, BEGIN, &wanted, END, tail].concat()).expect("the document");
         return;
     }
-    assert!(
-        table == wanted,
-        "docs/evasion.md differs: PORTSTEER_BLESS=1 cargo test -p portsteer --test verdicts evasion"
-    );
+    assert!(table == wanted, "docs/evasion.md differs: {BLESS}");
 }
+
+/// Each trick's frames, under names for files.
+fn seeds() -> Vec<(String, Vec<u8>)> {
+    let mut seeds = Vec::new();
+    for trick in tricks().into_iter().flat_map(|(_, tricks)| tricks) {
+        let word = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' };
+        let words: String = trick.name.chars().map(word).collect();
+        let name = words.split_whitespace().collect::<Vec<_>>().join("-");
+        for (number, (frame, _)) in (1..).zip(trick.frames) {
+            seeds.push((format!("{name}-{number}"), frame));
+        }
+    }
+    seeds
+}
+
+/// The fuzzer begins with the tricks that are known.
+#[test]
+fn every_trick_is_a_seed_of_the_fuzzer() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("fuzz/seeds/packet");
+    for (name, frame) in seeds() {
+        let path = directory.join(&name);
+        if env::var_os("PORTSTEER_BLESS").is_some() {
+            fs::write(&path, &frame).expect("a seed can be written");
+        }
+        let kept = fs::read(&path).unwrap_or_else(|error| panic!("{name}: {error}, {BLESS}"));
+        assert!(kept == frame, "{name} is another frame, {BLESS}");
+    }
+}
+
+const BLESS: &str = "PORTSTEER_BLESS=1 cargo test -p portsteer --test verdicts evasion";
