@@ -23,7 +23,7 @@ fuzz_target!(|frame: &[u8]| {
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     // Now and then without knowing what a frame is.
-    if seed % 16 == 0 {
+    if seed.is_multiple_of(16) {
         return fuzzer_mutate(data, size, max_size);
     }
     let mut frame = data[..size].to_vec();

@@ -33,7 +33,7 @@ fuzz_target!(
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     let mut len = fuzzer_mutate(data, size, max_size);
     // Mostly, what is said is to be heard.
-    if seed % 8 != 0 {
+    if !seed.is_multiple_of(8) {
         let mut request = data[..len].to_vec();
         repair(&mut request);
         len = request.len().min(max_size);

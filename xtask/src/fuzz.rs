@@ -52,7 +52,11 @@ impl Target {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// What to fuzz
-    target: Target,
+    #[arg(required_unless_present = "check")]
+    target: Option<Target>,
+    /// Fuzz nothing: fail if one of the fuzzers does not compile
+    #[arg(long)]
+    check: bool,
     /// Stop after so many inputs
     #[arg(long, value_name = "COUNT")]
     runs: Option<u64>,
@@ -66,13 +70,17 @@ pub(crate) struct Options {
 
 /// Fuzzes until something is found, or it is enough.
 pub(crate) fn fuzz(options: &Options) -> Result<()> {
+    let target = match options.target {
+        Some(target) if !options.check => target,
+        _ => return check(),
+    };
     ensure_root("fuzz")?;
     ensure_bpffs()?;
     nightly()?;
     let program = cargo_fuzz()?;
     let root = workspace::root()?;
     let fuzz = root.join("fuzz");
-    let name = options.target.name();
+    let name = target.name();
     // What is found goes into the first of them, which is not kept; the others are.
     let directories = ["corpus", "seeds", "regressions"].map(|kind| fuzz.join(kind).join(name));
     for directory in &directories {
@@ -81,7 +89,7 @@ pub(crate) fn fuzz(options: &Options) -> Result<()> {
     }
     let mut command = with_nightly(&program.to_string_lossy());
     command.current_dir(&fuzz).args(["run", "--sanitizer", "none", name]).args(&directories);
-    command.arg("--").args(options.target.options()).arg("-rss_limit_mb=2048");
+    command.arg("--").args(target.options()).arg("-rss_limit_mb=2048");
     command.args(options.runs.map(|runs| format!("-runs={runs}")));
     command.args(options.seconds.map(|seconds| format!("-max_total_time={seconds}")));
     command.args(&options.options);
@@ -97,7 +105,7 @@ pub(crate) fn fuzz(options: &Options) -> Result<()> {
 }
 
 /// Checks that all targets still compile, with the toolchain of everything else.
-pub(crate) fn check() -> Result<()> {
+fn check() -> Result<()> {
     let root = workspace::root()?;
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(&root).args(["clippy", "--locked", "--manifest-path", "fuzz/Cargo.toml"]);

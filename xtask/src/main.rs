@@ -2,7 +2,7 @@
 //!
 //! A file is one idea: [`toolchain`] holds the pins and fetches what they name, [`ebpf`] builds the
 //! object, [`digest`] says what it was built from, [`run`] runs the demo and the tests on this
-//! machine, [`vm`] on other kernels, [`dist`] packs it all.
+//! machine, [`vm`] on other kernels, [`fuzz`] the fuzzers, [`dist`] packs it all.
 
 mod debian;
 mod digest;
@@ -67,8 +67,6 @@ enum Command {
     },
     /// Fuzzes the policy's parser and compiler, the packet's parser and classification, or the control socket
     Fuzz(fuzz::Options),
-    /// Checks that the fuzzers' programs compile
-    FuzzCheck,
     /// Boots the supported kernels under emulation and runs the demo and the tests there
     Vm(vm::Options),
     /// Makes the Debian package and the archive, from a binary that is linked statically
@@ -90,7 +88,6 @@ fn main() -> ExitCode {
         Command::Demo { arguments } => run::demo(&arguments),
         Command::Bench { arguments } => run::bench(&arguments),
         Command::Fuzz(options) => fuzz::fuzz(&options).map(|()| ExitCode::SUCCESS),
-        Command::FuzzCheck => fuzz::check().map(|()| ExitCode::SUCCESS),
         Command::Vm(options) => vm::vm(&options).map(|()| ExitCode::SUCCESS),
         Command::Dist(options) => dist::dist(&options).map(|()| ExitCode::SUCCESS),
         Command::DistInside(options) => dist::inside(&options).map(|()| ExitCode::SUCCESS),
