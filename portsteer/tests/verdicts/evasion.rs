@@ -147,6 +147,23 @@ fn fragmented_tricks() -> Vec<Trick> {
             ),
         },
         Trick {
+            name: "Later IPv6 fragments that name another protocol",
+            aim: "a host goes by the first fragment's, and a filter by the one at hand (RFC 8200)",
+            answer: "each is judged by the one that it names; without its first fragment, which is judged by its \
+                     ports, nothing comes of it",
+            frames: {
+                let later = |next| {
+                    let payload = fragment(next, 64, false, [CANARY; 16]);
+                    ethernet(IPV6, ipv6(FRAGMENT, payload))
+                };
+                vec![
+                    (later(GRE), Rule("gre")),
+                    (later(UDP), By(Reason::FragmentWithoutPorts)),
+                    (later(253), By(Reason::NoRule)),
+                ]
+            },
+        },
+        Trick {
             name: "Fragments beyond byte 65,535",
             aim: "the datagram that is put together is longer than any may be (the \"ping of death\")",
             answer: "refused by its numbers",
