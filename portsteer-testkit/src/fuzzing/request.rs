@@ -99,7 +99,7 @@ pub fn request(socket: &Path, bytes: &[u8]) {
     check(&answer, bytes);
 }
 
-/// Makes sure that the agent still answers.
+/// Makes sure that the agent still answers, and ends a trial, during which it would refuse nearly everything.
 ///
 /// # Panics
 ///
@@ -108,6 +108,7 @@ pub fn still_answers(socket: &Path) {
     let answer = exchange(socket, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n");
     let answer = answer.expect("the agent answers");
     assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+    request(socket, b"POST /v1/confirm HTTP/1.1\r\nHost: x\r\n\r\n");
 }
 
 fn exchange(socket: &Path, bytes: &[u8]) -> io::Result<Vec<u8>> {
@@ -174,8 +175,8 @@ pub fn repair(request: &mut Vec<u8>) {
     request.splice(start..start + line, format!(" {len}").into_bytes());
 }
 
-/// How long nobody is asked whether it still answers.
-pub const ASKED_EVERY: Duration = Duration::from_millis(200);
+/// How long a fuzzer does not ask whether it still answers.
+pub const ASKED_EVERY: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
