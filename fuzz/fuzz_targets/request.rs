@@ -5,7 +5,10 @@
 use std::{cell::RefCell, mem, ptr, sync::OnceLock, time::Instant};
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
-use portsteer_testkit::fuzzing::request::{ASKED_EVERY, Agent, repair, request, still_answers};
+use portsteer_testkit::{
+    fuzzing::request::{ASKED_EVERY, Agent, mutate, request, still_answers},
+    random::Random,
+};
 
 static AGENT: OnceLock<Agent> = OnceLock::new();
 
@@ -31,11 +34,14 @@ fuzz_target!(
 );
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    let mut len = fuzzer_mutate(data, size, max_size);
-    // Mostly, what is said is to be heard.
-    if !seed.is_multiple_of(8) {
+    // Bytes one time, and what they say another.
+    let (mut len, mut random) = (size, Random::new(u64::from(seed)));
+    if random.once_in(2) {
+        len = fuzzer_mutate(data, size, max_size);
+    }
+    if !random.once_in(4) {
         let mut request = data[..len].to_vec();
-        repair(&mut request);
+        mutate(&mut request, &mut random);
         len = request.len().min(max_size);
         data[..len].copy_from_slice(&request[..len]);
     }

@@ -15,9 +15,10 @@ use portsteer::{
     dataplane::{Applied, Instance},
     lab::{self, End, Namespace, Veth},
 };
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::agent::PATIENCE;
+use crate::{agent::PATIENCE, random::Random};
 
 /// The longest answer that is read. A client that takes no more of it than that is one of those that may be.
 const MAX_ANSWER: u64 = 1 << 20;
@@ -155,13 +156,94 @@ fn check(answer: &[u8], request: &[u8]) {
     if let (Some("application/json"), Some(len)) = (field("content-type"), len)
         && let Some(body) = body.get(..len).filter(|body| !body.is_empty())
     {
-        let parsed: Result<serde_json::Value, _> = serde_json::from_slice(body);
+        let parsed: Result<Value, _> = serde_json::from_slice(body);
         assert!(parsed.is_ok(), "{}", shown());
     }
 }
 
+/// Changes something that a request says: a value in its JSON, or a word of its query. What has neither stays as it
+/// is.
+pub fn mutate(request: &mut Vec<u8>, random: &mut Random) {
+    let Some(end) = request.windows(4).position(|bytes| bytes == END_OF_HEAD) else { return };
+    let body = end + END_OF_HEAD.len();
+    if let Ok(mut value) = serde_json::from_slice::<Value>(&request[body..]) {
+        change(&mut value, random);
+        request.truncate(body);
+        request.extend(value.to_string().into_bytes());
+    } else if let Some(query) = request[..end].iter().position(|byte| *byte == b'?')
+        && let Some(len) = request[query..end].iter().position(|byte| *byte == b' ')
+    {
+        let text = String::from_utf8_lossy(&request[query + 1..query + len]).into_owned();
+        let changed = change_words(&text, &['&', '=', '+'], random);
+        request.splice(query + 1..query + len, changed.into_bytes());
+    }
+    repair(request);
+}
+
+/// Changes one value somewhere in this one.
+fn change(value: &mut Value, random: &mut Random) {
+    match value {
+        Value::Array(items) if !items.is_empty() && !random.once_in(6) => {
+            let index = random.below(items.len());
+            match random.below(6) {
+                0 => drop(items.remove(index)),
+                1 => items.insert(index, items[index].clone()),
+                _ => change(&mut items[index], random),
+            }
+        }
+        Value::Object(fields) if !fields.is_empty() && !random.once_in(8) => {
+            let index = random.below(fields.len());
+            let Some(name) = fields.keys().nth(index).cloned() else { return };
+            if random.once_in(8) {
+                fields.remove(&name);
+            } else {
+                change(&mut fields[&name], random);
+            }
+        }
+        Value::String(text) if !random.once_in(8) => {
+            *text = if text.contains('\n') && random.once_in(2) {
+                change_words(text, &['\n'], random)
+            } else {
+                change_words(text, &[' ', '\n', '"', '/', '.', ':', ','], random)
+            };
+        }
+        Value::Bool(is_so) => *is_so = !*is_so,
+        _ => {
+            *value = match random.below(6) {
+                0 => Value::Null,
+                1 => Value::from(random.pick(&[0u64, 1, 2, 60, 4_294_967_296, u64::MAX])),
+                2 => Value::from(random.once_in(2)),
+                3 => Value::from(random.pick(&["", "#1", "#0", "r", "first", "10.0.0.0/8", "::1"])),
+                4 => Value::Array(Vec::new()),
+                _ => Value::from(-1),
+            }
+        }
+    }
+}
+
+/// Takes a word out of a text, or repeats it, or puts another one in its place.
+fn change_words(text: &str, between: &[char], random: &mut Random) -> String {
+    let mut words: Vec<&str> = text.split_inclusive(between).collect();
+    if words.is_empty() {
+        return "x".to_owned();
+    }
+    let index = random.below(words.len());
+    let other = words[random.below(words.len())];
+    match random.below(5) {
+        0 => drop(words.remove(index)),
+        1 => words.insert(index, other),
+        2 => words[index] = other,
+        3 => words.truncate(index),
+        _ => {
+            let odd = ["", "0", "65535", "65536", "%", "@a", "!", "é", "\0", "\"", "[", "]", "#"];
+            words[index] = random.pick(&odd);
+        }
+    }
+    words.concat()
+}
+
 /// Makes a request's length right, so that its body is read.
-pub fn repair(request: &mut Vec<u8>) {
+fn repair(request: &mut Vec<u8>) {
     const FIELD: &[u8] = b"content-length:";
     let Some(end) = request.windows(4).position(|bytes| bytes == END_OF_HEAD) else { return };
     let len = request.len() - end - END_OF_HEAD.len();
@@ -181,6 +263,31 @@ pub const ASKED_EVERY: Duration = Duration::from_millis(50);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// All parts of a request change at some time, and its length is right each time.
+    #[test]
+    fn every_part_of_a_request_is_changed() {
+        let body = r#"{"edits":[{"edit":"remove-rule","rule":"r"}],"ssh_connection":"a b c d"}"#;
+        let request = format!("POST /v1/edits HTTP/1.1\r\nContent-Length: 0\r\n\r\n{body}");
+        let mut random = Random::new(3);
+        let mut gone = [false; 4];
+        for _ in 0..500 {
+            let mut changed = request.clone().into_bytes();
+            mutate(&mut changed, &mut random);
+            let changed = String::from_utf8(changed).expect("text");
+            let (head, body) = changed.split_once("\r\n\r\n").expect("a body");
+            assert!(head.ends_with(&format!(": {}", body.len())), "{changed}");
+            for (gone, part) in
+                gone.iter_mut().zip(["remove-rule", "\"r\"", "\"ssh_connection\"", "a b c d"])
+            {
+                *gone |= !body.contains(part);
+            }
+        }
+        assert_eq!(gone, [true; 4]);
+        let mut query = b"PUT /v1/policy?a=1 HTTP/1.1\r\nContent-Length: 9\r\n\r\nversion".to_vec();
+        mutate(&mut query, &mut random);
+        assert!(query.ends_with(b"Content-Length: 7\r\n\r\nversion"));
+    }
 
     #[test]
     fn lengths_are_made_right() {
