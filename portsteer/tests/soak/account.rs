@@ -316,3 +316,149 @@ impl Account {
         self.equal("the host's stack", [("not arrived", missing), ("lost by a CPU's queue", lost)]);
     }
 }
+
+/// An account that finds nothing wrong is worth what it would find.
+mod tests {
+    use portsteer::dataplane::{
+        AttachedMode, InterfaceStats, PolicyInfo, ReasonStats, RuleStats, TargetState, TargetStats,
+    };
+
+    use super::*;
+    use crate::{meter::Sent, policies::rule_name};
+
+    /// Ten packets that were sent over the first cable: five dropped, three passed, two steered to the sink.
+    fn ten() -> Counts {
+        let sent = |queued| Sent { queued, ..Sent::default() };
+        let rule = |name: &str, packets| RuleStats {
+            name: name.to_owned(),
+            line: 1,
+            matches: String::new(),
+            action: match name {
+                "passed" | "second-passed" => "pass",
+                "steered" | "second-steered" | "to-cpu" => "steer there",
+                _ => "drop",
+            }
+            .to_owned(),
+            packets,
+            bytes: 60 * packets,
+        };
+        let counts = [("dropped", 5), ("passed", 3), ("steered", 2)];
+        let count = |name| counts.iter().find(|it| it.0 == name).map_or(0, |it| it.1);
+        let mut ledger = Ledger { sent: sent(10), ..Ledger::default() };
+        ledger.by_kind.insert("all", sent(10));
+        for index in policies::rules() {
+            ledger.queued.insert(Decider::Rule(index), count(rule_name(index)));
+        }
+        let reason = |verdict: &'static str, packets| ReasonStats {
+            verdict: verdict.into(),
+            reason: "rule".into(),
+            help: "".into(),
+            packets,
+            bytes: 60 * packets,
+        };
+        let target = |name: &str, packets| TargetStats {
+            name: name.to_owned(),
+            to: String::new(),
+            state: TargetState::Ready,
+            packets,
+            bytes: 60 * packets,
+            lost: TargetLosses {
+                gone: 0,
+                down: 0,
+                mtu: 0,
+                unresolved: 0,
+                refused: 0,
+                device: 0,
+                queue: 0,
+            },
+            interface_dropped: None,
+        };
+        let stats = Stats {
+            instance: "main".to_owned(),
+            policy: PolicyInfo {
+                path: String::new(),
+                generation: 1,
+                applied_at: 0,
+                default: "pass".to_owned(),
+                rules: 10,
+                on_trial: false,
+            },
+            rules: policies::rules().map(|it| rule(rule_name(it), count(rule_name(it)))).collect(),
+            targets: vec![target("sink", 2), target("other-sink", 0), target("cpu", 0)],
+            reasons: vec![reason("drop", 5), reason("pass", 3), reason("steer", 2)],
+            interfaces: vec![InterfaceStats {
+                name: "uplink".to_owned(),
+                index: 1,
+                mode: AttachedMode::Native,
+                attached: true,
+                packets: 10,
+                bytes: 600,
+                passed: 3,
+                steered: 2,
+                dropped: 5,
+                aborted: 0,
+            }],
+        };
+        Counts {
+            sent: [ledger, Ledger::default()],
+            ends: [AtEnds { received: 10, not_taken: 0 }, AtEnds::default()],
+            downs: 0,
+            stats,
+            to_stack: [3, 3],
+            at_sink: [2, 0],
+            strayed: 0,
+            sink_received: 2,
+        }
+    }
+
+    #[test]
+    fn what_adds_up_is_not_wrong() {
+        assert_eq!(Account::of(&ten()).wrong, [] as [String; 0]);
+    }
+
+    #[test]
+    fn a_packet_that_nobody_explains_is_missed_wherever_it_went() {
+        let ways: [(&str, fn(&mut Counts)); 14] = [
+            ("sent and not received", |it| it.ends[0].received -= 1),
+            ("sent to nobody", |it| it.sent[0].sent.unheard += 1),
+            ("not taken, by one of two", |it| it.ends[0].not_taken += 1),
+            ("received and not judged", |it| it.stats.interfaces[0].packets -= 1),
+            ("judged and neither passed nor dropped", |it| it.stats.interfaces[0].dropped -= 1),
+            ("aborted", |it| {
+                it.stats.interfaces[0].dropped -= 1;
+                it.stats.interfaces[0].aborted += 1;
+            }),
+            ("dropped by another rule", |it| {
+                it.stats.rules[0].packets -= 1;
+                it.stats.rules[1].packets += 1;
+            }),
+            ("passed by what drops", |it| {
+                it.stats.rules[0].packets -= 1;
+                it.stats.rules[2].packets += 1;
+            }),
+            ("malformed, though it was not", |it| {
+                it.stats.rules[0].packets -= 1;
+                it.stats.reasons[0].packets -= 1;
+                let mut truncated = it.stats.reasons[0].clone();
+                (truncated.reason, truncated.packets) = ("truncated".into(), 1);
+                it.stats.reasons.push(truncated);
+            }),
+            ("steered and not arrived", |it| {
+                it.at_sink[0] -= 1;
+                it.sink_received -= 1;
+            }),
+            ("arrived for another target", |it| it.at_sink = [1, 1]),
+            ("arrived for nobody", |it| {
+                it.at_sink[0] -= 1;
+                it.strayed += 1;
+            }),
+            ("passed and not arrived", |it| it.to_stack = [2, 2]),
+            ("on the second interface, by whomever", |it| it.stats.reasons[1].packets += 1),
+        ];
+        for (what, change) in ways {
+            let mut counts = ten();
+            change(&mut counts);
+            assert_ne!(Account::of(&counts).wrong, [] as [String; 0], "{what}");
+        }
+    }
+}

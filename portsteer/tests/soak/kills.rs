@@ -11,7 +11,7 @@ use crate::{deeds::Deeds, random::Random};
 
 pub fn kill_until(over: &AtomicBool, agent: &mut Agent, deeds: &Deeds, random: &mut Random) {
     while !over.load(Ordering::Relaxed) {
-        thread::sleep(random.milliseconds(600));
+        thread::sleep(random.milliseconds(1_000));
         match random.below(10) {
             0 => {
                 deeds.add("hang-ups", "done");

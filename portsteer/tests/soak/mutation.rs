@@ -1,16 +1,11 @@
 //! Frames that nobody would send on purpose.
 
-use portsteer_testkit::{arrivals::SHORTEST_TAGGED, packet::*};
+use portsteer_testkit::packet::*;
 
-use crate::random::Random;
+use crate::{random::Random, traffic::SHORTEST};
 
-/// Makes a frame of a seed: the same of the same.
+/// Makes a frame of a seed, the same of the same, of whatever length.
 pub type Mutator = fn(u64) -> Vec<u8>;
-
-/// The longest frame that the cables carry.
-const LONGEST: usize = 1514;
-/// The shortest that the kernel hands to a program.
-const SHORTEST: usize = 14;
 
 /// A frame as it should be, with a few things about it that are not.
 pub fn mutated(seed: u64) -> Vec<u8> {
@@ -42,16 +37,6 @@ pub fn mutated(seed: u64) -> Vec<u8> {
                 }
             }
         }
-    }
-    presentable(frame)
-}
-
-/// Neither too long for the cable nor so short that the kernel loses it in silence.
-fn presentable(mut frame: Vec<u8>) -> Vec<u8> {
-    frame.truncate(LONGEST);
-    let outer = u16::from_be_bytes([frame[12], frame[13]]);
-    if [VLAN, SERVICE_VLAN].contains(&outer) && frame.len() < SHORTEST_TAGGED {
-        frame.resize(SHORTEST_TAGGED, 0);
     }
     frame
 }

@@ -15,7 +15,7 @@ use portsteer::{
     lab::Device,
 };
 use portsteer_common::Reason;
-use portsteer_testkit::packet::*;
+use portsteer_testkit::{arrivals::SHORTEST_TAGGED, packet::*};
 
 use crate::{
     meter::{Meter, Sent},
@@ -179,10 +179,27 @@ pub enum Cable {
     Second,
 }
 
+/// The longest frame that the cables carry, and the shortest that the kernel hands to a program.
+const LONGEST: usize = 1514;
+pub const SHORTEST: usize = 14;
+
+/// A frame that is neither too long for the cable nor so short that the kernel loses it in silence.
+fn presentable(mut frame: Vec<u8>) -> Vec<u8> {
+    frame.resize(frame.len().clamp(SHORTEST, LONGEST), 0);
+    if is_tagged(&frame) && frame.len() < SHORTEST_TAGGED {
+        frame.resize(SHORTEST_TAGGED, 0);
+    }
+    frame
+}
+
+fn is_tagged(frame: &[u8]) -> bool {
+    [VLAN, SERVICE_VLAN].contains(&u16::from_be_bytes([frame[12], frame[13]]))
+}
+
 /// How often a frame is sent at once. The stack writes into what it is passed, as when it takes a tag off, and the
 /// kernel sends the same 64 pages again and again.
 fn most_at_once(frame: &[u8]) -> usize {
-    if [[0x81, 0x00], [0x88, 0xa8]].contains(&[frame[12], frame[13]]) { 64 } else { 1_024 }
+    if is_tagged(frame) { 64 } else { 1_024 }
 }
 
 /// Sends everything in turn until it is over. While there is no cable nothing is sent.
@@ -203,7 +220,7 @@ pub fn send_until(
         if let Some(sender) = &*sender {
             if random.one_in(4) {
                 for _ in 0..16 {
-                    let frame = mutator(random.next());
+                    let frame = presentable(mutator(random.next()));
                     let decider = decider(&frame);
                     if !belongs(cable, decider) {
                         continue;
