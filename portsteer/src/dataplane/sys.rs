@@ -314,6 +314,13 @@ pub fn map_shape(fd: BorrowedFd<'_>) -> io::Result<MapShape> {
     })
 }
 
+/// A map's name.
+pub fn map_name(fd: BorrowedFd<'_>) -> io::Result<String> {
+    let info: bpf_map_info = info(fd)?;
+    let bytes = info.name.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8);
+    Ok(String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned())
+}
+
 /// An XDP link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct XdpLinkInfo {
