@@ -411,6 +411,8 @@ mod tests {
         }
     }
 
+    type Change = fn(&mut Counts);
+
     #[test]
     fn what_adds_up_is_not_wrong() {
         assert_eq!(Account::of(&ten()).wrong, [] as [String; 0]);
@@ -418,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_packet_that_nobody_explains_is_missed_wherever_it_went() {
-        let ways: [(&str, fn(&mut Counts)); 14] = [
+        let ways: [(&str, Change); 14] = [
             ("sent and not received", |it| it.ends[0].received -= 1),
             ("sent to nobody", |it| it.sent[0].sent.unheard += 1),
             ("not taken, by one of two", |it| it.ends[0].not_taken += 1),

@@ -101,15 +101,14 @@ impl<'a> Operator<'a> {
         }
         thread::sleep(random.milliseconds(1_500));
         match random.below(3) {
-            0 => self.ask("trials confirmed", &["confirm"]),
-            1 => self.ask("trials rolled back", &["rollback"]),
+            0 => drop(self.ask("trials confirmed", &["confirm"])),
+            1 => drop(self.ask("trials rolled back", &["rollback"])),
             // It lapses, with or without an agent.
             _ => {
                 self.deeds.add("trials left to lapse", "done");
                 thread::sleep(Duration::from_secs(TRIAL_SECONDS as u64));
-                return;
             }
-        };
+        }
     }
 
     /// Half of the edits are written into the file that the policy in force came from.
