@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::Shutdown,
+    ops::Range,
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
@@ -22,6 +23,12 @@ use crate::{
     policies::{self, KINDS, SET},
     random::Random,
 };
+
+/// The first of the ports that edited rules are for, how many there are, and those that the second cable has packets
+/// for as well.
+pub const EDITED_PORT: usize = 7000;
+pub const EDITS: usize = 6;
+pub const SECONDS_EDITS: Range<usize> = 0..3;
 
 /// The longest time that a policy is on trial.
 const TRIAL_SECONDS: usize = 2;
@@ -44,9 +51,9 @@ impl<'a> Operator<'a> {
         while !over.load(Ordering::Relaxed) {
             match random.below(20) {
                 0..5 => self.apply(random),
-                5..8 => self.try_out(random),
-                8..11 => self.add_rule(random),
-                11..13 => self.remove_rule(random),
+                5..7 => self.try_out(random),
+                7..10 => self.add_rule(random),
+                10..13 => self.remove_rule(random),
                 13..16 => self.edit_set(random),
                 16 => self.apply_nonsense(random),
                 17 => {
@@ -67,7 +74,7 @@ impl<'a> Operator<'a> {
         let outcome = Outcome::of(command.env("SSH_CONNECTION", "").args(all));
         let ended = match outcome.code {
             Some(0) => "done",
-            Some(1) => "with nothing to do",
+            Some(1) => "in vain",
             Some(2) => "refused as written",
             Some(3) if outcome.stderr.contains("on trial") => "refused for a trial",
             Some(3) if outcome.stderr.contains("no agent answers") => "without an agent",
@@ -120,12 +127,12 @@ impl<'a> Operator<'a> {
     }
 
     fn add_rule(&self, random: &mut Random) {
-        let number = random.below(16);
-        let (name, port) = (format!("edit-{number}"), format!("{}", 7000 + number));
+        let number = random.below(EDITS);
+        let (name, port) = (format!("edit-{number}"), format!("{}", EDITED_PORT + number));
         // Nothing that comes over the second cable goes to a CPU, whose queue would go on naming an interface that is
         // removed.
         let actions = ["pass", "drop", "steer=cpu"];
-        let action = actions[random.below(if number < 8 { 2 } else { 3 })];
+        let action = actions[random.below(if SECONDS_EDITS.contains(&number) { 2 } else { 3 })];
         let mut arguments = vec!["rule", "add", action, "--name", &name];
         arguments.extend(["--protocol", "udp", "--dst-port", &port]);
         arguments.extend(random.one_in(2).then_some("--first"));
@@ -133,12 +140,12 @@ impl<'a> Operator<'a> {
     }
 
     fn remove_rule(&self, random: &mut Random) {
-        let name = format!("edit-{}", random.below(16));
+        let name = format!("edit-{}", random.below(EDITS));
         self.edit("rules removed", vec!["rule", "remove", &name], random);
     }
 
     fn edit_set(&self, random: &mut Random) {
-        let address = format!("192.0.2.{}", random.below(16));
+        let address = format!("192.0.2.{}", 1 + random.below(3));
         let (what, word) =
             *random.pick(&[("set members added", "add"), ("set members removed", "remove")]);
         self.edit(what, vec!["set", word, SET, &address], random);

@@ -129,7 +129,6 @@ pub const SET: &str = "moving";
 pub fn policy(kind: usize, random: &mut Random) -> String {
     let both = "interfaces = [\"uplink\", \"sec*\"]\n";
     let pass = "default = \"pass\"";
-
     let action = *random.pick(&["\"pass\"", "\"drop\""]);
     let varies = rule("varies", "protocol = \"udp\"\ndst_port = \"3000-3003\"", action);
     let set = format!("[sets.{SET}]\naddresses = [\"192.0.2.128/25\", \"2001:db8:5::/48\"]\n");
@@ -152,8 +151,8 @@ pub fn policy(kind: usize, random: &mut Random) -> String {
         // What is not named is dropped.
         2 => (
             "interfaces = [\"uplink\", \"second\"]\ndefault = \"drop\"".to_owned(),
-            String::new(),
-            varies,
+            set,
+            from_set + &varies,
         ),
         // Many rules, whose tables are large.
         3 => {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
         Mutex, PoisonError,
@@ -20,6 +21,7 @@ use portsteer_testkit::{arrivals::SHORTEST_TAGGED, packet::*};
 use crate::{
     meter::{Meter, Sent},
     mutation::Mutator,
+    operator::{EDITED_PORT, EDITS, SECONDS_EDITS},
     policies::{Decider, decider, is_seconds, rule_name},
     random::Random,
 };
@@ -105,6 +107,11 @@ fn to_port(dst_port: u16) -> Vec<Vec<u8>> {
     frames
 }
 
+/// The ports of edited rules.
+fn edited(numbers: Range<usize>) -> impl Iterator<Item = u16> {
+    numbers.map(|number| (EDITED_PORT + number) as u16)
+}
+
 /// What comes over the first cable.
 fn over_the_first() -> Vec<Kind> {
     let udp_to = |dst_port| everywhere(UDP, &udp(7, dst_port, [0; 18]));
@@ -136,7 +143,7 @@ fn over_the_first() -> Vec<Kind> {
         kind("neighbour discovery", Decider::Changing, vec![discovery]),
         kind("from a set", Decider::Changing, from_the_set),
         kind("to varied ports", Decider::Changing, (3000..3010).flat_map(udp_to).collect()),
-        kind("to edited ports", Decider::Changing, (7000..7016).flat_map(udp_to).collect()),
+        kind("to edited ports", Decider::Changing, edited(0..EDITS).flat_map(udp_to).collect()),
     ]
 }
 
@@ -148,7 +155,11 @@ fn over_the_second() -> Vec<Kind> {
         kind("passed", rule("second-passed"), udp_to(2002)),
         kind("steered", rule("second-steered"), to_port(2003)),
         kind("to varied ports", Decider::Changing, (3000..3010).flat_map(udp_to).collect()),
-        kind("to edited ports", Decider::Changing, (7000..7008).flat_map(udp_to).collect()),
+        kind(
+            "to edited ports",
+            Decider::Changing,
+            edited(SECONDS_EDITS).flat_map(udp_to).collect(),
+        ),
     ]
 }
 
