@@ -61,7 +61,7 @@ use portsteer_testkit::{
 use crate::{
     account::{Account, Counts},
     deeds::Deeds,
-    kills::start_again,
+    kills::{start_again, state},
     mutation::mutated,
     operator::Operator,
     random::Random,
@@ -193,13 +193,13 @@ fn soak() {
     // Another agent from this thread, with which it lives, and the end of a trial.
     agent.kill();
     start_again(&mut agent);
-    let state = || agent.ask_json(&["status"])["agent"]["state"].clone();
-    if state() == "on trial" {
+    if state(&agent) == "on trial" {
         // It may be over by now.
         let _ = agent.ask(&["rollback"]);
     }
-    wait_until("a policy is in force", || state() == "in force");
+    wait_until("no policy is on trial", || state(&agent) != "on trial");
     agent.apply(&policy, &[]);
+    assert_eq!(state(&agent), "in force", "{}", agent.log());
     let attached = || second.device().is_some_and(|it| it.link().expect("a link").xdp.is_some());
     wait_until("the second interface is attached", attached);
 

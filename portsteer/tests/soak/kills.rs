@@ -5,7 +5,8 @@ use std::{
     thread,
 };
 
-use portsteer_testkit::agent::Agent;
+use portsteer_testkit::{agent::Agent, site::wait_until};
+use serde_json::Value;
 
 use crate::{deeds::Deeds, random::Random};
 
@@ -35,9 +36,17 @@ pub fn kill_until(over: &AtomicBool, agent: &mut Agent, deeds: &Deeds, random: &
     }
 }
 
-/// Another agent in place of one that has ended.
+/// Another agent in place of one that has ended. It may not say that a policy is in force: an interface that vanishes
+/// while it begins is an error, after which it goes on.
 pub fn start_again(agent: &mut Agent) {
     assert!(!agent.log().contains("panicked"), "{}", agent.log());
     agent.forget_log();
-    agent.resume();
+    agent.resume_without_waiting();
+    wait_until("the agent answers", || !state(agent).is_null());
+}
+
+/// What the agent says is the state of its policy; nothing if there is no agent that answers.
+pub fn state(agent: &Agent) -> Value {
+    let said = agent.ask(&["status", "--json"]).stdout;
+    serde_json::from_str::<Value>(&said).map_or(Value::Null, |it| it["agent"]["state"].clone())
 }
