@@ -405,6 +405,15 @@ impl Agent {
         fs::read_to_string(&self.log).expect("the log can be read")
     }
 
+    /// Forgets what the agent has said until now.
+    ///
+    /// # Panics
+    ///
+    /// If the log cannot be written.
+    pub fn forget_log(&self) {
+        fs::write(&self.log, "").expect("the log can be written");
+    }
+
     /// The policy file.
     #[must_use]
     pub fn policy_path(&self) -> PathBuf {

@@ -2,6 +2,7 @@
 //! process.
 
 pub mod agent;
+pub mod arrivals;
 pub mod boundaries;
 pub mod flood;
 pub mod fuzzing;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portsteer::lab::{self, Device};
+use portsteer::lab::{self, Device, Namespace};
 
 use crate::agent::PATIENCE;
 
@@ -44,28 +44,11 @@ impl RawSocket {
     ///
     /// Without the privilege for it.
     pub fn open(device: &Device) -> io::Result<Self> {
-        let fd = device.namespace().run(|| {
-            let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-            // SAFETY: plain numbers. Protocol 0 receives nothing until the socket is bound.
-            let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
-            // SAFETY: a new descriptor that nobody else owns.
-            Ok::<_, io::Error>(unsafe { OwnedFd::from_raw_fd(fd) })
-        })?;
+        let fd = unbound(device.namespace())?;
         set_option(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
         // A short frame may occupy a whole page.
         set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16 << 20)?;
-        let mut address = link_layer_address();
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-        address.sll_ifindex = device.index().cast_signed();
-        // SAFETY: a `sockaddr_ll` and its size, which is what AF_PACKET takes.
-        check(unsafe {
-            libc::bind(
-                fd.as_raw_fd(),
-                (&raw const address).cast(),
-                size_of_val(&address) as libc::socklen_t,
-            )
-        })?;
+        bind(&fd, device.index())?;
         Ok(Self { fd })
     }
 
@@ -154,6 +137,34 @@ impl RawSocket {
     }
 }
 
+/// A packet socket of a namespace, which receives nothing yet.
+pub(crate) fn unbound(namespace: &Namespace) -> io::Result<OwnedFd> {
+    namespace.run(|| {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        // SAFETY: plain numbers. Protocol 0 receives nothing until the socket is bound.
+        let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    })
+}
+
+/// Has a packet socket receive all frames of a device, or, for 0, of all devices.
+pub(crate) fn bind(fd: &OwnedFd, ifindex: u32) -> io::Result<()> {
+    let mut address = link_layer_address();
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_ifindex = ifindex.cast_signed();
+    // SAFETY: a `sockaddr_ll` and its size, which is what AF_PACKET takes.
+    check(unsafe {
+        libc::bind(
+            fd.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of_val(&address) as libc::socklen_t,
+        )
+    })
+    .map(|_| ())
+}
+
 /// What the kernel told beside a frame.
 fn auxiliary_data(message: &libc::msghdr) -> Option<AuxiliaryData> {
     // SAFETY: recvmsg has set the length of what it wrote into the control buffer.
@@ -172,7 +183,7 @@ fn link_layer_address() -> libc::sockaddr_ll {
     unsafe { mem::zeroed() }
 }
 
-fn set_option(
+pub(crate) fn set_option(
     socket: &OwnedFd,
     level: libc::c_int,
     option: libc::c_int,
@@ -191,6 +202,6 @@ fn set_option(
     .map(|_| ())
 }
 
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -41,8 +41,11 @@ enum Command {
     },
     /// Runs all tests on this machine's kernel; arguments go to `cargo test`
     Test {
-        /// Run two tests alone, both at once and each for this long: random policies and packets, on
-        /// which the compiled tables, the kernel and the oracle have to agree. After that, kill two hundred agents
+        /// Run the tests that have no end for about this long in all: half of it random policies and packets, on
+        /// which the compiled tables, the kernel and the oracle have to agree; half of it everything at once (traffic,
+        /// mutated packets, policies and trials, edits, agents that are killed, interfaces that flap), ending with an
+        /// account of every packet. After that, kill two hundred agents at moments of their applies,
+        /// which takes a minute or two
         #[arg(
             long,
             value_name = "MINUTES",

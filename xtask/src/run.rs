@@ -7,7 +7,7 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
     ebpf,
@@ -47,53 +47,80 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     run(cargo()?.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(arguments))
 }
 
-/// The tests that can go on for as long as they are told to.
-const SOAKED: [&str; 2] = [
-    "differential::the_compiled_tables_agree_with_the_oracle",
-    "differential::the_kernel_agrees_with_the_oracle_on_random_policies",
+/// The tests that can go on for as long as they are told to, which share the time: by test binary.
+const SOAKED: [(&str, &[&str]); 2] = [
+    (
+        "verdicts",
+        &[
+            "differential::the_compiled_tables_agree_with_the_oracle",
+            "differential::the_kernel_agrees_with_the_oracle_on_random_policies",
+        ],
+    ),
+    ("soak", &["every_packet_is_accounted_for_whatever_happens"]),
 ];
 
-/// The test that kills more agents then.
-const KILLED: &str = "kills::an_agent_killed_at_any_moment_of_an_apply_leaves_one_policy_whole";
+/// The test that kills more agents then, by its binary.
+const KILLED: (&str, &[&str]) =
+    ("agent", &["kills::an_agent_killed_at_any_moment_of_an_apply_leaves_one_policy_whole"]);
 
-/// What each of them says at its end begins with this.
+/// What the first of them say at their ends begins with this, a line each.
 const COMPARED: &str = "compared: ";
+/// What the other one says at its end begins with this, and goes on for as long as lines are indented.
+const ACCOUNT: &str = "account: ";
 
-/// Has random policies judge random packets for so many minutes, in both tests at once, and says how
-/// many were compared; then kills agents.
+/// For half of so many minutes, has random policies judge random packets, and for the other half lets everything
+/// happen at once, under traffic that is accounted for; then kills agents. Says at the end how many packets were
+/// compared, and the account.
 pub(crate) fn soak(minutes: u32) -> Result<()> {
     ensure_root("test --soak")?;
     ensure_bpffs()?;
     ebpf::check_digest()?;
+    let share = f64::from(minutes) / SOAKED.len() as f64;
+    let mut told = Vec::new();
+    for (binary, tests) in SOAKED.iter().chain([&KILLED]) {
+        let (said, outcome) = soak_in(binary, tests, share)?;
+        told.extend(said);
+        if let Err(error) = outcome {
+            told.iter().for_each(say);
+            return Err(error);
+        }
+    }
+    told.iter().for_each(say);
+    let count = |beginning| told.iter().filter(|line| line.starts_with(beginning)).count();
+    match (count(COMPARED), count(ACCOUNT)) {
+        (2, 1) => Ok(()),
+        (compared, accounts) => bail!(
+            "two tests were to compare and one to account for packets; {compared} and {accounts} did"
+        ),
+    }
+}
+
+/// Runs tests of one binary, and returns what they say at their ends, and how that was.
+fn soak_in(binary: &str, tests: &[&str], minutes: f64) -> Result<(Vec<String>, Result<()>)> {
     let mut command = cargo()?;
     command
-        .args(["test", "--release", "--locked", "--package", "portsteer", "--test", "verdicts"])
+        .args(["test", "--release", "--locked", "--package", "portsteer", "--test", binary])
         .args(["--", "--exact", "--nocapture", "--test-threads", "2"])
-        .args(SOAKED)
+        .args(tests)
         .env("PORTSTEER_SOAK_MINUTES", minutes.to_string())
         .stderr(Stdio::piped());
     let shown = shown(&command);
     let cannot_run = || format!("cannot run {shown}");
     let mut child = command.spawn().with_context(cannot_run)?;
-    let mut compared = Vec::new();
+    let mut said = Vec::new();
+    let mut is_in_account = false;
     for line in child.stderr.take().into_iter().flat_map(|stderr| BufReader::new(stderr).lines()) {
         let line = line.with_context(cannot_run)?;
         eprintln!("{line}");
-        compared.extend(line.starts_with(COMPARED).then_some(line));
+        is_in_account = line.starts_with(ACCOUNT) || is_in_account && line.starts_with("  ");
+        said.extend((is_in_account || line.starts_with(COMPARED)).then_some(line));
     }
     let status = child.wait().with_context(cannot_run)?;
-    compared.iter().for_each(say);
-    if !status.success() {
-        bail!("{shown} failed: {status}");
-    }
-    if compared.len() != SOAKED.len() {
-        bail!("{} tests were to compare, and {} did", SOAKED.len(), compared.len());
-    }
-    say("killing agents at two hundred moments of their applies");
-    run(cargo()?
-        .args(["test", "--locked", "--package", "portsteer", "--test", "agent"])
-        .args(["--", "--exact", "--nocapture", KILLED])
-        .env("PORTSTEER_SOAK_MINUTES", minutes.to_string()))
+    let outcome = match status.success() {
+        true => Ok(()),
+        false => Err(anyhow!("{shown} failed: {status}")),
+    };
+    Ok((said, outcome))
 }
 
 /// The cargo that runs xtask, in the workspace.

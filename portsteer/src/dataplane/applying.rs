@@ -419,12 +419,17 @@ impl Dataplane {
         sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
         for pinned in unwanted {
             // Missing if an agent was killed right here.
-            for counters in maps.counters(pinned.slot)? {
-                maps.retire(&counters)?;
-                let pin = self.instance.counters_pin(pinned.slot, counters.pages);
-                remove_pin(&self.instance, &pin)?;
-            }
+            self.retire_counters(maps, pinned.slot)?;
             remove_slot(&self.instance, pinned.slot)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what a slot has counted whose program runs no more.
+    pub(super) fn retire_counters(&self, maps: &Maps, slot: u32) -> Result<(), Error> {
+        for counters in maps.counters(slot)? {
+            maps.retire(&counters)?;
+            remove_pin(&self.instance, &self.instance.counters_pin(slot, counters.pages))?;
         }
         Ok(())
     }

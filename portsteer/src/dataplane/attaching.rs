@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::{
     Attached, AttachedMode, Change, Dataplane, Error, Instance, Manifest, Pinned,
     capabilities::{Capabilities, generic_obstacle},
-    detaching::{detach_slot, remove_counters},
+    detaching::{force_detach, remove_slot},
     interfaces,
     maps::Maps,
     object,
@@ -177,8 +177,11 @@ impl<'a> Attaching<'a> {
             return Err(Error::InterfaceBusy { name, program_id, instance });
         }
         let instance = &self.dataplane.instance;
-        // What an agent left that was killed before it came to the link.
-        remove_counters(instance, slot)?;
+        // What an agent left that was killed between attaching and pinning, when its program counted already.
+        if !self.maps.counters(slot)?.is_empty() {
+            sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
+            self.dataplane.retire_counters(self.maps, slot)?;
+        }
         let features = self.features | self.alone;
         let program = self.load(slot, features)?;
         self.new_slots.push(slot);
@@ -197,10 +200,24 @@ impl<'a> Attaching<'a> {
         Ok(Attached { name, mode: obtained, change: Change::New, native_refused })
     }
 
+    /// Takes an interface off that was just attached. What its program has counted stays.
+    fn give_up(&self, slot: u32) -> Result<(), Error> {
+        let instance = &self.dataplane.instance;
+        // If it is none, it is only in our way.
+        if let Ok(link) = sys::open_pin(&instance.link_pin(slot))
+            && sys::xdp_link_info(link.as_fd()).is_ok()
+        {
+            force_detach(&link, slot)?;
+        }
+        sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
+        self.dataplane.retire_counters(self.maps, slot)?;
+        remove_slot(instance, slot)
+    }
+
     /// Takes everything back. What fails now is left to the error that is already on its way.
     pub(super) fn undo(self) {
-        for slot in self.new_slots {
-            let _ = detach_slot(&self.dataplane.instance, slot);
+        for &slot in &self.new_slots {
+            let _ = self.give_up(slot);
         }
         for (link, slot, record, before) in self.replaced {
             let _ = sys::link_update(link.as_fd(), before.as_fd());

@@ -27,6 +27,9 @@ use std::{
 
 use super::{Error, kernel::BPFFS, sys};
 
+/// What the names of counters' pins begin with.
+pub(super) const COUNTERS: &str = "counters_";
+
 /// A name under which a dataplane is kept apart from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
@@ -96,7 +99,7 @@ impl Instance {
 
     /// Where a slot's counters are that have so many pages.
     pub(super) fn counters_pin(&self, slot: u32, pages: u32) -> PathBuf {
-        self.pin(&format!("counters_{slot}_{pages}"))
+        self.pin(&format!("{COUNTERS}{slot}_{pages}"))
     }
 
     pub(super) fn link_pin(&self, slot: u32) -> PathBuf {

@@ -56,6 +56,32 @@ pub(super) fn redirects_one_buffer_only() -> Result<bool, Error> {
     Ok(version(&release()?).is_some_and(|version| version < (6, 3)))
 }
 
+/// Where the kernel's structures have their members, from its type information.
+#[derive(Debug)]
+pub struct Structures(Vec<u8>);
+
+impl Structures {
+    /// Reads all of it, which is some megabytes.
+    ///
+    /// # Errors
+    ///
+    /// The kernel tells nothing about itself.
+    pub fn read() -> Result<Self, Error> {
+        fs::read(btf::PATH).map(Self).map_err(Error::io(format!("reading {}", btf::PATH)))
+    }
+
+    /// Where a structure has a member, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// It is not to be found.
+    pub fn offset(&self, structure: &str, member: &str) -> Result<u32, Error> {
+        btf::member_offset(&self.0, structure, member).ok_or_else(|| {
+            Error::Load(format!("{} does not say where {structure} has {member}", btf::PATH))
+        })
+    }
+}
+
 fn release() -> Result<String, Error> {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_err(Error::io("reading the kernel's release"))?;

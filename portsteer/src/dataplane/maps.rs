@@ -21,7 +21,8 @@ use portsteer_common::{
 
 use super::{
     Error,
-    instance::Instance,
+    detaching::remove_pin,
+    instance::{COUNTERS, Instance},
     repairs::{self, Repairs},
     slots,
     sys::{self, MapShape, Mapping, map_type},
@@ -577,11 +578,25 @@ impl Maps {
             return Ok(());
         }
         let pages = pages.next_power_of_two();
-        let making = || Error::io(format!("making room for {pages} pages of counters"));
-        let map = sys::map_create(RETIRED, array(size_of::<CounterPage>(), pages), None)
+        let retired = self.retired()?;
+        let sums = retired.counters.read(self.pages)?;
+        self.replace_retired(pages, &sums, retired.newest)?;
+        self.pages = pages;
+        Ok(())
+    }
+
+    /// Puts another map in the place of `retired`, at once.
+    fn replace_retired(
+        &self,
+        pages: u32,
+        sums: &Snapshot,
+        newest: Option<u32>,
+    ) -> Result<(), Error> {
+        let making = || Error::io(format!("making a map `{RETIRED}` of {pages} pages"));
+        let name = newest.map_or_else(|| RETIRED.to_owned(), name_with);
+        let map = sys::map_create(&name, array(size_of::<CounterPage>(), pages), None)
             .map_err(making())?;
-        let retired = self.retired()?.read(self.pages)?;
-        for (number, page) in (0..).zip(&retired.pages) {
+        for (number, page) in (0..).zip(&sums.pages) {
             sys::map_update(map.as_fd(), number, bytemuck::bytes_of(page)).map_err(making())?;
         }
         let new = self.instance.pin(NEW_RETIRED);
@@ -590,9 +605,7 @@ impl Maps {
             _ => {}
         }
         sys::pin(map.as_fd(), &new).map_err(making())?;
-        fs::rename(&new, self.instance.pin(RETIRED)).map_err(making())?;
-        self.pages = pages;
-        Ok(())
+        fs::rename(&new, self.instance.pin(RETIRED)).map_err(making())
     }
 
     /// The error for counters that must be there and are not.
@@ -605,9 +618,11 @@ impl Maps {
     }
 
     /// What interfaces had counted that are no longer attached.
-    pub(super) fn retired(&self) -> Result<Counters, Error> {
+    pub(super) fn retired(&self) -> Result<Retired, Error> {
         let (map, shape) = open_retired(&self.instance)?;
-        Ok(Counters { map, values: 1, pages: shape.max_entries })
+        let name = sys::map_name(map.as_fd()).map_err(Error::io("reading the map `retired`"))?;
+        let newest = name.strip_prefix(INCLUDES).and_then(|id| u32::from_str_radix(id, 16).ok());
+        Ok(Retired { counters: Counters { map, values: 1, pages: shape.max_entries }, newest })
     }
 
     /// The policy on trial, if there ever was one.
@@ -635,18 +650,50 @@ impl Maps {
         (TRIAL, self.instance.pin(TRIAL))
     }
 
-    /// Adds what an interface has counted, which counts no more, to what is retired.
+    /// Adds what an interface has counted, which counts no more, to what is retired: once, however often it is
+    /// asked for, since whoever does it may be killed before the counters' pin is removed.
     pub(super) fn retire(&self, counters: &Counters) -> Result<(), Error> {
         let retired = self.retired()?;
-        let mut sums = retired.read(self.pages)?;
-        let counted = counters.read(self.pages)?;
-        for (number, (sum, page)) in (0..).zip(sums.pages.iter_mut().zip(&counted.pages)) {
-            add_page(sum, page);
-            sys::map_update(retired.map.as_fd(), number, bytemuck::bytes_of(sum))
-                .map_err(Error::io("writing the map `retired`"))?;
+        let id = counters.id()?;
+        if retired.newest == Some(id) {
+            return Ok(());
+        }
+        if let Some(newest) = retired.newest {
+            self.remove_counters(newest)?;
+        }
+        let mut sums = retired.counters.read(self.pages)?;
+        sums.add(counters.read(self.pages)?);
+        self.replace_retired(retired.counters.pages, &sums, Some(id))
+    }
+
+    /// Removes the pin of a map of counters, by its id, if it is there yet.
+    fn remove_counters(&self, id: u32) -> Result<(), Error> {
+        let reading = || Error::io("looking for counters that are retired");
+        for name in self.instance.pins()?.iter().filter(|name| name.starts_with(COUNTERS)) {
+            let pin = self.instance.pin(name);
+            let map = sys::open_pin(&pin).map_err(reading())?;
+            if sys::map_id(map.as_fd()).map_err(reading())? == id {
+                remove_pin(&self.instance, &pin)?;
+            }
         }
         Ok(())
     }
+}
+
+/// What interfaces had counted that are no longer attached.
+#[derive(Debug)]
+pub(super) struct Retired {
+    pub(super) counters: Counters,
+    /// The id of the map of counters that was added last, and may be there yet.
+    pub(super) newest: Option<u32>,
+}
+
+/// The name of a map `retired` begins with this if the id follows of the map of counters that was added last, so that
+/// both are written by one rename.
+const INCLUDES: &str = "counted";
+
+fn name_with(id: u32) -> String {
+    format!("{INCLUDES}{id:x}")
 }
 
 /// A map of counter pages.
@@ -659,6 +706,10 @@ pub(super) struct Counters {
 }
 
 impl Counters {
+    pub(super) fn id(&self) -> Result<u32, Error> {
+        sys::map_id(self.map.as_fd()).map_err(Error::io("reading the counters' id"))
+    }
+
     /// The first `pages` pages, or all if there are fewer, all CPUs together.
     pub(super) fn read(&self, pages: u32) -> Result<Snapshot, Error> {
         let mut values = vec![CounterPage::zeroed(); self.values];

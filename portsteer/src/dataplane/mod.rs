@@ -272,19 +272,28 @@ fn check_namespace(instance: &Instance, pinned: &[Pinned], links: &[Link]) -> Re
 /// attached, then the others in the order of `pinned`. A slot that is just being given up may have
 /// no counters any more.
 fn snapshots(maps: &Maps, pinned: &[Pinned], pages: u32) -> Result<Vec<Snapshot>, Error> {
-    let mut snapshots = vec![maps.retired()?.read(pages)?];
-    for pinned in pinned {
-        let counters = maps.counters(pinned.slot)?;
-        if counters.is_empty() && pinned.ifindex != 0 {
-            return Err(maps.missing_counters(pinned.slot));
+    loop {
+        let retired = maps.retired()?;
+        let mut snapshots = vec![retired.counters.read(pages)?];
+        for pinned in pinned {
+            let counters = maps.counters(pinned.slot)?;
+            if counters.is_empty() && pinned.ifindex != 0 {
+                return Err(maps.missing_counters(pinned.slot));
+            }
+            let mut sum = Snapshot::default();
+            for counters in counters {
+                // Its pin is about to be removed.
+                if retired.newest != Some(counters.id()?) {
+                    sum.add(counters.read(pages)?);
+                }
+            }
+            snapshots.push(sum);
         }
-        let mut sum = Snapshot::default();
-        for counters in counters {
-            sum.add(counters.read(pages)?);
+        // What was retired meanwhile may be in neither.
+        if maps.retired()?.counters.id()? == retired.counters.id()? {
+            return Ok(snapshots);
         }
-        snapshots.push(sum);
     }
-    Ok(snapshots)
 }
 
 fn total(snapshots: &[Snapshot], counter: u32) -> Counter {

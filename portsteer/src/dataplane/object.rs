@@ -15,7 +15,7 @@ use aya::{
 use portsteer_common::trial::{self, Trial};
 
 use super::{
-    Error, btf, instance::Instance, kernel, maps::Maps, repairs::this_network, slots::ALONE, sys,
+    Error, instance::Instance, kernel, maps::Maps, repairs::this_network, slots::ALONE, sys,
 };
 use crate::policy::TargetKind;
 
@@ -219,15 +219,10 @@ pub(super) const WATCHERS: [Watcher; 3] = [
 pub(super) fn watch(maps: &Maps, watchers: &[Watcher]) -> Result<Vec<(Watcher, OwnedFd)>, Error> {
     let statics = maps.statics()?;
     let [devices, cpus] = maps.redirect_map_ids()?;
-    let kernel = std::fs::read(btf::PATH).map_err(Error::io(format!("reading {}", btf::PATH)))?;
-    let offset = |structure, member| {
-        btf::member_offset(&kernel, structure, member).ok_or_else(|| {
-            Error::Load(format!("{} does not say where {structure} has {member}", btf::PATH))
-        })
-    };
-    let ifindex = offset("net_device", "ifindex")?;
-    let network = offset("net_device", "nd_net")?;
-    let inode = offset("net", "ns")? + offset("ns_common", "inum")?;
+    let structures = kernel::Structures::read()?;
+    let ifindex = structures.offset("net_device", "ifindex")?;
+    let network = structures.offset("net_device", "nd_net")?;
+    let inode = structures.offset("net", "ns")? + structures.offset("ns_common", "inum")?;
     let this_network = this_network()?;
     let mut loader = EbpfLoader::new();
     loader.btf(None);

@@ -314,6 +314,13 @@ pub fn map_shape(fd: BorrowedFd<'_>) -> io::Result<MapShape> {
     })
 }
 
+/// A map's name.
+pub fn map_name(fd: BorrowedFd<'_>) -> io::Result<String> {
+    let info: bpf_map_info = info(fd)?;
+    let bytes = info.name.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8);
+    Ok(String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned())
+}
+
 /// An XDP link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct XdpLinkInfo {
@@ -427,6 +434,27 @@ pub fn load_xdp_with_flags(
     instructions: &[Instruction],
     flags: u32,
 ) -> io::Result<OwnedFd> {
+    load(
+        name,
+        bpf_prog_type::BPF_PROG_TYPE_XDP,
+        bpf_attach_type::BPF_XDP as u32,
+        flags,
+        instructions,
+    )
+}
+
+/// Loads a program of raw instructions for [`link_raw_tracepoint`]: for tests.
+pub fn load_raw_tracepoint(name: &str, instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    load(name, bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT, 0, 0, instructions)
+}
+
+fn load(
+    name: &str,
+    kind: bpf_prog_type,
+    attach_type: u32,
+    flags: u32,
+    instructions: &[Instruction],
+) -> io::Result<OwnedFd> {
     const _: () = assert!(size_of::<bpf_insn>() == 8);
     let encoded: Vec<[u8; 8]> = instructions
         .iter()
@@ -440,11 +468,11 @@ pub fn load_xdp_with_flags(
     let mut attributes = attributes();
     // SAFETY: the structure that BPF_PROG_LOAD reads.
     let load = unsafe { &mut attributes.__bindgen_anon_3 };
-    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
+    load.prog_type = kind as u32;
     load.insns = encoded.as_ptr() as u64;
     load.insn_cnt = encoded.len() as u32;
     load.license = c"Dual MIT/GPL".as_ptr() as u64;
-    load.expected_attach_type = bpf_attach_type::BPF_XDP as u32;
+    load.expected_attach_type = attach_type;
     load.prog_flags = flags;
     copy_name(&mut load.prog_name, name);
     bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attributes)

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::fd::AsFd as _,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -267,6 +267,80 @@ fn an_agent_killed_while_counters_grow_leaves_one_policy_whole() {
             agent.end(libc::SIGINT);
             assert_all_off(&site);
         }
+    });
+}
+
+/// The number in the pins of the uplink.
+fn slot_of_uplink(site: &Site) -> u32 {
+    let is_it = |slot: &u32| {
+        let link = sys::open_pin(&pin(&format!("link_{slot}")));
+        let info = link.and_then(|link| sys::xdp_link_info(link.as_fd()));
+        info.is_ok_and(|info| info.ifindex == site.cable.right.index())
+    };
+    (0..8).find(is_it).expect("the uplink is attached")
+}
+
+fn pin(name: &str) -> PathBuf {
+    Path::new("/sys/fs/bpf/portsteer").join(INSTANCE).join(name)
+}
+
+/// Its program counts from the moment it is attached.
+#[test]
+fn an_agent_killed_before_it_pins_a_link_loses_no_count() {
+    sandbox(|| {
+        let site = Site::quiet();
+        another_device(&site, "second");
+        let mut agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink", "second"]));
+        assert_in_force(&site);
+        let before = Stats::read(&site.host, INSTANCE).all_reasons();
+        let slot = slot_of_uplink(&site);
+        agent.kill();
+        fs::remove_file(pin(&format!("link_{slot}"))).unwrap();
+        wait_until("nothing is attached", || site.xdp().is_none());
+        agent.restart();
+        let stats = Stats::read(&site.host, INSTANCE);
+        assert_eq!((stats.rule("blocked"), stats.all_reasons()), (1, before), "{stats:?}");
+        assert_in_force(&site);
+        agent.end(libc::SIGINT);
+        assert_all_off(&site);
+    });
+}
+
+/// What an interface has counted that is let go is added to what is retired, and then its pins are removed: whoever is
+/// killed in between has it counted once, even if other interfaces are let go before that is tidied up.
+#[test]
+fn an_agent_killed_while_it_lets_an_interface_go_counts_nothing_twice() {
+    sandbox(|| {
+        let site = Site::quiet();
+        another_device(&site, "second");
+        another_device(&site, "third");
+        let mut agent = Agent::start(&site.host, INSTANCE, &policy(&["uplink", "second"]));
+        assert_in_force(&site);
+        let before = Stats::read(&site.host, INSTANCE).all_reasons();
+        let slot = slot_of_uplink(&site);
+        let pins = [format!("link_{slot}"), format!("counters_{slot}_64")].map(|name| pin(&name));
+        let kept = [0, 1].map(|index: usize| sys::open_pin(&pins[index]).unwrap());
+        agent.swap(&policy(&["second"]));
+        agent.kill();
+        // As if it had been, right then.
+        for (pin, kept) in pins.iter().zip(&kept) {
+            assert!(!pin.exists());
+            sys::pin(kept.as_fd(), pin).unwrap();
+        }
+        let assert_once = || {
+            let stats = Stats::read(&site.host, INSTANCE);
+            assert_eq!((stats.rule("blocked"), stats.all_reasons()), (1, before), "{stats:?}");
+        };
+        assert_once();
+        agent.restart();
+        assert_once();
+        for interfaces in [&["second", "third"][..], &["second"]] {
+            agent.swap(&policy(interfaces));
+            assert_once();
+        }
+        assert!(!pins.iter().any(|pin| pin.exists()), "it is tidied up");
+        agent.end(libc::SIGINT);
+        assert_all_off(&site);
     });
 }
 
