@@ -24,6 +24,7 @@ use crate::{
     statistics::{median, spread},
 };
 
+const ROW: &str = "the agent as a process";
 const INSTANCE: &str = "bench";
 const INTERFACE: &str = "uplink";
 const SMALL: &str = "version = 1\ninterfaces = [\"uplink\"]\n\
@@ -61,6 +62,12 @@ impl Measured for Daemon {
         "daemon"
     }
 
+    fn rows(&self) -> Vec<String> {
+        vec![ROW.to_owned()]
+    }
+
+    fn keep(&mut self, _wanted: &dyn Fn(&str) -> bool) {}
+
     /// All at once, the first time.
     fn batch(&mut self, number: usize, rounds: &Rounds) -> Result<()> {
         if number > 0 {
@@ -74,7 +81,7 @@ impl Measured for Daemon {
 
     fn reports(&self) -> Result<Vec<Report>> {
         let Some(found) = &self.found else { return Ok(Vec::new()) };
-        let mut text = String::from("the agent as a process\n");
+        let mut text = format!("{ROW}\n");
         let mib = |kib: u64| kib as f64 / 1024.0;
         writeln!(
             text,

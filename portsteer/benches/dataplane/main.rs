@@ -17,26 +17,40 @@ mod arena;
 mod compilation;
 mod contest;
 mod contestants;
+mod cores;
+mod curves;
 mod daemon;
 mod edits;
 mod family;
+mod growth;
 mod instructions;
 mod live;
+mod machine;
 mod nanoseconds;
+mod page;
+mod pictures;
 mod policies;
 mod probes;
 mod programs;
 mod random;
+mod results;
 mod rotation;
+mod selection;
 mod statistics;
+mod stream;
 
-use std::{fmt::Write as _, fs, process::ExitCode};
+use std::{
+    collections::BTreeMap, fmt::Write as _, path::PathBuf, process::ExitCode, time::Instant,
+};
 
+use clap::Parser;
 use serde_json::{Value, json};
 
 use compilation::Compilation;
 use daemon::Daemon;
 use edits::Edits;
+use machine::Machine;
+use selection::Selection;
 
 /// The destination port of the packets that every program under test drops or steers.
 const PORT: u16 = 9;
@@ -44,6 +58,12 @@ const PORT: u16 = 9;
 /// One of those that can be named on the command line.
 trait Measured {
     fn name(&self) -> &'static str;
+
+    /// What can be asked for by itself.
+    fn rows(&self) -> Vec<String>;
+
+    /// Leaves out the rows that are not wanted, and not needed by those that are.
+    fn keep(&mut self, wanted: &dyn Fn(&str) -> bool);
 
     /// Sets everything up anew and measures some rounds.
     fn batch(&mut self, number: usize, rounds: &Rounds) -> Result<()>;
@@ -57,6 +77,7 @@ trait Measured {
 
 /// How many times everything is set up, and the rounds that follow each time: of test runs and of
 /// live frames. At least 15 pairs make a figure.
+#[derive(Debug, Clone, Copy)]
 struct Rounds {
     batches: usize,
     test_runs: usize,
@@ -67,7 +88,7 @@ const ROUNDS: Rounds = Rounds { batches: 20, test_runs: 3, live: 2 };
 const QUICK: Rounds = Rounds { batches: 5, test_runs: 3, live: 3 };
 
 struct Report {
-    /// The list that it belongs to in the JSON.
+    /// What kind of figures it has, in the JSON.
     list: &'static str,
     text: String,
     json: Value,
@@ -75,20 +96,40 @@ struct Report {
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
+/// What is measured, and what is done with it.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench")]
+struct Arguments {
+    /// The names of contests; without any, all of them
+    contests: Vec<String>,
+    /// Only the row with this name, or those whose names have this in them, beside what they are compared with
+    #[arg(long, value_name = "ROW")]
+    only: Vec<String>,
+    /// Measure nothing: list all contests and their rows
+    #[arg(long)]
+    list: bool,
+    /// Fewer rounds
+    #[arg(long)]
+    quick: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Keep the figures in results.json in this directory, with pictures, and write them into the tables of
+    /// benchmarks.md beside it
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["only", "list"])]
+    write: Option<PathBuf>,
+    /// What cargo adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
 fn main() -> ExitCode {
-    // Cargo adds an option of its own.
-    let (options, names): (Vec<String>, Vec<String>) =
-        std::env::args().skip(1).partition(|argument| argument.starts_with('-'));
-    let asked = |wanted: &str| options.iter().any(|option| option == wanted);
-    let rounds = if asked("--quick") { QUICK } else { ROUNDS };
-    match run(&rounds, &names) {
-        Ok((text, json)) => {
-            if asked("--json") {
-                println!("{json:#}");
-            } else {
-                println!("{text}");
-            }
-            ExitCode::SUCCESS
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(failures) if failures.is_empty() => ExitCode::SUCCESS,
+        Ok(failures) => {
+            failures.iter().for_each(|failure| eprintln!("the benchmark failed: {failure}"));
+            ExitCode::from(3)
         }
         Err(error) => {
             eprintln!("the benchmark failed: {error}");
@@ -97,46 +138,93 @@ fn main() -> ExitCode {
     }
 }
 
-/// Everything, or the contests with these names.
-fn run(rounds: &Rounds, names: &[String]) -> Result<(String, Value)> {
-    let mut all: Vec<Box<dyn Measured>> =
-        vec![Box::new(Compilation::new()), Box::new(Edits::new()), Box::new(Daemon::default())];
-    all.splice(0..0, contest::all()?.into_iter().map(|contest| Box::new(contest) as _));
-    if let Some(unknown) = names.iter().find(|name| all.iter().all(|one| one.name() != **name)) {
-        let mut known: Vec<&str> = all.iter().map(|one| one.name()).collect();
-        known.dedup();
-        return Err(format!("there is no {unknown}, only {}", known.join(", ")).into());
+/// All that there is.
+fn all() -> Result<Vec<Box<dyn Measured>>> {
+    let mut all: Vec<Box<dyn Measured>> = Vec::new();
+    all.extend(contest::all()?.into_iter().map(|contest| Box::new(contest) as _));
+    all.push(Box::new(Compilation::new()));
+    all.push(Box::new(Edits::new()));
+    all.push(Box::new(Daemon::default()));
+    Ok(all)
+}
+
+/// Does what was asked for, and says what of it has failed.
+fn run(arguments: &Arguments) -> Result<Vec<String>> {
+    let mut all = all()?;
+    if arguments.list {
+        print!("{}", selection::listing(&all));
+        return Ok(Vec::new());
     }
-    all.retain(|one| names.is_empty() || names.iter().any(|name| name == one.name()));
-    for batch in 0..rounds.batches {
-        for one in &mut all {
-            one.batch(batch, rounds)?;
-        }
-    }
+    let selection = Selection { contests: &arguments.contests, only: &arguments.only };
+    selection.apply(&mut all)?;
+    let rounds = if arguments.quick { QUICK } else { ROUNDS };
+    let failures = measure(&mut all, &rounds);
 
     let mut text = String::new();
-    let mut json = json!({
-        "kernel": fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
-        "batches": rounds.batches,
-        "rounds": rounds.batches * rounds.test_runs,
-        "live_rounds": rounds.batches * rounds.live,
-        "test_runs": [], "live_frames": [], "compilations": [], "edits": [], "daemon": [],
-    });
-    let mut absent = Vec::new();
+    let mut contests: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    let mut absent: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for one in &all {
-        for report in one.reports()? {
-            text.push_str(&report.text);
-            json[report.list].as_array_mut().ok_or("no such list")?.push(report.json);
+        for Report { list, text: reported, mut json } in one.reports()? {
+            text.push_str(&reported);
+            json["kind"] = json!(list);
+            contests.entry(one.name()).or_default().push(json);
         }
+        let absent = absent.entry(one.name()).or_default();
         for name in one.absent() {
-            if !absent.contains(&name) {
-                absent.push(name);
+            if !absent.contains(name) {
+                absent.push(name.clone());
             }
         }
     }
-    for absent in &absent {
-        writeln!(text, "not measured: {absent}")?;
+    for (contest, absent) in &absent {
+        for absent in absent {
+            writeln!(text, "not measured: {contest}: {absent}")?;
+        }
     }
-    json["not_measured"] = json!(absent);
-    Ok((text, json))
+    let machine = Machine::here()?;
+    let contests = contests.into_iter().map(|(name, reports)| {
+        let absent = absent.remove(name).unwrap_or_default();
+        let contest = json!({
+            "machine": machine.json, "batches": rounds.batches, "reports": reports,
+            "not_measured": absent,
+        });
+        (name.to_owned(), contest)
+    });
+    let contests: serde_json::Map<String, Value> = contests.collect();
+    if arguments.json {
+        println!("{:#}", json!({ "contests": contests }));
+    } else {
+        println!("{text}{}", machine.text);
+    }
+    if let Some(directory) = &arguments.write {
+        results::write(directory, contests)?;
+    }
+    Ok(failures)
+}
+
+/// Runs all batches, and says on standard error how far that is. Who fails is left out from then on.
+fn measure(all: &mut [Box<dyn Measured>], rounds: &Rounds) -> Vec<String> {
+    let start = Instant::now();
+    let mut failures = Vec::new();
+    let mut failed = vec![false; all.len()];
+    for batch in 0..rounds.batches {
+        for (one, failed) in all.iter_mut().zip(&mut failed).filter(|(_, failed)| !**failed) {
+            let before = Instant::now();
+            if let Err(error) = one.batch(batch, rounds) {
+                failures.push(format!("{}: {error}", one.name()));
+                *failed = true;
+            }
+            let took = before.elapsed().as_secs_f64();
+            if took > 0.01 {
+                eprintln!(
+                    "{:>5.0} s: batch {} of {}, {}, {took:.1} s",
+                    start.elapsed().as_secs_f64(),
+                    batch + 1,
+                    rounds.batches,
+                    one.name(),
+                );
+            }
+        }
+    }
+    failures
 }

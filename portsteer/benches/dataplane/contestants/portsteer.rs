@@ -14,8 +14,9 @@ use crate::{
     Result,
     arena::{Arena, Engine, Lane},
     family::Family,
-    policies::{Blocklist, DROP, Mixed, STEER, ports},
-    probes::{self, Probe},
+    growth::Point,
+    policies::{Blocklist, DROP, Mixed, STEER, dropped_ports, ports, ports_of},
+    probes::{self, Probe, Probes},
 };
 
 pub const WITHOUT_TARGETS: &str = "portsteer, policy without targets";
@@ -140,6 +141,36 @@ pub fn blocking(arena: &mut Arena, count: usize, family: Family) -> Result<()> {
     let lane = arena.lane()?;
     let policy = blocklist.file(lane.receiver.name())?.load();
     add(arena, &format!("portsteer, set of {count}"), lane, policy, blocklist.probes())
+}
+
+/// As a point of a curve: with so many rules that have a port each.
+pub fn dropping_ports(arena: &mut Arena, point: Point) -> Result<()> {
+    let lane = arena.lane()?;
+    let policy = dropped_ports(lane.receiver.name(), &ports_of(point.size))?.load()?;
+    let engine = Portsteer::new(&lane, policy, None)?;
+    arena.add_point(point, lane, engine);
+    Ok(())
+}
+
+/// As a point of a curve: with so many rules of all kinds.
+pub fn judging_mixed(arena: &mut Arena, point: Point, family: Family) -> Result<()> {
+    let mixed = Mixed::new(point.size, family)?;
+    let lane = arena.lane()?;
+    let policy = mixed.file(lane.receiver.name())?.load()?;
+    let engine = Portsteer::new(&lane, policy, None)?;
+    let dropped = probes::dropped(engine.program.as_fd(), &mixed.probes())?;
+    arena.add_point(point, lane, engine);
+    arena.last()?.probes = Some(Probes::new(dropped));
+    Ok(())
+}
+
+/// As a point of a curve: with these sources.
+pub fn blocking_sources(arena: &mut Arena, point: Point, blocklist: &Blocklist) -> Result<()> {
+    let lane = arena.lane()?;
+    let policy = blocklist.file(lane.receiver.name())?.load()?;
+    let engine = Portsteer::new(&lane, policy, None)?;
+    arena.add_point(point, lane, engine);
+    Ok(())
 }
 
 /// Adds portsteer with a policy, unless that is refused: then that is noted.
