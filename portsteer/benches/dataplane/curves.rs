@@ -18,13 +18,13 @@ use crate::{
 };
 
 /// How long a run is. A packet that goes through 10,000 rules takes a hundred microseconds.
-const SLICE: Duration = Duration::from_millis(12);
+const SLICE: Duration = Duration::from_millis(10);
 
 /// What one kind of packet costs everyone.
 pub struct Curves {
     title: String,
-    /// The picture that it belongs to.
-    picture: &'static str,
+    /// What its picture is called.
+    picture: String,
     stream: Stream,
     /// The packet, where it is always the same.
     packet: Option<Probe>,
@@ -58,7 +58,7 @@ impl Default for Row {
 impl Curves {
     pub fn new(
         title: String,
-        picture: &'static str,
+        picture: String,
         frames: Frames,
         packet: Option<Probe>,
         action: u32,

@@ -152,7 +152,7 @@ pub fn rules(family: Family) -> Contest {
         curves: vec![
             Curves::new(
                 format!("UDP over {ip}, dropped by the last rule"),
-                "rules",
+                picture("rules", family, "dropped"),
                 Frames::from(&hit),
                 Some(hit),
                 XDP_DROP,
@@ -160,7 +160,7 @@ pub fn rules(family: Family) -> Contest {
             ),
             Curves::new(
                 format!("UDP over {ip}, 65,536 packets in turn, dropped by random rules"),
-                "rules",
+                picture("rules", family, "dropped-in-turn"),
                 Frames::InTurn,
                 None,
                 XDP_DROP,
@@ -168,7 +168,7 @@ pub fn rules(family: Family) -> Contest {
             ),
             Curves::new(
                 format!("UDP over {ip}, passed: no rule matches"),
-                "rules",
+                picture("rules", family, "passed"),
                 Frames::from(&miss),
                 Some(miss),
                 XDP_PASS,
@@ -228,7 +228,7 @@ pub fn sets(family: Family) -> Result<Contest> {
         curves: vec![
             Curves::new(
                 format!("UDP over {ip}, dropped: 65,536 sources in the set in turn"),
-                "sets",
+                picture("sets", family, "dropped"),
                 Frames::InTurn,
                 None,
                 XDP_DROP,
@@ -236,7 +236,7 @@ pub fn sets(family: Family) -> Result<Contest> {
             ),
             Curves::new(
                 format!("UDP over {ip}, passed: 65,536 sources in turn that are not in the set"),
-                "sets",
+                picture("sets", family, "passed"),
                 Frames::OthersInTurn,
                 None,
                 XDP_PASS,
@@ -265,4 +265,9 @@ fn blocking(
         last.others = Some(Probes::new(others));
     }
     Ok(())
+}
+
+/// What the file of a picture is called.
+fn picture(contest: &str, family: Family, what: &str) -> String {
+    format!("{contest}-{}-{what}", family.name().to_ascii_lowercase())
 }

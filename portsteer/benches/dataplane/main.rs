@@ -14,6 +14,7 @@
 //! has the agent as a process, and its clients.
 
 mod arena;
+mod commands;
 mod compilation;
 mod contest;
 mod contestants;
@@ -26,6 +27,7 @@ mod growth;
 mod instructions;
 mod live;
 mod machine;
+mod memory;
 mod nanoseconds;
 mod page;
 mod pictures;
@@ -38,19 +40,26 @@ mod rotation;
 mod selection;
 mod statistics;
 mod stream;
+mod swaps;
 
 use std::{
-    collections::BTreeMap, fmt::Write as _, path::PathBuf, process::ExitCode, time::Instant,
+    fmt::Write as _,
+    panic::{self, AssertUnwindSafe},
+    path::PathBuf,
+    process::ExitCode,
+    time::Instant,
 };
 
 use clap::Parser;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use compilation::Compilation;
 use daemon::Daemon;
 use edits::Edits;
 use machine::Machine;
+use memory::Memory;
 use selection::Selection;
+use swaps::Swaps;
 
 /// The destination port of the packets that every program under test drops or steers.
 const PORT: u16 = 9;
@@ -87,8 +96,21 @@ struct Rounds {
 const ROUNDS: Rounds = Rounds { batches: 20, test_runs: 3, live: 2 };
 const QUICK: Rounds = Rounds { batches: 5, test_runs: 3, live: 3 };
 
+/// The kinds of reports, each with a list in the JSON.
+const LISTS: [&str; 9] = [
+    "test_runs",
+    "live_frames",
+    "curves",
+    "cores",
+    "compilations",
+    "edits",
+    "daemon",
+    "swaps",
+    "memory",
+];
+
 struct Report {
-    /// What kind of figures it has, in the JSON.
+    /// One of [`LISTS`].
     list: &'static str,
     text: String,
     json: Value,
@@ -145,6 +167,9 @@ fn all() -> Result<Vec<Box<dyn Measured>>> {
     all.push(Box::new(Compilation::new()));
     all.push(Box::new(Edits::new()));
     all.push(Box::new(Daemon::default()));
+    all.push(Box::new(Swaps::of_portsteer()));
+    all.push(Box::new(Swaps::of_nftables()));
+    all.push(Box::new(Memory::new()));
     Ok(all)
 }
 
@@ -160,39 +185,43 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
     let rounds = if arguments.quick { QUICK } else { ROUNDS };
     let failures = measure(&mut all, &rounds);
 
+    let machine = Machine::here()?;
     let mut text = String::new();
-    let mut contests: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-    let mut absent: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut json = json!({
+        "kernel": machine.json["kernel"], "machine": machine.json, "batches": rounds.batches,
+        "rounds": rounds.batches * rounds.test_runs, "live_rounds": rounds.batches * rounds.live,
+    });
+    for list in LISTS {
+        json[list] = json!([]);
+    }
+    let mut contests = Map::new();
+    let mut all_absent = Vec::new();
     for one in &all {
-        for Report { list, text: reported, mut json } in one.reports()? {
+        let contest = contests.entry(one.name()).or_insert_with(
+            || json!({ "machine": machine.json, "reports": [], "not_measured": [] }),
+        );
+        for Report { list, text: reported, json: mut report } in one.reports()? {
             text.push_str(&reported);
-            json["kind"] = json!(list);
-            contests.entry(one.name()).or_default().push(json);
+            json[list].as_array_mut().ok_or("no such list")?.push(report.clone());
+            report["kind"] = json!(list);
+            contest["reports"].as_array_mut().ok_or("no reports")?.push(report);
         }
-        let absent = absent.entry(one.name()).or_default();
-        for name in one.absent() {
-            if !absent.contains(name) {
-                absent.push(name.clone());
+        for absent in one.absent() {
+            let list = contest["not_measured"].as_array_mut().ok_or("no such list")?;
+            if !list.contains(&json!(absent)) {
+                list.push(json!(absent));
+            }
+            if !all_absent.contains(absent) {
+                all_absent.push(absent.clone());
             }
         }
     }
-    for (contest, absent) in &absent {
-        for absent in absent {
-            writeln!(text, "not measured: {contest}: {absent}")?;
-        }
+    for absent in &all_absent {
+        writeln!(text, "not measured: {absent}")?;
     }
-    let machine = Machine::here()?;
-    let contests = contests.into_iter().map(|(name, reports)| {
-        let absent = absent.remove(name).unwrap_or_default();
-        let contest = json!({
-            "machine": machine.json, "batches": rounds.batches, "reports": reports,
-            "not_measured": absent,
-        });
-        (name.to_owned(), contest)
-    });
-    let contests: serde_json::Map<String, Value> = contests.collect();
+    json["not_measured"] = json!(all_absent);
     if arguments.json {
-        println!("{:#}", json!({ "contests": contests }));
+        println!("{json:#}");
     } else {
         println!("{text}{}", machine.text);
     }
@@ -210,7 +239,10 @@ fn measure(all: &mut [Box<dyn Measured>], rounds: &Rounds) -> Vec<String> {
     for batch in 0..rounds.batches {
         for (one, failed) in all.iter_mut().zip(&mut failed).filter(|(_, failed)| !**failed) {
             let before = Instant::now();
-            if let Err(error) = one.batch(batch, rounds) {
+            // Tests' tools panic where they are surprised.
+            let outcome = panic::catch_unwind(AssertUnwindSafe(|| one.batch(batch, rounds)));
+            let outcome = outcome.unwrap_or_else(|_| Err("it panicked".into()));
+            if let Err(error) = outcome {
                 failures.push(format!("{}: {error}", one.name()));
                 *failed = true;
             }

@@ -64,7 +64,7 @@ impl Engine for Trie {
 }
 
 /// A trie with these prefixes.
-fn trie(prefixes: &[IpNet], family: Family) -> Result<OwnedFd> {
+pub fn trie(prefixes: &[IpNet], family: Family) -> Result<OwnedFd> {
     let shape = MapShape {
         map_type: map_type::LPM_TRIE,
         key_size: 4 + address_len(family) as u32,

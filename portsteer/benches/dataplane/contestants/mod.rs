@@ -11,7 +11,7 @@ mod xdp_bench;
 mod xdp_filter;
 
 pub use iptables::iptables;
-pub use lpm_trie::{lpm_trie, lpm_trie_of, trie_of};
+pub use lpm_trie::{lpm_trie, lpm_trie_of, trie, trie_of};
 pub use matched::Matched;
 pub use minimal::{EMPTY_DROP, EMPTY_PASS, EMPTY_REDIRECT, MINIMAL, MINIMAL_MACS, empty, minimal};
 pub use nftables::{
@@ -57,7 +57,7 @@ fn installed(arena: &mut Arena, program: &str, package: &str) -> bool {
 }
 
 /// Runs a peer's command to its end.
-fn run(namespace: &Namespace, program: &str, arguments: &[&str]) -> Result<()> {
+pub fn run(namespace: &Namespace, program: &str, arguments: &[&str]) -> Result<()> {
     let output = namespace.command(program).args(arguments).output()?;
     if output.status.success() {
         return Ok(());
