@@ -79,7 +79,7 @@ impl Cores {
             let send = |cpu| -> Result<Duration> {
                 let stays = lab::stay_on_cpu(cpu);
                 lane.sender.namespace().run(|| {
-                    let aims = generator.aim(lane);
+                    let aims = generator.aim(&lane.sender);
                     // Whatever happens: the other one waits.
                     barrier.wait();
                     stays?;

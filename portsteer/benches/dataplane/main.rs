@@ -23,6 +23,7 @@ mod curves;
 mod daemon;
 mod edits;
 mod family;
+mod flood;
 mod growth;
 mod instructions;
 mod live;
@@ -239,9 +240,7 @@ fn measure(all: &mut [Box<dyn Measured>], rounds: &Rounds) -> Vec<String> {
     for batch in 0..rounds.batches {
         for (one, failed) in all.iter_mut().zip(&mut failed).filter(|(_, failed)| !**failed) {
             let before = Instant::now();
-            // Tests' tools panic where they are surprised.
-            let outcome = panic::catch_unwind(AssertUnwindSafe(|| one.batch(batch, rounds)));
-            let outcome = outcome.unwrap_or_else(|_| Err("it panicked".into()));
+            let outcome = contained(|| one.batch(batch, rounds));
             if let Err(error) = outcome {
                 failures.push(format!("{}: {error}", one.name()));
                 *failed = true;
@@ -259,4 +258,13 @@ fn measure(all: &mut [Box<dyn Measured>], rounds: &Rounds) -> Vec<String> {
         }
     }
     failures
+}
+
+/// Does something with tools of the tests, which panic where they are surprised.
+fn contained<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(said.unwrap_or("it panicked").into())
+    })
 }

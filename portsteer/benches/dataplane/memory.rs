@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::{
     Measured, Report, Result, Rounds,
     commands::{self, INSTANCE},
+    contained,
     contestants::trie,
     family::Family,
     policies::{Blocklist, DROP, Mixed, PolicyFile, ports},
@@ -140,7 +141,10 @@ impl Subject {
         match self {
             Self::Policy(policy) => {
                 let mut found = Err("not measured".into());
-                sandbox(|| found = of_policy(*policy));
+                contained(|| {
+                    sandbox(|| found = of_policy(*policy));
+                    Ok(())
+                })?;
                 found
             }
             Self::Trie(count, family) => {
@@ -175,21 +179,19 @@ fn of_policy(policy: fn() -> Result<PolicyFile>) -> Result<Found> {
     Ok(Found { maps, programs, resident })
 }
 
-/// What the kernel says that a map or a program takes, in bytes: as a map, as a program. Nothing if it is `known`
-/// already.
+/// What the kernel says that a map takes, or a program, or the program that a link holds, in bytes: maps, programs.
+/// Nothing if it is `known` already.
 fn charged(object: &OwnedFd, known: &mut HashSet<String>) -> Result<(u64, u64)> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd()))?;
     let line = |name: &str| info.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
-    // Links have the program's id, too.
-    let Some(bytes) = line("memlock:") else { return Ok((0, 0)) };
-    let (id, is_map) = match (line("map_id:"), line("prog_id:")) {
-        (Some(map), _) => (format!("map {map}"), true),
-        (None, Some(program)) => (format!("program {program}"), false),
-        (None, None) => return Ok((0, 0)),
-    };
-    if !known.insert(id) {
-        return Ok((0, 0));
+    match (line("memlock:"), line("map_id:"), line("prog_id:")) {
+        (Some(bytes), Some(map), _) if known.insert(format!("map {map}")) => {
+            Ok((bytes.parse()?, 0))
+        }
+        (Some(bytes), None, Some(program)) if known.insert(format!("program {program}")) => {
+            Ok((0, bytes.parse()?))
+        }
+        (None, None, Some(program)) => charged(&sys::program_by_id(program.parse()?)?, known),
+        _ => Ok((0, 0)),
     }
-    let bytes = bytes.parse()?;
-    Ok(if is_map { (bytes, 0) } else { (0, bytes) })
 }

@@ -1,6 +1,6 @@
 //! What packets notice while policies are swapped and sets are edited, as often as commands can: how many come
-//! through, beside how many do while nobody does anything, and whether any is lost. The sender has a CPU to itself
-//! only if there are two and nobody else is there.
+//! through, beside how many do while nobody does anything, and whether any is lost. Where there are two CPUs, the
+//! sender, whose CPU judges the packets, has one of them, and the agent and the commands have the other.
 
 use std::{
     fmt::Write as _,
@@ -8,20 +8,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portsteer::lab::ethtool::Offload;
+use portsteer::{
+    dataplane::online_cpus,
+    lab::{self, ethtool::Offload},
+};
 use portsteer_testkit::{
     agent::{Agent, Stats},
-    flood::{FLOODED_PORT, under_flood},
     sandbox::sandbox,
     site::{Site, wait_until},
 };
 use serde_json::json;
 
 use crate::{
-    Measured, Report, Result, Rounds,
+    Measured, PORT, Report, Result, Rounds,
     commands::{self, INSTANCE},
-    contestants,
+    contained, contestants,
     family::Family,
+    flood::Flood,
     policies::{Blocklist, DROP, Mixed, dropped_ports, ports, ports_of},
     statistics::{median, spread},
 };
@@ -102,8 +105,11 @@ impl Measured for Swaps {
         }
         for row in &mut self.rows {
             let mut outcome = Ok(());
-            sandbox(|| outcome = row.measure());
-            if let Err(error) = outcome {
+            let contained = contained(|| {
+                sandbox(|| outcome = row.measure());
+                Ok(())
+            });
+            if let Err(error) = contained.and(outcome) {
                 self.absent.push(format!("{}: {error}", row.name));
             }
         }
@@ -155,6 +161,9 @@ impl Measured for Swaps {
 
 impl Row {
     fn measure(&mut self) -> Result<()> {
+        if let Some(&cpu) = online_cpus()?.get(1) {
+            lab::stay_on_cpu(cpu)?;
+        }
         let site = Site::quiet();
         match self.name {
             APPLY_PORTS => {
@@ -197,7 +206,7 @@ impl Row {
                              add chain netdev bench c { type filter hook ingress device uplink priority 0; }\n\
                              flush chain netdev bench c\n";
                 // The packets meet the first rule, so that it is the swap which counts.
-                let first = [FLOODED_PORT];
+                let first = [PORT];
                 let all = [ports_of(1_000), ports_of(999)]
                     .map(|others| format!("{chain}{}{}", rules(&first), rules(&others)));
                 self.nft(&site, &[&all[0]], &[&all[1], &all[0]])
@@ -212,7 +221,7 @@ impl Row {
                 let begin = format!(
                     "table netdev bench {{\nset s {{ type ipv4_addr; elements = {{ {set} }}; }}\n\
                      chain c {{ type filter hook ingress device uplink priority 0;\n\
-                     ip saddr @s drop\nudp dport {FLOODED_PORT} drop\n}}\n}}\n"
+                     ip saddr @s drop\nudp dport {PORT} drop\n}}\n}}\n"
                 );
                 let add = format!("add element netdev bench s {{ {more} }}\n");
                 let delete = format!("delete element netdev bench s {{ {more} }}\n");
@@ -271,19 +280,21 @@ impl Row {
     ) -> Result<()> {
         // Once without packets, so that nothing is new any more.
         body(&mut Vec::new())?;
+        let cpus = online_cpus()?;
+        let flood = Flood::new(site, cpus.get(1).and(cpus.first()).copied())?;
         for _ in 0..ROUNDS {
             let start = Instant::now();
-            let (idle_for, idle) = under_flood(site, || {
+            let (idle_for, idle) = flood.during(|| {
                 thread::sleep(IDLE);
                 start.elapsed()
-            });
+            })?;
             let start = Instant::now();
-            let (busy_for, busy) = under_flood(site, || -> Result<Duration> {
+            let (busy_for, busy) = flood.during(|| -> Result<Duration> {
                 while start.elapsed() < BUSY {
                     body(&mut self.commands)?;
                 }
                 Ok(start.elapsed())
-            });
+            })?;
             let mpps = |packets: u64, time: Duration| packets as f64 / time.as_secs_f64() / 1e6;
             let (idle_rate, busy_rate) =
                 (mpps(idle.received, idle_for), mpps(busy.received, busy_for?));
