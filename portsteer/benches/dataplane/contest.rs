@@ -35,8 +35,10 @@ const STEERED_FRAMES: u32 = 200_000;
 pub struct Turn {
     /// What somebody is called who can be asked for.
     row: Option<String>,
-    enter: Box<dyn Fn(&mut Arena) -> Result<()> + Send + Sync>,
+    enter: Box<Enter>,
 }
+
+type Enter = dyn Fn(&mut Arena) -> Result<()> + Send + Sync;
 
 impl Turn {
     pub fn new(

@@ -1,6 +1,6 @@
 //! A policy with one rule: sources in a large set are dropped, and all others pass.
 
-use std::{collections::HashSet, fmt::Write as _, net::IpAddr};
+use std::{collections::HashSet, fmt::Write as _};
 
 use ipnet::IpNet;
 
@@ -72,7 +72,7 @@ impl Blocklist {
         let mut probes = Vec::with_capacity(PROBES);
         while probes.len() < PROBES {
             let mut probe = Probe { dst_port: PORT, ..Probe::random(self.family, &mut random) };
-            if let IpAddr::V6(_) = probe.src {
+            if probe.src.is_ipv6() {
                 let near = self.prefixes[random.below(self.prefixes.len())];
                 let half = IpNet::new(near.addr(), 64)?.trunc();
                 probe.src = address_in(half, &mut random);
