@@ -67,6 +67,7 @@ pub struct Contest {
     /// The batches, and the rounds in each, where they are other ones than everybody's.
     pub amount: Option<(usize, usize)>,
     pub absent: Vec<String>,
+    pub failures: Vec<String>,
 }
 
 /// UDP over IPv4 to this port; and so on.
@@ -413,6 +414,7 @@ pub fn judging(name: &'static str) -> Contest {
         cores: None,
         amount: None,
         absent: Vec::new(),
+        failures: Vec::new(),
     }
 }
 
@@ -462,6 +464,10 @@ impl Measured for Contest {
     fn absent(&self) -> &[String] {
         &self.absent
     }
+
+    fn failures(&self) -> &[String] {
+        &self.failures
+    }
 }
 
 impl Contest {
@@ -481,7 +487,9 @@ impl Contest {
         for place in 0..named.len() {
             let turn = named[(place + batch) % named.len()];
             if let (Err(error), Some(row)) = ((turn.enter)(&mut arena), &turn.row) {
-                arena.absent.push(format!("{row}: {error}"));
+                // What others' programs and commands need is not known here.
+                let list = if is_ours(row) { &mut self.failures } else { &mut arena.absent };
+                list.push(format!("{row}: {error}"));
             }
         }
         // No test run passes a tracepoint, so here nobody is in anybody's way.
@@ -505,6 +513,11 @@ impl Contest {
         for curves in &mut self.curves {
             curves.measure(&mut arena, rounds.live)?;
             arena.absent.append(&mut curves.absent);
+            for failure in curves.failures.drain(..) {
+                if !self.failures.contains(&failure) {
+                    self.failures.push(failure);
+                }
+            }
         }
         if let Some(cores) = &mut self.cores {
             cores.measure(&mut arena, rounds.live)?;
@@ -516,4 +529,9 @@ impl Contest {
         }
         Ok(())
     }
+}
+
+/// Whether it is portsteer, or what everything is compared with.
+fn is_ours(row: &str) -> bool {
+    row.starts_with("portsteer") || row.starts_with("empty ")
 }

@@ -37,6 +37,8 @@ pub struct Curves {
     rows: ByName<Row>,
     /// Who could not be measured, and why.
     pub absent: Vec<String>,
+    /// Who has done something else than it had to.
+    pub failures: Vec<String>,
 }
 
 /// One value per round, in nanoseconds per packet.
@@ -66,8 +68,20 @@ impl Curves {
     ) -> Self {
         let stream = Stream { frames, finish: Finish::Receiver };
         let zero_amount = Amount::Lasting(SLICE);
-        let (zero_costs, rows, absent) = (Vec::new(), ByName::default(), Vec::new());
-        Self { title, picture, stream, packet, action, zero, zero_amount, zero_costs, rows, absent }
+        let (zero_costs, rows) = (Vec::new(), ByName::default());
+        Self {
+            title,
+            picture,
+            stream,
+            packet,
+            action,
+            zero,
+            zero_amount,
+            zero_costs,
+            rows,
+            absent: Vec::new(),
+            failures: Vec::new(),
+        }
     }
 
     /// Who runs before and after everyone else.
@@ -83,7 +97,10 @@ impl Curves {
             if self.takes_part(&arena.contestants[index]) {
                 match self.verify(&arena.contestants[index]) {
                     Ok(()) => others.push(index),
-                    Err(error) => self.note(&arena.contestants[index].name, &*error),
+                    Err(error) => {
+                        let failure = self.note(&arena.contestants[index].name, &*error);
+                        self.failures.push(failure);
+                    }
                 }
             }
         }
@@ -98,14 +115,21 @@ impl Curves {
                 row.point = point;
                 let with = cost(&self.stream, arena, index, &mut row.amount);
                 let after = cost(&self.stream, arena, zero, &mut self.zero_amount)?;
-                match with.and_then(|with| self.confirm(&arena.contestants[index]).map(|()| with)) {
+                match with {
                     Ok(with) => {
                         let row = self.rows.entry(&name);
                         row.costs.push(with);
                         row.zero.push(f64::midpoint(before, after));
                         self.zero_costs.push(after);
                     }
-                    Err(error) => self.note(&name, &*error),
+                    Err(error) => {
+                        let absent = self.note(&name, &*error);
+                        self.absent.push(absent);
+                    }
+                }
+                if let Err(error) = self.confirm(&arena.contestants[index]) {
+                    let failure = self.note(&name, &*error);
+                    self.failures.push(failure);
                 }
                 before = after;
             }
@@ -113,11 +137,9 @@ impl Curves {
         Ok(())
     }
 
-    fn note(&mut self, name: &str, error: &(dyn std::error::Error + Send + Sync)) {
-        let note = format!("{name}, {}: {error}", self.title);
-        if !self.absent.contains(&note) {
-            self.absent.push(note);
-        }
+    /// How somebody's error is told.
+    fn note(&self, name: &str, error: &(dyn std::error::Error + Send + Sync)) -> String {
+        format!("{name}, {}: {error}", self.title)
     }
 
     fn takes_part(&self, contestant: &Contestant) -> bool {

@@ -8,10 +8,13 @@
 //! another day or machine tells nothing.
 //!
 //! [`contest`] says who is compared with whom, [`contestants`] how each is loaded, [`arena`] has the
-//! network that they meet on; [`nanoseconds`] and [`live`] measure and report. [`rotation`] has many
-//! packets instead of one, [`policies`] are what they are judged by. [`compilation`] and [`edits`] measure
-//! what a packet does not wait for: until a policy can be put in force, and an edit of a large set. [`daemon`]
-//! has the agent as a process, and its clients.
+//! network that they meet on; [`nanoseconds`], [`live`], [`curves`] and [`cores`] measure and report, the last three
+//! with a [`stream`] of live frames. [`rotation`] has many packets instead of one, [`policies`] are what they are
+//! judged by, and [`growth`] has those of many sizes. [`compilation`] and [`edits`] measure what a packet does not
+//! wait for: until a policy can be put in force, and an edit of a large set. [`daemon`] has the agent as a
+//! process, and its clients, [`swaps`] the same while packets come, and [`memory`] what all of it takes.
+//!
+//! [`results`] keeps figures; [`pictures`] and [`page`] are made from what is kept.
 
 mod arena;
 mod commands;
@@ -83,6 +86,11 @@ trait Measured {
 
     /// Who could not be had, and why.
     fn absent(&self) -> &[String];
+
+    /// What should not have happened.
+    fn failures(&self) -> &[String] {
+        &[]
+    }
 }
 
 /// How many times everything is set up, and the rounds that follow each time: of test runs and of
@@ -184,7 +192,8 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
     let selection = Selection { contests: &arguments.contests, only: &arguments.only };
     selection.apply(&mut all)?;
     let rounds = if arguments.quick { QUICK } else { ROUNDS };
-    let failures = measure(&mut all, &rounds);
+    let mut failures = measure(&mut all, &rounds);
+    failures.extend(all.iter().flat_map(|one| one.failures()).cloned());
 
     let machine = Machine::here()?;
     let mut text = String::new();
