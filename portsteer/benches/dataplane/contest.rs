@@ -11,8 +11,8 @@ use crate::{
         EMPTY_DROP, EMPTY_PASS, EMPTY_REDIRECT, Goal, MANY_RULES, MINIMAL, MINIMAL_MACS,
         MINIMAL_WATCHED, ONE_RULE, REDIRECTS, REDIRECTS_TO_CPU, SET_OF_PORTS, WITH_TARGETS,
         WITHOUT_TARGETS, WITHOUT_TARGETS_WATCHED, XDP_FILTER, blocking, dropping, dropping_beside,
-        empty, lpm_trie, minimal, minimal_watched, mixed, nftables, steering, trie_of,
-        without_targets_watched, xdp_bench, xdp_filter,
+        empty, lpm_trie, minimal, minimal_watched, mixed, nftables, steering, steering_mixed,
+        trie_of, without_targets_watched, xdp_bench, xdp_filter,
     },
     cores::Cores,
     curves::Curves,
@@ -124,6 +124,11 @@ fn steering_turn(rules: usize, goal: Goal) -> Turn {
     Turn::new(name, move |arena| steering(arena, rules, goal))
 }
 
+fn steering_mixed_turn(rules: usize, goal: Goal) -> Turn {
+    let name = format!("portsteer, {rules} mixed rules");
+    Turn::new(name, move |arena| steering_mixed(arena, rules, goal))
+}
+
 fn xdp_bench_turns(subcommands: [&'static str; 2], goal: Goal) -> [Turn; 2] {
     subcommands.map(|subcommand| {
         let name = format!("xdp-bench {subcommand}");
@@ -212,17 +217,18 @@ fn to_interface() -> Contest {
             Turn::new(MINIMAL_WATCHED, |arena| minimal_watched(arena, Goal::Sink)),
             steering_turn(1, Goal::Sink),
             steering_turn(65_535, Goal::Sink),
+            steering_mixed_turn(10_000, Goal::Sink),
         ]
         .into_iter()
         .chain(xdp_bench_turns(REDIRECTS, Goal::Sink))
         .collect(),
         tables: vec![
-            steers("UDP over IPv4, steered to an interface", udp4(PORT)),
-            steers("UDP over IPv6, steered to an interface", udp6(PORT)),
+            steers("UDP over IPv4, steered to an interface", Mixed::packet(Family::V4).frame()),
+            steers("UDP over IPv6, steered to an interface", Mixed::packet(Family::V6).frame()),
         ],
         live: Some(Live::new(
             "into veth, steered to another veth",
-            udp4(PORT),
+            Mixed::packet(Family::V4).frame(),
             Finish::Sink,
             MINIMAL,
             &[
@@ -250,17 +256,18 @@ fn to_cpu() -> Contest {
             Turn::new(MINIMAL_WATCHED, |arena| minimal_watched(arena, Goal::OtherCpu)),
             steering_turn(1, Goal::OtherCpu),
             steering_turn(65_535, Goal::OtherCpu),
+            steering_mixed_turn(10_000, Goal::OtherCpu),
         ]
         .into_iter()
         .chain(xdp_bench_turns(REDIRECTS_TO_CPU, Goal::OtherCpu))
         .collect(),
         tables: vec![
-            steers("UDP over IPv4, steered to a CPU", udp4(PORT)),
-            steers("UDP over IPv6, steered to a CPU", udp6(PORT)),
+            steers("UDP over IPv4, steered to a CPU", Mixed::packet(Family::V4).frame()),
+            steers("UDP over IPv6, steered to a CPU", Mixed::packet(Family::V6).frame()),
         ],
         live: Some(Live::new(
             "into veth, steered to another CPU",
-            udp4(PORT),
+            Mixed::packet(Family::V4).frame(),
             Finish::Stack,
             MINIMAL,
             &[

@@ -20,7 +20,7 @@ pub use nftables::{
 };
 pub use portsteer::{
     WITH_TARGETS, WITHOUT_TARGETS, blocking, blocking_sources, dropping, dropping_beside,
-    dropping_ports, judging_mixed, mixed, steering,
+    dropping_ports, judging_mixed, mixed, steering, steering_mixed,
 };
 pub use watched::{
     MINIMAL_WATCHED, WITHOUT_TARGETS_WATCHED, minimal_watched, without_targets_watched,

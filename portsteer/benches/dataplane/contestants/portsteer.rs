@@ -199,6 +199,18 @@ pub fn steering(arena: &mut Arena, rules: usize, goal: Goal) -> Result<()> {
     Ok(())
 }
 
+/// With a policy of so many rules of all kinds and one more, the last two of which steer.
+pub fn steering_mixed(arena: &mut Arena, rules: usize, goal: Goal) -> Result<()> {
+    let lane = arena.lane()?;
+    let interface = lane.receiver.name();
+    let mixed = Mixed::new(rules, Family::V4)?;
+    let policy = mixed.steering_file(interface, &target(arena, &lane, goal)?)?.load()?;
+    let idle = ports(interface, 1, DROP, &[])?.load()?;
+    let engine = Portsteer::new(&lane, policy, Some(idle))?;
+    arena.add(&format!("portsteer, {rules} mixed rules"), lane, engine);
+    Ok(())
+}
+
 /// [`WITHOUT_TARGETS`], or [`WITH_TARGETS`] of all kinds that there can be here.
 pub fn dropping_beside(arena: &mut Arena, name: &str) -> Result<()> {
     let lane = arena.lane()?;
