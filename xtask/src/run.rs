@@ -46,11 +46,14 @@ pub(crate) struct Bench {
     /// into benchmarks.md beside it
     #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["only", "list"])]
     write: Option<PathBuf>,
+    /// Measure nothing: make pictures and tables anew from what is kept in this directory
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["write", "list", "only", "contests"])]
+    redraw: Option<PathBuf>,
 }
 
 /// Measures, and passes the exit code on.
 pub(crate) fn bench(options: &Bench) -> Result<ExitCode> {
-    if !options.list {
+    if !options.list && options.redraw.is_none() {
         ensure_root("bench")?;
     }
     let mut command = cargo()?;
@@ -63,9 +66,11 @@ pub(crate) fn bench(options: &Bench) -> Result<ExitCode> {
     for row in &options.only {
         command.arg(format!("--only={row}"));
     }
-    if let Some(directory) = &options.write {
-        // Cargo runs it somewhere else.
-        command.arg("--write").arg(path::absolute(directory)?);
+    for (option, directory) in [("--write", &options.write), ("--redraw", &options.redraw)] {
+        if let Some(directory) = directory {
+            // Cargo runs it somewhere else.
+            command.arg(option).arg(path::absolute(directory)?);
+        }
     }
     exit_code_of(command.args(&options.contests))
 }

@@ -149,6 +149,9 @@ struct Arguments {
     /// benchmarks.md beside it
     #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["only", "list"])]
     write: Option<PathBuf>,
+    /// Measure nothing: make pictures and tables anew from what is kept in this directory
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["write", "list", "only", "contests"])]
+    redraw: Option<PathBuf>,
     /// What cargo adds
     #[arg(long, hide = true)]
     bench: bool,
@@ -184,6 +187,10 @@ fn all() -> Result<Vec<Box<dyn Measured>>> {
 
 /// Does what was asked for, and says what of it has failed.
 fn run(arguments: &Arguments) -> Result<Vec<String>> {
+    if let Some(directory) = &arguments.redraw {
+        results::redraw(directory)?;
+        return Ok(Vec::new());
+    }
     let mut all = all()?;
     if arguments.list {
         print!("{}", selection::listing(&all));

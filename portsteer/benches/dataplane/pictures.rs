@@ -44,6 +44,10 @@ const STYLES: [(&str, RGBColor, Marker); 10] = [
     ("nftables, prefixes", RGBColor(230, 159, 0), Marker::Triangle),
     ("nftables", RGBColor(200, 50, 30), Marker::Circle),
 ];
+/// How long the dashes of lines are, and what is between them.
+const DASHES: [u32; 2] = [7, 2];
+const GAP: u32 = 4;
+
 const OTHER: (RGBColor, Marker) = (RGBColor(120, 80, 20), Marker::Cross);
 
 /// One contestant of many sizes.
@@ -52,7 +56,8 @@ struct Curve {
     points: Vec<Point>,
 }
 
-/// A size, and what it costs: the median, and between what half of the rounds lie.
+/// A size, and what it costs: the median, and between what half of the rounds lie. Those of the ratio to the empty program,
+/// times what that costs: the machine's speed changes from round to round, and this is what it changes least.
 #[derive(Clone, Copy)]
 struct Point {
     size: f64,
@@ -63,19 +68,19 @@ struct Point {
 
 /// Draws all pictures that there are figures for.
 pub fn draw(directory: &Path, contests: &Value) -> Result<()> {
-    let contests = contests.as_object().ok_or("no contests")?;
-    for report in contests.values().filter_map(|contest| contest["reports"].as_array()).flatten() {
-        if let (Some(name), "curves") =
-            (report["picture"].as_str(), report["kind"].as_str().unwrap_or_default())
-        {
-            let path = directory.join(format!("{name}.svg"));
-            picture(&path, report).map_err(|error| format!("{}: {error}", path.display()))?;
+    for contest in contests.as_object().ok_or("no contests")?.values() {
+        for report in contest["reports"].as_array().into_iter().flatten() {
+            if let Some(name) = report["picture"].as_str() {
+                let path = directory.join(format!("{name}.svg"));
+                picture(&path, report, &contest["machine"])
+                    .map_err(|error| format!("{}: {error}", path.display()))?;
+            }
         }
     }
     Ok(())
 }
 
-fn picture(path: &Path, report: &Value) -> Result<()> {
+fn picture(path: &Path, report: &Value, machine: &Value) -> Result<()> {
     let curves = curves(report)?;
     let lines = lines(report)?;
     if curves.is_empty() {
@@ -108,16 +113,16 @@ fn picture(path: &Path, report: &Value) -> Result<()> {
         .bold_line_style(RGBColor(205, 205, 205))
         .light_line_style(RGBColor(238, 238, 238))
         .axis_style(GREY)
-        .x_desc("rules, ports, addresses or prefixes")
+        .x_desc(counted(report))
         .y_desc("ns per packet, sending included")
         .axis_desc_style(("sans-serif", 16).into_font().color(&INK))
         .label_style(("sans-serif", 14).into_font().color(&INK))
         .x_label_formatter(&|size| with_commas(size.round() as usize))
         .y_label_formatter(&|cost| with_commas(cost.round() as usize))
         .draw()?;
-    for (_, cost) in &lines {
+    for ((_, cost), dash) in lines.iter().zip(DASHES) {
         let ends = [(smallest * 0.8, *cost), (largest * 1.25, *cost)];
-        chart.draw_series(DashedLineSeries::new(ends, 6, 5, GREY.stroke_width(2)))?;
+        chart.draw_series(DashedLineSeries::new(ends, dash, GAP, GREY.stroke_width(2)))?;
     }
     for curve in &curves {
         let (color, shape) = style(&curve.name);
@@ -153,7 +158,7 @@ fn picture(path: &Path, report: &Value) -> Result<()> {
             }
         }
     }
-    names(&right, &curves, &lines)?;
+    names(&right, &curves, &lines, machine)?;
     root.present()?;
     Ok(())
 }
@@ -163,6 +168,7 @@ fn names<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     curves: &[Curve],
     lines: &[(String, f64)],
+    machine: &Value,
 ) -> Result<()>
 where
     B::ErrorType: 'static,
@@ -186,19 +192,33 @@ where
         area.draw(&Text::new(curve.name.clone(), (46, y - 7), font.clone()))?;
         y += 26;
     }
-    for (name, cost) in lines {
-        for dash in [6, 17, 28] {
-            area.draw(&PathElement::new(vec![(dash, y), (dash + 7, y)], GREY.stroke_width(2)))?;
+    for ((name, cost), dash) in lines.iter().zip(DASHES) {
+        let (dash, gap) = (dash as i32, GAP as i32);
+        for at in (6..36).step_by((dash + gap) as usize) {
+            area.draw(&PathElement::new(vec![(at, y), (at + dash, y)], GREY.stroke_width(2)))?;
         }
         area.draw(&Text::new(format!("{name}: {cost:.0} ns"), (46, y - 7), font.clone()))?;
         y += 26;
     }
-    area.draw(&Text::new(
-        "median; bars: half of the rounds",
-        (6, y + 6),
-        ("sans-serif", 13).into_font().color(&GREY),
-    ))?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let notes = [
+        "Medians of the ratio to the empty program in the".to_owned(),
+        "same rounds; bars: half of the rounds.".to_owned(),
+        format!("{}, {} CPUs", text(&machine["cpu"]), machine["cpus"]),
+        format!("Linux {}", text(&machine["kernel"])),
+        text(&machine["date"]).chars().take(10).collect(),
+    ];
+    for note in notes {
+        y += 19;
+        area.draw(&Text::new(note, (6, y), ("sans-serif", 12).into_font().color(&GREY)))?;
+    }
     Ok(())
+}
+
+/// What the numbers are of.
+fn counted(report: &Value) -> &'static str {
+    let is_of_sets = report["picture"].as_str().is_some_and(|name| name.starts_with("sets"));
+    if is_of_sets { "addresses or prefixes in the set" } else { "rules or ports" }
 }
 
 fn style(name: &str) -> (RGBColor, Marker) {
@@ -208,17 +228,18 @@ fn style(name: &str) -> (RGBColor, Marker) {
 
 fn curves(report: &Value) -> Result<Vec<Curve>> {
     let mut curves: Vec<Curve> = Vec::new();
+    let zero = report["zero_ns"].as_f64().ok_or("no empty program")?;
     for row in report["rows"].as_array().ok_or("no rows")? {
         let (Some(name), Some(size)) = (row["curve"].as_str(), row["size"].as_f64()) else {
             continue;
         };
-        let number = |value: &Value| value.as_f64().ok_or("not a number");
-        let quartiles = &row["gross_quartiles_ns"];
+        let cost = |ratio: &Value| Some(zero * ratio.as_f64()?);
+        let quartiles = &row["times_zero_quartiles"];
         let point = Point {
             size,
-            cost: number(&row["gross_ns"])?,
-            low: number(&quartiles[0])?,
-            high: number(&quartiles[1])?,
+            cost: cost(&row["times_zero"]).ok_or("a row without its ratio")?,
+            low: cost(&quartiles[0]).ok_or("a row without quartiles")?,
+            high: cost(&quartiles[1]).ok_or("a row without quartiles")?,
         };
         match curves.iter_mut().find(|curve| curve.name == name) {
             Some(curve) => curve.points.push(point),
@@ -233,15 +254,13 @@ fn curves(report: &Value) -> Result<Vec<Curve>> {
 
 /// Those without a number: the empty program, and whoever else costs the same everywhere.
 fn lines(report: &Value) -> Result<Vec<(String, f64)>> {
-    let mut lines = Vec::new();
-    if let (Some(zero), Some(cost)) = (report["zero"].as_str(), report["zero_ns"].as_f64()) {
-        lines.push((zero.to_owned(), cost));
-    }
-    for row in
-        report["rows"].as_array().ok_or("no rows")?.iter().filter(|row| row["size"].is_null())
-    {
-        if let (Some(name), Some(cost)) = (row["row"].as_str(), row["gross_ns"].as_f64()) {
-            lines.push((name.to_owned(), cost));
+    let (name, zero) = (report["zero"].as_str(), report["zero_ns"].as_f64());
+    let (name, zero) = name.zip(zero).ok_or("no empty program")?;
+    let mut lines = vec![(name.to_owned(), zero)];
+    let rows = report["rows"].as_array().ok_or("no rows")?;
+    for row in rows.iter().filter(|row| row["size"].is_null()) {
+        if let (Some(name), Some(ratio)) = (row["row"].as_str(), row["times_zero"].as_f64()) {
+            lines.push((name.to_owned(), zero * ratio));
         }
     }
     Ok(lines)

@@ -7,19 +7,36 @@ use serde_json::{Map, Value, json};
 
 use crate::{Result, page, pictures};
 
+const NAME: &str = "results.json";
+
 /// Keeps these contests, and renders all that are kept.
 pub fn write(directory: &Path, measured: Map<String, Value>) -> Result<()> {
     fs::create_dir_all(directory)?;
-    let path = directory.join("results.json");
-    let mut kept = match fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text)
-            .map_err(|error| format!("{} is no JSON: {error}", path.display()))?,
+    let mut kept = match read(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => json!({ "contests": {} }),
-        Err(error) => return Err(format!("{}: {error}", path.display()).into()),
+        kept => kept?,
     };
     let contests = kept["contests"].as_object_mut().ok_or("results.json has no contests")?;
     contests.extend(measured);
-    fs::write(&path, format!("{kept:#}\n"))?;
+    fs::write(directory.join(NAME), format!("{kept:#}\n"))?;
+    render(directory, &kept)
+}
+
+/// Renders all that are kept.
+pub fn redraw(directory: &Path) -> Result<()> {
+    render(directory, &read(directory)?)
+}
+
+fn read(directory: &Path) -> io::Result<Value> {
+    let path = directory.join(NAME);
+    let explain = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let text =
+        fs::read_to_string(&path).map_err(|error| io::Error::new(error.kind(), explain(&error)))?;
+    serde_json::from_str(&text)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, explain(&error)))
+}
+
+fn render(directory: &Path, kept: &Value) -> Result<()> {
     pictures::draw(directory, &kept["contests"])?;
     let page = directory.parent().unwrap_or(directory).join("benchmarks.md");
     page::update(&page, &kept["contests"])

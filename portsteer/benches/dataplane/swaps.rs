@@ -25,7 +25,7 @@ use crate::{
     contained, contestants,
     family::Family,
     flood::Flood,
-    policies::{Blocklist, DROP, Mixed, dropped_ports, ports, ports_of},
+    policies::{Blocklist, DROP, Mixed, PolicyFile, dropped_ports, ports, ports_of},
     statistics::{median, spread},
 };
 
@@ -180,7 +180,16 @@ impl Row {
             }
             EDIT_SET => {
                 let set = Blocklist::of_addresses(PREFIXES, Family::V4)?;
-                let file = set.file(INTERFACE)?;
+                let mut file = set.file(INTERFACE)?;
+                // The packets' source is not in the set, and what passes costs more than it is about.
+                let policy = fs::read_to_string(file.policy())?;
+                file.add(
+                    PolicyFile::NAME,
+                    &format!(
+                        "{policy}[[rules]]\nname = \"rest\"\nprotocol = \"udp\"\ndst_port = {PORT}\n\
+                         action = \"drop\"\n"
+                    ),
+                )?;
                 let lines =
                     more_addresses()?.iter().map(|one| format!("{one}\n")).collect::<String>();
                 let agent = serve(&site)?;
