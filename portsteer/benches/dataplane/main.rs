@@ -192,12 +192,15 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let mut all = all()?;
+    let selection = Selection { contests: &arguments.contests, only: &arguments.only };
+    selection.apply(&mut all)?;
     if arguments.list {
         print!("{}", selection::listing(&all));
         return Ok(Vec::new());
     }
-    let selection = Selection { contests: &arguments.contests, only: &arguments.only };
-    selection.apply(&mut all)?;
+    if let Some(directory) = &arguments.write {
+        results::prepare(directory)?;
+    }
     let rounds = if arguments.quick { QUICK } else { ROUNDS };
     let mut failures = measure(&mut all, &rounds);
     failures.extend(all.iter().flat_map(|one| one.failures()).cloned());
@@ -243,6 +246,8 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
         println!("{text}{}", machine.text);
     }
     if let Some(directory) = &arguments.write {
+        // Of whom nothing was measured, what was there before is kept.
+        contests.retain(|_, contest| contest["reports"] != json!([]));
         results::write(directory, contests)?;
     }
     Ok(failures)

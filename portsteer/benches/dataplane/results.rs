@@ -1,7 +1,10 @@
 //! Figures that are kept: `results.json`, contest by contest, each with the machine and the day. What is measured
 //! again takes the place of what was there; pictures and tables are made from what is in the file.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Map, Value, json};
 
@@ -9,9 +12,19 @@ use crate::{Result, page, pictures};
 
 const NAME: &str = "results.json";
 
+/// Makes sure that something can be kept here, before it takes half an hour to measure it.
+pub fn prepare(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    let page = page(directory);
+    fs::read_to_string(&page).map_err(|error| format!("{}: {error}", page.display()))?;
+    match read(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        kept => Ok(kept.map(drop)?),
+    }
+}
+
 /// Keeps these contests, and renders all that are kept.
 pub fn write(directory: &Path, measured: Map<String, Value>) -> Result<()> {
-    fs::create_dir_all(directory)?;
     let mut kept = match read(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => json!({ "contests": {} }),
         kept => kept?,
@@ -38,6 +51,10 @@ fn read(directory: &Path) -> io::Result<Value> {
 
 fn render(directory: &Path, kept: &Value) -> Result<()> {
     pictures::draw(directory, &kept["contests"])?;
-    let page = directory.parent().unwrap_or(directory).join("benchmarks.md");
-    page::update(&page, &kept["contests"])
+    page::update(&page(directory), &kept["contests"])
+}
+
+/// The page that has the tables.
+fn page(directory: &Path) -> PathBuf {
+    directory.parent().unwrap_or(directory).join("benchmarks.md")
 }
