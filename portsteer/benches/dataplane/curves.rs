@@ -104,6 +104,11 @@ impl Curves {
                 }
             }
         }
+        // How many frames a run has is found out anew in every batch.
+        self.zero_amount = Amount::Lasting(SLICE);
+        for index in &others {
+            self.rows.entry(&arena.contestants[*index].name).amount = Amount::Lasting(SLICE);
+        }
         let mut before = cost(&self.stream, arena, zero, &mut self.zero_amount)?;
         for round in 0..rounds {
             // Everyone gets every place in the order.
