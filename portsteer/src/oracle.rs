@@ -21,9 +21,9 @@ pub struct Packet<'a> {
     pub src_port: Option<u16>,
     /// Destination port, as the source port.
     pub dst_port: Option<u16>,
-    /// Type and code of a whole ICMP packet over IPv4.
+    /// Type and code of an ICMP packet over IPv4, or of its first fragment.
     pub icmp: Option<(u8, u8)>,
-    /// Type and code of a whole ICMPv6 packet over IPv6.
+    /// Type and code of an ICMPv6 packet over IPv6, or of its first fragment.
     pub icmpv6: Option<(u8, u8)>,
     /// Whether it is a non-first fragment.
     pub later_fragment: bool,

@@ -1,7 +1,8 @@
 //! What the program decides about single packets, by the kernel's own test run.
 //!
-//! Every frame is judged three times: by the attached program in the kernel, by the same parser
-//! on the host followed by the oracle, and by hand (the tables) or by a property (the sweeps).
+//! Every frame is judged four times: by the attached program in the kernel, by the same parser on the
+//! host followed by the oracle, by a reading of the specification that shares no code with the parser,
+//! and by hand (the tables) or by a property (the sweeps).
 
 #[path = "verdicts/bench.rs"]
 mod bench;
@@ -9,10 +10,14 @@ mod bench;
 mod budget;
 #[path = "verdicts/differential.rs"]
 mod differential;
+#[path = "verdicts/evasion.rs"]
+mod evasion;
 #[path = "verdicts/examples.rs"]
 mod examples;
 #[path = "verdicts/flow.rs"]
 mod flow;
+#[path = "verdicts/frames.rs"]
+mod frames;
 #[path = "verdicts/multi_buffer.rs"]
 mod multi_buffer;
 #[path = "verdicts/options.rs"]

@@ -2,12 +2,13 @@
 //!
 //! A file is one idea: [`toolchain`] holds the pins and fetches what they name, [`ebpf`] builds the
 //! object, [`digest`] says what it was built from, [`run`] runs the demo and the tests on this
-//! machine, [`vm`] on other kernels, [`dist`] packs it all.
+//! machine, [`vm`] on other kernels, [`fuzz`] the fuzzers, [`dist`] packs it all.
 
 mod debian;
 mod digest;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod musl;
 mod process;
 mod remapped;
@@ -59,6 +60,8 @@ enum Command {
     },
     /// Measures what a packet costs, beside an empty program and the peers that are installed
     Bench(run::Bench),
+    /// Fuzzes the policy's parser and compiler, the packet's parser and classification, or the control socket
+    Fuzz(fuzz::Options),
     /// Boots the supported kernels under emulation and runs the demo and the tests there
     Vm(vm::Options),
     /// Makes the Debian package and the archive, from a binary that is linked statically
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         }
         Command::Demo { arguments } => run::demo(&arguments),
         Command::Bench(options) => run::bench(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options).map(|()| ExitCode::SUCCESS),
         Command::Vm(options) => vm::vm(&options).map(|()| ExitCode::SUCCESS),
         Command::Dist(options) => dist::dist(&options).map(|()| ExitCode::SUCCESS),
         Command::DistInside(options) => dist::inside(&options).map(|()| ExitCode::SUCCESS),

@@ -146,7 +146,7 @@ fn cargo() -> Result<Command> {
     Ok(command)
 }
 
-fn ensure_root(command: &str) -> Result<()> {
+pub(crate) fn ensure_root(command: &str) -> Result<()> {
     if is_root() {
         return Ok(());
     }
@@ -157,7 +157,7 @@ fn ensure_root(command: &str) -> Result<()> {
 }
 
 /// Pins live in the BPF file system, which not every machine mounts by itself.
-fn ensure_bpffs() -> Result<()> {
+pub(crate) fn ensure_bpffs() -> Result<()> {
     const BPFFS: &str = "/sys/fs/bpf";
     let mounts =
         fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;

@@ -46,7 +46,7 @@ pub(crate) fn with_nightly(program: &str) -> Command {
 }
 
 /// The nightly's directory; installs the nightly if it is missing or lacks the sources of `core`.
-fn nightly() -> Result<PathBuf> {
+pub(crate) fn nightly() -> Result<PathBuf> {
     if !exists("rustup") {
         bail!("rustup is missing, which fetches {NIGHTLY}: see https://rustup.rs");
     }

@@ -279,6 +279,8 @@ impl Connections {
         // Whatever the client did wrong, it is gone.
         let _ = http1::Builder::new()
             .timer(TokioTimer::new())
+            // Who has said all there is to say may close that half (`nc -N`), and still be waiting for the answer.
+            .half_close(true)
             .header_read_timeout(HEADER_PATIENCE)
             .max_buf_size(64 << 10)
             .serve_connection(TokioIo::new(stream), service)

@@ -10,27 +10,16 @@ use portsteer::{
     },
     explain::captured,
     lab::{self, End, Namespace, Veth},
-    oracle::{self, Decision, Packet},
+    oracle::{self, Packet},
     policy::{Action, Policy, TargetId, file, services::Services},
 };
-use portsteer_common::{Fault, Reason};
+use portsteer_common::Reason;
 use portsteer_ebpf::{frame::Frame, parse::parse};
+pub use portsteer_testkit::outcome::{Cause, Outcome};
+use portsteer_testkit::reading;
 
-/// Why a frame got its verdict, and from which rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
-    /// The rule of this name.
-    Rule(String),
-    /// Anything else.
-    Reason(Reason),
-}
-
-/// What became of a frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    pub action: Action,
-    pub cause: Cause,
-}
+/// The interface that every frame comes in by.
+const INTERFACE: &str = "dut";
 
 /// A policy in force.
 pub struct Bench {
@@ -81,7 +70,7 @@ impl Bench {
                 std::fs::write(path, "1").expect("IPv6 can be switched off");
             }
         });
-        let veth = Veth::between(End::new(&namespace, "dut"), End::new(&namespace, "peer"))
+        let veth = Veth::between(End::new(&namespace, INTERFACE), End::new(&namespace, "peer"))
             .create()
             .expect("a veth pair");
         let street = Veth::between(End::new(&namespace, "out"), End::new(&namespace, "far"))
@@ -166,40 +155,36 @@ impl Bench {
 
     /// What the parser on the host and the oracle say.
     pub fn expect(&self, frame: &[u8]) -> Outcome {
-        let policy = &self.policy;
-        match parse(&mut Frame::new(frame)) {
-            Ok(headers) => {
-                let decision = oracle::judge(
-                    policy,
-                    &Packet { interface: Some("dut"), ..captured::packet(frame, headers) },
-                );
-                let cause = match decision {
-                    Decision::Rule(index) => Cause::Rule(policy.label(&policy.rules[index])),
-                    Decision::Fragments => Cause::Reason(Reason::FragmentWithoutPorts),
-                    Decision::Default => Cause::Reason(Reason::NoRule),
-                    Decision::SparedDiscovery => Cause::Reason(Reason::NeighborDiscovery),
-                    Decision::SparedPathMtu => Cause::Reason(Reason::PathMtu),
-                };
-                Outcome { action: oracle::action(policy, decision), cause }
+        match parsed(frame) {
+            Ok(packet) => {
+                let packet = Packet { interface: Some(INTERFACE), ..packet };
+                Outcome::decided(&self.policy, oracle::judge(&self.policy, &packet))
             }
-            Err(reason) => {
-                let action = match reason.fault() {
-                    Some(Fault::Malformed) => policy.options.malformed,
-                    Some(Fault::Unsupported) => policy.options.unsupported,
-                    None => Action::Pass,
-                };
-                Outcome { action, cause: Cause::Reason(reason) }
-            }
+            Err(reason) => Outcome::not_judged(&self.policy, reason),
         }
     }
 
-    /// Judges a frame in the kernel and on the host, which must agree.
+    /// What the reading that shares no code with the parser and the oracle say.
+    pub fn expect_read(&self, frame: &[u8]) -> Outcome {
+        reading::expect(&self.policy, frame, INTERFACE)
+    }
+
+    /// Judges a frame in the kernel, on the host and by the reading, which must agree: not only in the
+    /// verdict, but in all that rules can ask for.
     pub fn agree(&self, frame: &[u8]) -> Outcome {
-        let expected = self.expect(frame);
+        let (parsed, read) = (parsed(frame), reading::read(frame));
+        assert_eq!(parsed, read, "parser (left) and reading (right) disagree on {frame:02x?}");
         let judged = self.judge(frame);
+        let (expected, read) = (self.expect(frame), self.expect_read(frame));
         assert_eq!(judged, expected, "kernel (left) and host (right) disagree on {frame:02x?}");
+        assert_eq!(judged, read, "kernel (left) and reading (right) disagree on {frame:02x?}");
         judged
     }
+}
+
+/// What the program's own parser, built for the host, makes of a frame.
+pub fn parsed(frame: &[u8]) -> Result<Packet<'static>, Reason> {
+    parse(&mut Frame::new(frame)).map(|headers| captured::packet(frame, headers))
 }
 
 /// Exactly one reason has grown, by one packet of this length, and a rule's counter if and

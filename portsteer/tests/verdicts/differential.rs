@@ -1,32 +1,36 @@
-//! Random policies and random frames: compiled tables, oracle and kernel agree.
+//! Random policies and random frames: compiled tables, oracle and kernel agree, and parser and reading.
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     io::Write as _,
     time::{Duration, Instant},
 };
 
 use portsteer::{
-    compile::{Interrupt, compile, evaluate::Evaluator, verdict},
+    compile::evaluate::Evaluator,
     explain::{Cause, Explainer, captured},
-    oracle::{self, Packet},
-    policy::{Action, Policy},
+    oracle,
+    policy::Policy,
 };
-use portsteer_common::{
-    Decision, Image, Reason,
-    counters::outcome_counter,
-    node::{SEGMENT_WORDS, Segment},
+use portsteer_common::Reason;
+use portsteer_testkit::{
+    agent::is_slow,
+    boundaries::{Boundaries, frame as as_frame},
+    random::Random,
+    reading,
+    tables::{compiled, decision},
 };
-use portsteer_testkit::{agent::is_slow, packet::*};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
 
 use crate::{
-    bench::on_bench,
-    random::{Boundaries, Numbers, as_text, frame as as_frame, in_words, number, policy},
-    table::{CANARY, POLICY},
+    bench::{on_bench, parsed},
+    frames::frame,
+    random::{as_text, in_words, policy},
+    table::POLICY,
 };
 
 /// How long to go on: for `cargo xtask test --soak MINUTES`, else not at all.
@@ -35,8 +39,8 @@ fn soak() -> Duration {
     Duration::from_secs(60 * minutes.unwrap_or(0))
 }
 
-/// Runs a property so many times, and then for as long as the soak lasts. It returns how many pairs of a
-/// policy and a packet it has compared, and all of them are told at the end.
+/// Runs a property so many times, and then for as long as the soak lasts. It returns how many frames,
+/// or pairs of a policy and a packet, it has compared, and all of them are told at the end.
 fn run<S: Strategy>(
     what: &str,
     cases: u32,
@@ -66,73 +70,19 @@ fn run<S: Strategy>(
         if Instant::now() >= end {
             // Not with `eprintln!`, which the test harness keeps to itself.
             let count = pairs.get();
-            let _ = writeln!(
-                std::io::stderr(),
-                "compared: {count} pairs of a policy and a packet, {what}"
-            );
+            let _ = writeln!(std::io::stderr(), "compared: {count} {what}");
             return;
         }
     }
 }
 
 /// A policy and a packet about which there is no agreement, to be pasted into a test.
-fn disagreement(policy: &Policy, packet: &Packet<'_>, what: &str) -> TestCaseError {
-    TestCaseError::fail(format!(
-        "{what}\npacket: {}\npolicy:\n{}",
-        in_words(packet),
-        as_text(policy)
-    ))
+fn disagreement(policy: &Policy, packet: &str, what: &str) -> TestCaseError {
+    TestCaseError::fail(format!("{what}\npacket: {packet}\npolicy:\n{}", as_text(policy)))
 }
-
-/// The slot of the first target: its bits, and those of the second, stand on both sides of the
-/// counter.
-const FIRST_SLOT: u16 = 1_023;
-
-/// What the tables say, as the oracle would put it. The rule with index `i` counts in counter
-/// `1000 + i`.
-pub fn decision(policy: &Policy, cell: Decision) -> oracle::Decision {
-    let is = |reason| cell.counter() == outcome_counter(cell.verdict(), reason);
-    let decision = if is(Reason::NoRule) {
-        oracle::Decision::Default
-    } else if is(Reason::FragmentWithoutPorts) {
-        oracle::Decision::Fragments
-    } else if is(Reason::NeighborDiscovery) {
-        oracle::Decision::SparedDiscovery
-    } else if is(Reason::PathMtu) {
-        oracle::Decision::SparedPathMtu
-    } else {
-        oracle::Decision::Rule(cell.counter() as usize - 1_000)
-    };
-    if let Action::Steer(target) = oracle::action(policy, decision) {
-        assert_eq!(cell.slot(), u32::from(FIRST_SLOT + target.0));
-    }
-    assert_eq!(cell.verdict(), verdict(oracle::action(policy, decision)));
-    decision
-}
-
-/// Where the tables begin: not at the start.
-const FIRST_SEGMENT: usize = 2;
 
 /// Which interface has which slot.
 const SLOTS: &[(u32, &str)] = &[(1, "else0"), (3, "dut")];
-
-/// A policy, compiled for these interfaces, for [`decision`] to read.
-pub fn compiled(policy: &Policy, slots: &[(u32, &str)]) -> (Box<Image>, Vec<Segment>) {
-    let decisions: Vec<Decision> = (1_000..)
-        .zip(&policy.rules)
-        .map(|(counter, rule)| match rule.action {
-            Action::Steer(target) => Decision::steer(FIRST_SLOT + target.0, counter),
-            _ => Decision::new(verdict(rule.action), counter),
-        })
-        .collect();
-    // Whatever stood there before is gone.
-    let mut image: Box<Image> = bytemuck::zeroed_box();
-    bytemuck::bytes_of_mut(&mut *image).fill(0xa5);
-    let compiled = compile(policy, slots, &decisions, &Interrupt::default()).unwrap();
-    let mut segments = vec![[0xa5a5_a5a5; SEGMENT_WORDS]; FIRST_SEGMENT + compiled.segments()];
-    compiled.write(&mut image, &mut segments[FIRST_SEGMENT..], FIRST_SEGMENT);
-    (image, segments)
-}
 
 /// How many packets each random policy is asked about.
 const PACKETS: usize = 2_500;
@@ -143,68 +93,33 @@ const PACKETS: usize = 2_500;
 fn the_compiled_tables_agree_with_the_oracle() {
     // Nothing here depends on the kernel that an emulated guest has.
     let policies = if is_slow() { 20 } else { 400 };
-    run("tables and oracle", policies, (policy(12), any::<u64>()), |(policy, seed)| {
-        let (image, segments) = compiled(&policy, SLOTS);
-        let evaluator = Evaluator { image: &image, segments: &segments };
-        let boundaries = Boundaries::of(&policy);
-        let mut numbers = Numbers(seed);
-        for _ in 0..PACKETS {
-            let packet = boundaries.packet(&mut numbers);
-            let (judged, found) =
-                (oracle::judge(&policy, &packet), decision(&policy, evaluator.decide(&packet, 3)));
-            if judged != found {
-                let what = format!("the tables say {found:?}, and the oracle {judged:?}");
-                return Err(disagreement(&policy, &packet, &what));
+    run(
+        "pairs of a policy and a packet, tables and oracle",
+        policies,
+        (policy(12), any::<u64>()),
+        |(policy, seed)| {
+            let (image, segments) = compiled(&policy, SLOTS).unwrap();
+            let evaluator = Evaluator { image: &image, segments: &segments };
+            let boundaries = Boundaries::of(&policy);
+            let mut random = Random::new(seed);
+            for _ in 0..PACKETS {
+                let packet = boundaries.packet(&mut random);
+                let (judged, found) = (
+                    oracle::judge(&policy, &packet),
+                    decision(&policy, evaluator.decide(&packet, 3)),
+                );
+                if judged != found {
+                    let what = format!("the tables say {found:?}, and the oracle {judged:?}");
+                    return Err(disagreement(&policy, &in_words(&packet), &what));
+                }
             }
-        }
-        // The same policy gives the same bytes.
-        let again = compiled(&policy, SLOTS);
-        prop_assert!(bytemuck::bytes_of(&*image) == bytemuck::bytes_of(&*again.0));
-        prop_assert!(segments == again.1);
-        Ok(PACKETS)
-    });
-}
-
-/// A frame that is right but for a few bytes.
-fn frame() -> impl Strategy<Value = Vec<u8>> {
-    let base = (0usize..12, number(), 0usize..40).prop_map(|(kind, port, len)| {
-        let fill = vec![CANARY; len];
-        match kind {
-            0 => ethernet(IPV4, ipv4(UDP, udp(7, port, fill))),
-            1 => ethernet(IPV4, ipv4(TCP, tcp(7, port, fill))),
-            2 => ethernet(IPV6, ipv6(UDP, udp(7, port, fill))),
-            3 => ethernet(IPV6, ipv6(TCP, tcp(7, port, fill))),
-            4 => ethernet(IPV6, ipv6(HOP_BY_HOP, options(UDP, 1, udp(7, port, fill)))),
-            5 => ethernet(IPV6, ipv6(FRAGMENT, fragment(TCP, 0, false, tcp(7, port, fill)))),
-            6 => ethernet(VLAN, vlan(12, IPV4, ipv4(SCTP, sctp(7, port, fill)))),
-            7 => ethernet(IPV4, ipv4(DCCP, dccp(7, port, fill))),
-            8 => ethernet(IPV4, ipv4(UDPLITE, udplite(7, port, fill))),
-            9 => ethernet(IPV4, ipv4(ICMP, icmp(8, 0, fill))),
-            10 => ethernet(IPV6, ipv6(ICMPV6, icmp(135, 0, fill))),
-            _ => ethernet(
-                IPV6,
-                ipv6(DESTINATION_OPTIONS, options(AH, 1, authentication(UDP, udp(7, port, fill)))),
-            ),
-        }
-    });
-    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 0..4);
-    (base, changes, prop::option::of(any::<prop::sample::Index>())).prop_map(
-        |(mut frame, changes, cut)| {
-            for (at, value, how) in changes {
-                // Nearly all that matters stands in the first 80 bytes.
-                let at = at.index(frame.len().min(80));
-                frame[at] = match how {
-                    0 => value,
-                    1 => frame[at].wrapping_add(1),
-                    _ => frame[at] ^ (1 << (value % 8)),
-                };
-            }
-            if let Some(cut) = cut {
-                frame.truncate(cut.index(frame.len() + 1).max(14));
-            }
-            frame
+            // The same policy gives the same bytes.
+            let again = compiled(&policy, SLOTS).unwrap();
+            prop_assert!(bytemuck::bytes_of(&*image) == bytemuck::bytes_of(&*again.0));
+            prop_assert!(segments == again.1);
+            Ok(PACKETS)
         },
-    )
+    );
 }
 
 /// What `explain` says of the rules is what the oracle found: none that it passed over matches, and the
@@ -251,47 +166,88 @@ fn explanations_agree_with_the_oracle() {
         .unwrap();
 }
 
-/// The kernel and the host agree on frames that nobody thought of.
+/// The kernel, the host and the reading agree on frames that nobody thought of.
 #[test]
-fn the_kernel_agrees_with_the_host_on_mutated_frames() {
+fn the_kernel_agrees_with_the_host_on_odd_frames() {
     on_bench(POLICY, |bench| {
-        let seen = RefCell::new(std::collections::BTreeMap::new());
-        let config = Config { cases: 3_000, failure_persistence: None, ..Config::default() };
-        TestRunner::new(config)
-            .run(&frame(), |frame| {
-                let outcome = bench.agree(&frame);
-                *seen.borrow_mut().entry(format!("{:?}", outcome.cause)).or_insert(0) += 1;
-                Ok(())
-            })
-            .unwrap();
-        // Mutations that never get anywhere would prove nothing.
-        assert!(seen.borrow().len() >= 8, "{seen:?}");
+        let seen = RefCell::new(BTreeMap::new());
+        run("frames, kernel and reading", 1_500, frame(), |frame| {
+            let outcome = bench.agree(&frame);
+            *seen.borrow_mut().entry(format!("{:?}", outcome.cause)).or_insert(0) += 1;
+            Ok(1)
+        });
+        // Frames that never get anywhere would prove nothing.
+        assert!(seen.borrow().len() >= 16, "{seen:?}");
     });
 }
 
+/// The program's parser, on the host, agrees with the reading of the specification in everything that
+/// rules can ask for, or in why they cannot.
+#[test]
+fn the_parser_agrees_with_the_reading_on_odd_frames() {
+    let frames = if is_slow() { 10_000 } else { 100_000 };
+    let seen = RefCell::new(BTreeMap::new());
+    run("frames, parser and reading", frames, frame(), |frame| {
+        let read = reading::read(&frame);
+        if parsed(&frame) != read {
+            let parsed = parsed(&frame);
+            return Err(TestCaseError::fail(format!(
+                "the parser says {parsed:?}, and the reading {read:?}\nframe: {}",
+                hex(&frame)
+            )));
+        }
+        *seen.borrow_mut().entry(read.err()).or_insert(0u32) += 1;
+        Ok(1)
+    });
+    // All that a parser can say, except of frames in several buffers.
+    let reasons = Reason::ALL.iter().filter(|reason| {
+        **reason == Reason::NotIp
+            || reason.fault().is_some() && **reason != Reason::BeyondFirstBuffer
+    });
+    for reason in reasons {
+        assert!(seen.borrow().contains_key(&Some(*reason)), "{reason:?} never came: {seen:?}");
+    }
+}
+
+/// As `portsteer explain --hex` takes it.
+fn hex(frame: &[u8]) -> String {
+    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The kernel and the oracle agree on random policies: on packets at the boundaries of their rules, at
-/// least 10,000 pairs.
+/// least 10,000 pairs, and on odd frames, read by the parser or by the specification.
 #[test]
 fn the_kernel_agrees_with_the_oracle_on_random_policies() {
     let policies = if is_slow() { 12 } else { 60 };
     const PACKETS: usize = 170;
+    const ODD: usize = 20;
     on_bench(POLICY, |bench| {
         let bench = RefCell::new(bench);
-        run("kernel and oracle", policies, (policy(12), any::<u64>()), |(policy, seed)| {
-            let mut bench = bench.borrow_mut();
-            bench.swap_to(policy.clone(), &as_text(&policy));
-            let boundaries = Boundaries::of(&policy);
-            let mut numbers = Numbers(seed);
-            for _ in 0..PACKETS {
-                let packet = boundaries.packet(&mut numbers);
-                let frame = as_frame(&packet);
-                let (judged, expected) = (bench.judge(&frame), bench.expect(&frame));
-                if judged != expected {
-                    let what = format!("the kernel says {judged:?}, and the oracle {expected:?}");
-                    return Err(disagreement(&policy, &packet, &what));
+        run(
+            "pairs of a policy and a packet, kernel and oracle",
+            policies,
+            (policy(12), any::<u64>(), prop::collection::vec(frame(), ODD)),
+            |(policy, seed, odd)| {
+                let mut bench = bench.borrow_mut();
+                bench.swap_to(policy.clone(), &as_text(&policy));
+                let boundaries = Boundaries::of(&policy);
+                let mut random = Random::new(seed);
+                let right = (0..PACKETS).map(|_| {
+                    let packet = boundaries.packet(&mut random);
+                    (in_words(&packet), as_frame(&packet))
+                });
+                for (packet, frame) in right.chain(odd.into_iter().map(|odd| (hex(&odd), odd))) {
+                    let judged = bench.judge(&frame);
+                    let (expected, read) = (bench.expect(&frame), bench.expect_read(&frame));
+                    if judged != expected || judged != read {
+                        let what = format!(
+                            "kernel: {judged:?}\nparser and oracle: {expected:?}\nreading and oracle: {read:?}"
+                        );
+                        return Err(disagreement(&policy, &packet, &what));
+                    }
                 }
-            }
-            Ok(PACKETS)
-        });
+                Ok(PACKETS + ODD)
+            },
+        );
     });
 }

@@ -15,21 +15,19 @@ use portsteer::{
     dataplane::{Dataplane, Instance, Order, program_in_slot, read_stats, sys},
     explain::{self, Explainer, described},
     lab::{End, Namespace, Veth},
-    oracle::{self, Decision, Packet},
+    oracle::{self, Packet},
     policy::{Action, NextHop, Policy, TargetKind, services::Services},
 };
 use portsteer_common::Reason;
 use portsteer_testkit::{
     agent::run,
+    boundaries::frame,
     sandbox::{sandbox, skip},
+    tables::{compiled, decision},
 };
 use tempfile::TempDir;
 
-use crate::{
-    bench::{Cause, Outcome, read_outcome},
-    differential::{compiled, decision},
-    random::frame,
-};
+use crate::bench::{Cause, Outcome, read_outcome};
 
 /// A directory of `examples/`, as it was when this test was built: a guest has no source tree.
 struct Example {
@@ -174,7 +172,7 @@ fn judge(example: &Example) {
     }
     let bench = Bench::new(example.name, &policy, &loaded.bundle.text);
     let slots: Vec<(u32, &str)> = (7..).zip(bench.interfaces()).collect();
-    let (image, segments) = compiled(&policy, &slots);
+    let (image, segments) = compiled(&policy, &slots).unwrap();
     let evaluator = Evaluator { image: &image, segments: &segments };
     let explainer = Explainer::new(&policy);
 
@@ -191,12 +189,20 @@ fn judge(example: &Example) {
         let table = (row.action.clone(), row.why.clone());
 
         let judged = oracle::judge(&policy, &packet);
-        assert_eq!(told(&outcome(&policy, judged)), table, "{place}: the oracle, and the table");
+        assert_eq!(
+            told(&Outcome::decided(&policy, judged)),
+            table,
+            "{place}: the oracle, and the table"
+        );
 
         let slot = slots.iter().find(|(_, name)| packet.interface == Some(*name));
         let slot = slot.unwrap_or_else(|| panic!("{place}: no such interface")).0;
         let found = decision(&policy, evaluator.decide(&packet, slot));
-        assert_eq!(told(&outcome(&policy, found)), table, "{place}: the tables, and the table");
+        assert_eq!(
+            told(&Outcome::decided(&policy, found)),
+            table,
+            "{place}: the tables, and the table"
+        );
 
         let explanation = explainer.explain(&packet);
         let cause = match explanation.cause {
@@ -212,17 +218,6 @@ fn judge(example: &Example) {
         unused.remove(row.why.as_str());
     }
     assert!(unused.is_empty(), "{}: no packet is decided by {unused:?}", example.name);
-}
-
-fn outcome(policy: &Policy, decision: Decision) -> Outcome {
-    let cause = match decision {
-        Decision::Rule(index) => Cause::Rule(policy.label(&policy.rules[index])),
-        Decision::Fragments => Cause::Reason(Reason::FragmentWithoutPorts),
-        Decision::Default => Cause::Reason(Reason::NoRule),
-        Decision::SparedDiscovery => Cause::Reason(Reason::NeighborDiscovery),
-        Decision::SparedPathMtu => Cause::Reason(Reason::PathMtu),
-    };
-    Outcome { action: oracle::action(policy, decision), cause }
 }
 
 /// As a row has it.

@@ -53,7 +53,12 @@ action = "drop"
 /// What bytes hold that are no port: whoever reads one there reads port 61,166, the canary's.
 pub const CANARY: u8 = 0xee;
 
-enum Expect {
+/// Extension headers whose use is elsewhere: RFC 6275, RFC 7401 and RFC 5533.
+const MOBILITY: u8 = 135;
+const HIP: u8 = 139;
+const SHIM6: u8 = 140;
+
+pub enum Expect {
     Rule(&'static str),
     Reason(Reason),
 }
@@ -70,13 +75,13 @@ fn five(port: u16) -> [(u8, Vec<u8>); 5] {
     ]
 }
 
-fn patch(mut frame: Vec<u8>, offset: usize, bytes: &[u8]) -> Vec<u8> {
+pub fn patch(mut frame: Vec<u8>, offset: usize, bytes: &[u8]) -> Vec<u8> {
     frame[offset..offset + bytes.len()].copy_from_slice(bytes);
     frame
 }
 
 /// `count` extension headers before UDP to port 9.
-fn chain(count: usize) -> Vec<u8> {
+pub fn chain(count: usize) -> Vec<u8> {
     let mut payload = udp(7, 9, [CANARY; 4]);
     let mut next = UDP;
     for _ in 0..count {
@@ -86,17 +91,17 @@ fn chain(count: usize) -> Vec<u8> {
     ethernet(IPV6, ipv6(next, payload))
 }
 
-fn later(protocol: u8, offset: u16) -> Vec<u8> {
+pub fn later(protocol: u8, offset: u16) -> Vec<u8> {
     let ip = Ipv4 { fragment_offset: offset, ..Ipv4::default() };
     ethernet(IPV4, ip.packet(protocol, [CANARY; 32]))
 }
 
-fn first(protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub fn first(protocol: u8, payload: &[u8]) -> Vec<u8> {
     let ip = Ipv4 { more_fragments: true, ..Ipv4::default() };
     ethernet(IPV4, ip.packet(protocol, payload))
 }
 
-fn first6(protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub fn first6(protocol: u8, payload: &[u8]) -> Vec<u8> {
     ethernet(IPV6, ipv6(FRAGMENT, fragment(protocol, 0, true, payload)))
 }
 
@@ -210,6 +215,8 @@ fn cases() -> Vec<(String, Vec<u8>, Expect)> {
     add("unknown next header", ethernet(IPV6, ipv6(253, [CANARY; 32])), By(Reason::NoRule));
     add("no next header, v6", ethernet(IPV6, ipv6(NO_NEXT_HEADER, [])), By(Reason::NoRule));
     add("GRE", ethernet(IPV4, ipv4(GRE, [CANARY; 32])), Rule("gre"));
+    add("GRE without a header", ethernet(IPV4, ipv4(GRE, [])), Rule("gre"));
+    add("ESP without a header", ethernet(IPV6, ipv6(ESP, [])), By(Reason::NoRule));
     add("GRE over IPv6", ethernet(IPV6, ipv6(GRE, [CANARY; 32])), Rule("gre"));
     add("later fragment of GRE", later(GRE, 8), Rule("gre"));
     add(
@@ -380,6 +387,11 @@ fn cases() -> Vec<(String, Vec<u8>, Expect)> {
     );
     add("UDP header alone in the first fragment", first(UDP, &udp(7, 9, [])), Rule("nine"));
     add(
+        "a first fragment's coverage speaks of all",
+        first(UDPLITE, &patch(udplite(7, 9, [CANARY; 8]), 4, &[0x20, 0])),
+        Rule("nine"),
+    );
+    add(
         "a first fragment's UDP length speaks of all",
         first(UDP, &patch(udp(7, 9, [CANARY; 8]), 4, &[0x20, 0])),
         Rule("nine"),
@@ -486,6 +498,191 @@ fn cases() -> Vec<(String, Vec<u8>, Expect)> {
         first6(DESTINATION_OPTIONS, &options(UDP, 1, [])),
         By(Reason::FragmentTiny),
     );
+    for number in [MOBILITY, HIP, SHIM6] {
+        add(
+            &format!("extension header {number} is not looked through"),
+            ethernet(IPV6, ipv6(number, options(UDP, 1, udp(7, 9, [])))),
+            By(Reason::NoRule),
+        );
+    }
+    add(
+        "an authentication header of 12 bytes",
+        ethernet(
+            IPV6,
+            ipv6(AH, [&[UDP, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1][..], &udp(7, 9, [])].concat()),
+        ),
+        Rule("nine"),
+    );
+
+    cases.extend(contradictions());
+    cases
+}
+
+/// Frames with more than one fault: the one that stands further out decides; of a header, first that it is
+/// there in whole.
+fn contradictions() -> Vec<(String, Vec<u8>, Expect)> {
+    let mut cases: Vec<(String, Vec<u8>, Expect)> = Vec::new();
+    let mut add = |what: &str, frame: Vec<u8>, reason| {
+        cases.push((what.to_owned(), frame, By(reason)));
+    };
+    let good4 = || ethernet(IPV4, ipv4(UDP, udp(7, 9, [CANARY; 30])));
+
+    add("no tag where one is announced", ethernet(VLAN, [0, 12, 8]), Reason::Truncated);
+    let two_tags = vlan(7, VLAN, vlan(12, VLAN, []));
+    add("a third tag that is not there", ethernet(VLAN, two_tags), Reason::VlanDepth);
+    add("the tag of old", ethernet(0x9100, vlan(12, IPV4, [CANARY; 40])), Reason::NotIp);
+
+    add("version 6 in 19 bytes", ethernet(IPV4, [0x65; 19]), Reason::Truncated);
+    add("version 4 in 39 bytes", ethernet(IPV6, [0x45; 39]), Reason::Truncated);
+    add("version 5 and IHL 1", patch(good4(), 14, &[0x51]), Reason::IpVersion);
+    add(
+        "IHL beyond the total length, and that beyond the frame",
+        patch(good4(), 14, &[0x4f, 0, 0, 59])[..14 + 40].to_vec(),
+        Reason::IpHeaderLength,
+    );
+    add(
+        "IHL beyond the frame",
+        patch(good4(), 14, &[0x4f, 0, 0, 60])[..14 + 40].to_vec(),
+        Reason::Truncated,
+    );
+    add("a jumbogram of nothing", ethernet(IPV6, ipv6(HOP_BY_HOP, [])), Reason::Jumbogram);
+
+    // Fragments: first their own length, then what they hold.
+    add("an odd fragment of TCP", first(TCP, &tcp(7, 9, [])[..12]), Reason::FragmentLength);
+    let at = |offset| Ipv4 { fragment_offset: offset, ..Ipv4::default() };
+    add("nothing inside the header", ethernet(IPV4, at(8).packet(TCP, [])), Reason::FragmentLength);
+    let with_options =
+        |len| Ipv4 { options: vec![1; 12], ..at(65_488) }.packet(UDP, vec![CANARY; len]);
+    add(
+        "with its options up to byte 65,535",
+        ethernet(IPV4, with_options(15)),
+        Reason::FragmentWithoutPorts,
+    );
+    add(
+        "with its options beyond byte 65,535",
+        ethernet(IPV4, with_options(16)),
+        Reason::FragmentLength,
+    );
+    let with_extension = |len| {
+        let last = fragment(UDP, 65_520, false, vec![CANARY; len]);
+        ethernet(IPV6, ipv6(DESTINATION_OPTIONS, options(FRAGMENT, 1, last)))
+    };
+    add(
+        "with its extension header up to byte 65,535",
+        with_extension(7),
+        Reason::FragmentWithoutPorts,
+    );
+    add("with its extension header beyond byte 65,535", with_extension(8), Reason::FragmentLength);
+    add(
+        "an atomic fragment of nothing is no fragment",
+        ethernet(IPV6, ipv6(FRAGMENT, fragment(UDP, 0, false, []))),
+        Reason::TransportTruncated,
+    );
+    add(
+        "a tiny first fragment with data offset 4",
+        first(TCP, &patch(tcp(7, 9, []), 12, &[0x40])[..16]),
+        Reason::FragmentTiny,
+    );
+    add(
+        "a first fragment with data offset 4",
+        first(TCP, &patch(tcp(7, 9, [0; 4]), 12, &[0x40])),
+        Reason::TransportLength,
+    );
+
+    // Extension headers: first whether a header may stand there, then what it says.
+    for header in [HOP_BY_HOP, FRAGMENT, DESTINATION_OPTIONS] {
+        // Only the first fragment's next header is used (RFC 8200 section 4.5).
+        let later = fragment(header, 64, false, options(UDP, 1, [CANARY; 8]));
+        add(
+            &format!("a later fragment that names header {header}"),
+            ethernet(IPV6, ipv6(FRAGMENT, later)),
+            Reason::FragmentChain,
+        );
+        // A fragment and five others.
+        let mut seven = options(header, 1, fragment(UDP, 0, false, udp(7, 9, [])));
+        let mut next = DESTINATION_OPTIONS;
+        for _ in 0..4 {
+            seven = options(next, 1, seven);
+            next = DESTINATION_OPTIONS;
+        }
+        let seven = fragment(next, 0, false, seven);
+        add(
+            &format!("a seventh header of kind {header}"),
+            ethernet(IPV6, ipv6(FRAGMENT, seven)),
+            Reason::ExtensionDepth,
+        );
+    }
+    let mut cut = options(DESTINATION_OPTIONS, 1, []);
+    for _ in 0..5 {
+        cut = options(DESTINATION_OPTIONS, 1, cut);
+    }
+    add(
+        "a seventh header that is not there",
+        ethernet(IPV6, ipv6(DESTINATION_OPTIONS, &cut)),
+        Reason::ExtensionDepth,
+    );
+    add(
+        "later fragments end the chain, whatever its length",
+        ethernet(
+            IPV6,
+            ipv6(
+                DESTINATION_OPTIONS,
+                [&cut[..32], &options(FRAGMENT, 1, fragment(ROUTING, 64, false, [CANARY; 8]))]
+                    .concat(),
+            ),
+        ),
+        Reason::FragmentChain,
+    );
+    add(
+        "a later fragment of nothing that names a header",
+        ethernet(IPV6, ipv6(FRAGMENT, fragment(ROUTING, 64, false, []))),
+        Reason::FragmentLength,
+    );
+    add(
+        "hop-by-hop in second place, and not there",
+        ethernet(IPV6, ipv6(DESTINATION_OPTIONS, options(HOP_BY_HOP, 1, []))),
+        Reason::ExtensionOrder,
+    );
+    add(
+        "hop-by-hop in a first fragment, and not there",
+        first6(DESTINATION_OPTIONS, &options(HOP_BY_HOP, 1, [])),
+        Reason::ExtensionOrder,
+    );
+    add(
+        "a fragment header of 7 bytes",
+        ethernet(IPV6, ipv6(FRAGMENT, &fragment(UDP, 64, true, [])[..7])),
+        Reason::ExtensionLength,
+    );
+    add(
+        "an authentication header of 8 bytes in a first fragment of 8",
+        first6(AH, &[UDP, 0, 0, 0, 0, 0, 0, 0]),
+        Reason::ExtensionLength,
+    );
+    add(
+        "an authentication header of 12 bytes in a first fragment of 8",
+        first6(AH, &[UDP, 1, 0, 0, 0, 0, 0, 0]),
+        Reason::FragmentTiny,
+    );
+    add(
+        "an authentication header of 8 bytes in a first fragment of 16",
+        first6(AH, &[&[UDP, 0, 0, 0, 0, 0, 0, 0][..], &udp(7, 9, [])].concat()),
+        Reason::ExtensionLength,
+    );
+
+    // Transport headers: first their fixed part, then their lengths.
+    add(
+        "TCP of 19 bytes with data offset 4",
+        ethernet(IPV4, ipv4(TCP, &patch(tcp(7, 9, []), 12, &[0x40])[..19])),
+        Reason::TransportTruncated,
+    );
+    for offset in [3, 4] {
+        add(
+            &format!("DCCP of 12 bytes that is extended, with data offset {offset}"),
+            ethernet(IPV4, ipv4(DCCP, &patch(dccp(7, 9, []), 4, &[offset])[..12])),
+            Reason::TransportLength,
+        );
+    }
+    add("DCCP fragment at 8", later(DCCP, 8), Reason::FragmentOverlap);
     cases
 }
 

@@ -2,7 +2,7 @@
 //! in one archive.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -18,7 +18,9 @@ use crate::{
 };
 
 /// Integration tests of the package portsteer that run in the guest as well as on the host.
-const TESTS: &[&str] = &["verdicts", "end_to_end"];
+const TESTS: &[&str] = &["verdicts", "end_to_end", "fuzz"];
+/// What they read of the source tree, at the place where it was when they were built.
+const INPUTS: [&str; 2] = ["fuzz/seeds", "fuzz/regressions"];
 /// Of another one, those tests that ask most of the kernel, and for no programs that a guest lacks.
 const TESTS_IN_PART: (&str, &[&str]) =
     ("agent", &["trials::", "clocks::", "kills::the_next", "kills::an_upgrade"]);
@@ -58,6 +60,8 @@ impl GuestCommand {
 #[derive(Debug)]
 pub(super) struct Guest {
     programs: Vec<(String, PathBuf)>,
+    /// What the tests read, without the slash that its path begins with.
+    inputs: Vec<(String, Vec<u8>)>,
     /// What somebody typed, to be run instead of everything.
     own: Option<GuestCommand>,
 }
@@ -80,8 +84,12 @@ impl Guest {
                 ("init".to_owned(), built.join("vm-init")),
                 ("bin/portsteer".to_owned(), built.join("portsteer")),
             ],
+            inputs: Vec::new(),
             own,
         };
+        for directory in INPUTS {
+            read_all(&root.join(directory), &mut guest.inputs)?;
+        }
         for &test in TESTS.iter().chain([&TESTS_IN_PART.0]).chain(TESTS_BELOW_FLOOR) {
             let is_asked_for =
                 |own: &GuestCommand| own.words.first() == Some(&format!("/{}", place(test)));
@@ -128,6 +136,9 @@ impl Guest {
                 fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
             archive.program(path, &content);
         }
+        for (path, content) in &self.inputs {
+            archive.file(path, content);
+        }
         let mut list = String::new();
         for module in modules {
             let path = format!("lib/modules/{}.ko", module.name);
@@ -146,6 +157,28 @@ impl Guest {
         archive.device("dev/console", (5, 1));
         Ok(archive.finish())
     }
+}
+
+/// Adds all files below a directory, which may be missing, with their absolute paths.
+fn read_all(directory: &Path, files: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
+    let shown = directory.display();
+    let mut entries: Vec<PathBuf> = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries
+            .and_then(|entries| entries.map(|entry| entry.map(|it| it.path())).collect())
+            .with_context(|| format!("cannot read {shown}"))?,
+    };
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            read_all(&path, files)?;
+        } else {
+            let content =
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            files.push((path.to_string_lossy().trim_start_matches('/').to_owned(), content));
+        }
+    }
+    Ok(())
 }
 
 /// Where a test's binary is in the guest.
