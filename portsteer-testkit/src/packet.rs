@@ -81,7 +81,8 @@ impl Ipv4 {
 }
 
 /// RFC 1071.
-fn internet_checksum(bytes: &[u8]) -> u16 {
+#[must_use]
+pub fn internet_checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes
         .chunks(2)
         .map(|pair| (u32::from(pair[0]) << 8) | u32::from(pair.get(1).copied().unwrap_or(0)))

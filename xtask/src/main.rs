@@ -62,12 +62,7 @@ enum Command {
         arguments: Vec<String>,
     },
     /// Measures what a packet costs, beside an empty program and the peers that are installed
-    Bench {
-        /// --json, --quick for few rounds, or the names of contests: verdicts, presence, to-interface,
-        /// to-cpu
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
-        arguments: Vec<String>,
-    },
+    Bench(run::Bench),
     /// Fuzzes the policy's parser and compiler, the packet's parser and classification, or the control socket
     Fuzz(fuzz::Options),
     /// Boots the supported kernels under emulation and runs the demo and the tests there
@@ -89,7 +84,7 @@ fn main() -> ExitCode {
             run::test(&arguments).map(|()| ExitCode::SUCCESS)
         }
         Command::Demo { arguments } => run::demo(&arguments),
-        Command::Bench { arguments } => run::bench(&arguments),
+        Command::Bench(options) => run::bench(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options).map(|()| ExitCode::SUCCESS),
         Command::Vm(options) => vm::vm(&options).map(|()| ExitCode::SUCCESS),
         Command::Dist(options) => dist::dist(&options).map(|()| ExitCode::SUCCESS),

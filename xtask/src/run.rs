@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{self, Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
 
@@ -24,12 +24,55 @@ pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
     exit_code_of(command.args(arguments))
 }
 
+/// What `bench` is asked for. The benchmark itself understands the same.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Bench {
+    /// Only these contests: --list has their names. Without any, all of them
+    #[arg(value_name = "CONTEST")]
+    contests: Vec<String>,
+    /// Only the row with this name, or those that have this in their names, and what they are compared with
+    #[arg(long, value_name = "ROW")]
+    only: Vec<String>,
+    /// Measure nothing: list all contests and their rows
+    #[arg(long)]
+    list: bool,
+    /// Fewer rounds: at least 15 all the same
+    #[arg(long)]
+    quick: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Keep the figures in results.json in this directory, draw pictures of them there, and write tables of them
+    /// into benchmarks.md beside it
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["only", "list"])]
+    write: Option<PathBuf>,
+    /// Measure nothing: make pictures and tables anew from what is kept in this directory
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["write", "list", "only", "contests"])]
+    redraw: Option<PathBuf>,
+}
+
 /// Measures, and passes the exit code on.
-pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
-    ensure_root("bench")?;
+pub(crate) fn bench(options: &Bench) -> Result<ExitCode> {
+    if !options.list && options.redraw.is_none() {
+        ensure_root("bench")?;
+    }
     let mut command = cargo()?;
     command.args(["bench", "--quiet", "--package", "portsteer", "--bench", "dataplane", "--"]);
-    exit_code_of(command.args(arguments))
+    for (option, is_asked) in
+        [("--list", options.list), ("--quick", options.quick), ("--json", options.json)]
+    {
+        command.args(is_asked.then_some(option));
+    }
+    for row in &options.only {
+        command.arg(format!("--only={row}"));
+    }
+    for (option, directory) in [("--write", &options.write), ("--redraw", &options.redraw)] {
+        if let Some(directory) = directory {
+            // Cargo runs it somewhere else.
+            command.arg(option).arg(path::absolute(directory)?);
+        }
+    }
+    exit_code_of(command.args(&options.contests))
 }
 
 fn exit_code_of(command: &mut Command) -> Result<ExitCode> {

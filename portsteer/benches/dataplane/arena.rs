@@ -3,7 +3,9 @@
 //! addresses, and its tracepoints call everyone who listens.
 
 use std::{
+    cell::Cell,
     fs,
+    io::ErrorKind,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -19,7 +21,8 @@ use portsteer::{
 use crate::{
     Result,
     family::Family,
-    probes::Probe,
+    growth::Point,
+    probes::{Probe, Probes},
     programs::{self, MacAddresses, XDP_DROP},
     rotation::Rotation,
 };
@@ -27,8 +30,10 @@ use crate::{
 /// The XDP mode of a link: native.
 const NATIVE: u32 = 1 << 2;
 
-/// How many packets of a rotation are judged one by one before anything is measured.
+/// How many packets of a rotation are judged one by one before anything is measured, and how many where whoever
+/// judges them beside takes long for each.
 const CHECKED: usize = 512;
+const FEW_CHECKED: usize = 64;
 
 /// What a contestant is made of.
 pub trait Engine {
@@ -77,12 +82,36 @@ pub struct Contestant {
     /// How many live frames it gets in a run.
     pub frames: u32,
     /// What it gets where the packets rotate: those of its policy. None if it never does.
-    pub probes: Vec<Probe>,
+    pub probes: Option<Probes>,
+    /// What it gets where packets rotate that its policy does not match.
+    pub others: Option<Probes>,
+    /// Which curve it is a point of.
+    pub point: Option<Point>,
+    /// Whether frames must come with its own Ethernet address: of others nothing gets to where it judges.
+    pub addressed: bool,
     /// What part of those it drops, as far as they were [checked](Arena::check).
     pub dropped: f64,
+    /// How many of its frames the stack had dropped at its door when somebody looked last.
+    pub passed: Cell<u64>,
 }
 
 impl Contestant {
+    /// Somebody who gets so many live frames in a run.
+    pub fn new(name: &str, lane: Lane, engine: impl Engine + 'static, frames: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            lane,
+            engine: Box::new(engine),
+            frames,
+            probes: None,
+            others: None,
+            point: None,
+            addressed: false,
+            dropped: 0.0,
+            passed: Cell::new(0),
+        }
+    }
+
     /// Whether it does nothing at all, and so is not one of those who are compared.
     pub fn is_empty(&self) -> bool {
         self.name.starts_with("empty ")
@@ -99,7 +128,7 @@ pub struct Lane {
     /// Its far end.
     pub sink: Device,
     /// Where the frames are sent.
-    sender: Device,
+    pub sender: Device,
     _links: [OwnedFd; 2],
 }
 
@@ -124,7 +153,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let map = programs::map(sys::map_type::DEVMAP, 1)?;
         Ok(Self { program: programs::redirect_map(&map, 0, None)?, map })
     }
@@ -132,13 +161,47 @@ impl Generator {
     /// Sends frames to a lane's receiver, and says how long that took.
     pub fn send(&self, lane: &Lane, frame: &[u8], repeat: u32) -> Result<Duration> {
         lane.sender.namespace().run(|| {
-            sys::map_update(self.map.as_fd(), 0, &lane.sender.index().to_ne_bytes())?;
-            let run = TestRun { frame, repeat, live: true, first_buffer: None };
-            let start = Instant::now();
-            sys::test_run(self.program.as_fd(), run)?;
-            Ok(start.elapsed())
+            self.aim(&lane.sender)?;
+            self.send_on(frame, repeat)
         })
     }
+
+    /// The same for frames that the rotation rewrites.
+    pub fn send_in_turn(
+        &self,
+        rotation: &Rotation,
+        lane: &Lane,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<Duration> {
+        rotation.lead_to(self.program.as_fd())?;
+        lane.sender.namespace().run(|| {
+            self.aim(&lane.sender)?;
+            shoot(rotation.rewound()?, frame, repeat)
+        })
+    }
+
+    /// Attaches it to a sending end, for as long as what is returned lives.
+    pub fn attach(&self, sender: &Device) -> Result<OwnedFd> {
+        link(&self.program, sender)
+    }
+
+    /// Lets all frames from now on leave by a sending end. Called in its namespace.
+    pub fn aim(&self, sender: &Device) -> Result<()> {
+        Ok(sys::map_update(self.map.as_fd(), 0, &sender.index().to_ne_bytes())?)
+    }
+
+    /// Sends frames to where the generator is aimed. Called in the sender's namespace.
+    pub fn send_on(&self, frame: &[u8], repeat: u32) -> Result<Duration> {
+        shoot(self.program.as_fd(), frame, repeat)
+    }
+}
+
+fn shoot(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<Duration> {
+    let run = TestRun { frame, repeat, live: true, first_buffer: None };
+    let start = Instant::now();
+    sys::test_run(program, run)?;
+    Ok(start.elapsed())
 }
 
 pub struct Arena {
@@ -146,6 +209,8 @@ pub struct Arena {
     pub contestants: Vec<Contestant>,
     /// Who could not be had, and why.
     pub absent: Vec<String>,
+    /// The CPU where everything runs.
+    pub cpu: u32,
     /// A CPU where nothing of the benchmark runs, if there is one.
     pub other_cpu: Option<u32>,
     pub generator: Generator,
@@ -153,6 +218,8 @@ pub struct Arena {
     pub rotation: Option<Rotation>,
     /// One for all sinks: a program costs the others as much whether it is attached once or often.
     drop: OwnedFd,
+    /// How many queues the receivers have, if the kernel is not to decide.
+    queues: Option<u32>,
     lanes: usize,
     frames: u32,
 }
@@ -168,6 +235,7 @@ impl Arena {
         // With IPv6 the devices would send frames of their own.
         namespace.run(|| fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"))?;
         Ok(Self {
+            cpu: here,
             other_cpu: online_cpus()?.into_iter().find(|&cpu| cpu != here),
             generator: Generator::new()?,
             rotation: None,
@@ -175,21 +243,41 @@ impl Arena {
             namespace,
             contestants: Vec::new(),
             absent: Vec::new(),
+            queues: None,
             lanes: 0,
             frames,
         })
     }
 
+    /// Gives the receivers so many queues from now on: frames come in where the sender's CPU is the queue's.
+    pub fn set_queues(&mut self, queues: u32) {
+        self.queues = Some(queues);
+    }
+
     /// One more lane, with nobody on it.
     pub fn lane(&mut self) -> Result<Lane> {
+        let namespace = self.namespace.clone();
+        self.lane_into(&namespace)
+    }
+
+    /// The same with the receiver in a namespace of its own, where nobody else's packets come.
+    pub fn lane_apart(&mut self) -> Result<Lane> {
+        self.lane_into(&Namespace::new()?)
+    }
+
+    fn lane_into(&mut self, namespace: &Namespace) -> Result<Lane> {
         let number = self.lanes;
         self.lanes += 1;
         let end = |name: &str| End::new(&self.namespace, &format!("{name}{number}"));
-        let Veth { left: sender, right: receiver } =
-            Veth::between(end("tx"), end("rx")).create()?;
+        let pair = Veth::between(end("tx"), End::new(namespace, &format!("rx{number}")));
+        let pair = match self.queues {
+            Some(queues) => pair.queues(queues),
+            None => pair,
+        };
+        let Veth { left: sender, right: receiver } = pair.create()?;
         let Veth { left: exit, right: sink } = Veth::between(end("exit"), end("sink")).create()?;
         Ok(Lane {
-            _links: [link(&self.generator.program, &sender)?, link(&self.drop, &sink)?],
+            _links: [self.generator.attach(&sender)?, link(&self.drop, &sink)?],
             sender,
             receiver,
             exit,
@@ -216,26 +304,43 @@ impl Arena {
         engine: impl Engine + 'static,
         probes: Vec<Probe>,
     ) {
-        let (name, engine, frames) = (name.to_owned(), Box::new(engine), self.frames);
-        self.contestants.push(Contestant { name, lane, engine, frames, probes, dropped: 0.0 });
+        let probes = Some(Probes::new(probes));
+        let contestant = Contestant::new(name, lane, engine, self.frames);
+        self.contestants.push(Contestant { probes, ..contestant });
     }
 
     /// Adds somebody who would take too long for as many `frames` as the others get.
     pub fn add_slow(&mut self, name: &str, lane: Lane, engine: impl Engine + 'static, frames: u32) {
-        let (name, engine, probes) = (name.to_owned(), Box::new(engine), Vec::new());
-        self.contestants.push(Contestant { name, lane, engine, frames, probes, dropped: 0.0 });
+        self.contestants.push(Contestant::new(name, lane, engine, frames));
+    }
+
+    /// Adds a point of a curve.
+    pub fn add_point(&mut self, point: Point, lane: Lane, engine: impl Engine + 'static) {
+        let contestant = Contestant::new(&point.name(), lane, engine, self.frames);
+        self.contestants.push(Contestant { point: Some(point), ..contestant });
+    }
+
+    /// Who was added last.
+    pub fn last(&mut self) -> Result<&mut Contestant> {
+        self.contestants.last_mut().ok_or_else(|| "nobody is here".into())
     }
 
     /// Has everyone judge some of the packets that it gets where they rotate, one by one. With `verify`,
     /// makes sure that the verdicts are right.
     pub fn check(&mut self, verify: bool) -> Result<()> {
         let Some(rotation) = &self.rotation else { return Ok(()) };
-        for contestant in self.contestants.iter_mut().filter(|one| !one.probes.is_empty()) {
-            let Contestant { name, engine, probes, .. } = contestant;
+        for Contestant { name, engine, probes, point, dropped, .. } in &mut self.contestants {
+            let is_large = point.is_some_and(|point| point.size > 10_000);
+            let checked = if is_large { FEW_CHECKED } else { CHECKED };
+            let (Some(probes), Some(program)) = (&*probes, engine.program()) else { continue };
             rotation.fill(probes)?;
-            rotation.lead_to(engine.program().ok_or_else(|| format!("{name} is no program"))?)?;
-            let verdicts = rotation.verdicts(&probes[0].frame(), CHECKED)?;
-            for (&returned, probe) in verdicts.iter().zip(&*probes).filter(|_| verify) {
+            match rotation.lead_to(program) {
+                // It takes no frames in several buffers, and such programs call each other only.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => continue,
+                led => led?,
+            }
+            let verdicts = rotation.verdicts(&rotation.frame(), checked)?;
+            for (&returned, probe) in verdicts.iter().zip(&probes.list).filter(|_| verify) {
                 if let Some(wanted) = engine.judges(probe)
                     && returned != wanted
                 {
@@ -243,8 +348,8 @@ impl Arena {
                     return Err(error.into());
                 }
             }
-            let dropped = verdicts.iter().filter(|&&verdict| verdict == XDP_DROP).count();
-            contestant.dropped = dropped as f64 / CHECKED as f64;
+            let count = verdicts.iter().filter(|&&verdict| verdict == XDP_DROP).count();
+            *dropped = count as f64 / checked as f64;
         }
         Ok(())
     }

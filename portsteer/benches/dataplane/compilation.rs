@@ -95,6 +95,14 @@ impl Measured for Compilation {
         "compile"
     }
 
+    fn rows(&self) -> Vec<String> {
+        self.subjects.iter().map(|subject| subject.name.to_owned()).collect()
+    }
+
+    fn keep(&mut self, wanted: &dyn Fn(&str) -> bool) {
+        self.subjects.retain(|subject| wanted(subject.name));
+    }
+
     /// One round, whatever the others have.
     fn batch(&mut self, _number: usize, _rounds: &Rounds) -> Result<()> {
         for subject in &mut self.subjects {

@@ -8,17 +8,22 @@ use crate::{
     Measured, PORT, Report, Result, Rounds,
     arena::Arena,
     contestants::{
-        EMPTY_DROP, EMPTY_PASS, EMPTY_REDIRECT, Goal, MINIMAL, MINIMAL_MACS, MINIMAL_WATCHED,
-        WITH_TARGETS, WITHOUT_TARGETS, WITHOUT_TARGETS_WATCHED, XDP_FILTER, blocking, dropping,
-        dropping_beside, empty, lpm_trie, minimal, minimal_watched, mixed, nftables, steering,
-        without_targets_watched, xdp_bench, xdp_filter,
+        EMPTY_DROP, EMPTY_PASS, EMPTY_REDIRECT, Goal, MANY_RULES, MINIMAL, MINIMAL_MACS,
+        MINIMAL_WATCHED, ONE_RULE, REDIRECTS, REDIRECTS_TO_CPU, SET_OF_PORTS, WITH_TARGETS,
+        WITHOUT_TARGETS, WITHOUT_TARGETS_WATCHED, XDP_FILTER, blocking, dropping, dropping_beside,
+        empty, lpm_trie, minimal, minimal_watched, mixed, nftables, steering, steering_mixed,
+        trie_of, without_targets_watched, xdp_bench, xdp_filter,
     },
+    cores::Cores,
+    curves::Curves,
     family::Family,
-    live::{Finish, Live},
+    growth,
+    live::Live,
     nanoseconds::Table,
     policies::{Blocklist, Mixed, PASSED_PORT},
     probes,
     programs::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
+    stream::Finish,
 };
 
 /// Live frames in a run, which takes about 20 milliseconds.
@@ -27,17 +32,42 @@ const FRAMES: u32 = 400_000;
 const STEERED_FRAMES: u32 = 200_000;
 
 /// Puts somebody into the arena.
-type Turn = Box<dyn Fn(&mut Arena) -> Result<()> + Send + Sync>;
+pub struct Turn {
+    /// What somebody is called who can be asked for.
+    row: Option<String>,
+    enter: Box<Enter>,
+}
+
+type Enter = dyn Fn(&mut Arena) -> Result<()> + Send + Sync;
+
+impl Turn {
+    pub fn new(
+        row: impl Into<String>,
+        enter: impl Fn(&mut Arena) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { row: Some(row.into()), enter: Box::new(enter) }
+    }
+
+    /// Something that all others need.
+    pub fn unnamed(enter: impl Fn(&mut Arena) -> Result<()> + Send + Sync + 'static) -> Self {
+        Self { row: None, enter: Box::new(enter) }
+    }
+}
 
 /// Those who do the same thing.
 pub struct Contest {
-    name: &'static str,
-    frames: u32,
-    needs_another_cpu: bool,
-    turns: Vec<Turn>,
-    tables: Vec<Table>,
-    live: Option<Live>,
-    absent: Vec<String>,
+    pub name: &'static str,
+    pub frames: u32,
+    pub needs_another_cpu: bool,
+    pub turns: Vec<Turn>,
+    pub tables: Vec<Table>,
+    pub live: Option<Live>,
+    pub curves: Vec<Curves>,
+    pub cores: Option<Cores>,
+    /// The batches, and the rounds in each, where they are other ones than everybody's.
+    pub amount: Option<(usize, usize)>,
+    pub absent: Vec<String>,
+    pub failures: Vec<String>,
 }
 
 /// UDP over IPv4 to this port; and so on.
@@ -67,11 +97,43 @@ pub fn all() -> Result<Vec<Contest>> {
         rotating_ports(),
         rotating_mixed(Family::V4),
         rotating_mixed(Family::V6),
+        growth::rules(Family::V4),
+        growth::rules(Family::V6),
+        growth::sets(Family::V4)?,
+        growth::sets(Family::V6)?,
+        cores(),
     ])
 }
 
-fn turns(turns: Vec<fn(&mut Arena) -> Result<()>>) -> Vec<Turn> {
-    turns.into_iter().map(|turn| Box::new(turn) as Turn).collect()
+/// A program that does nothing, by its name.
+fn nothing(name: &'static str) -> Turn {
+    Turn::new(name, move |arena| empty(arena, name))
+}
+
+/// portsteer with so many rules.
+fn ours(rules: usize, enter: fn(&mut Arena, usize) -> Result<()>) -> Turn {
+    Turn::new(format!("portsteer, {rules} rules"), move |arena| enter(arena, rules))
+}
+
+fn minimal_turn(name: &'static str, goal: Goal) -> Turn {
+    Turn::new(name, move |arena| minimal(arena, name, goal))
+}
+
+fn steering_turn(rules: usize, goal: Goal) -> Turn {
+    let name = format!("portsteer, {rules} rules");
+    Turn::new(name, move |arena| steering(arena, rules, goal))
+}
+
+fn steering_mixed_turn(rules: usize, goal: Goal) -> Turn {
+    let name = format!("portsteer, {rules} mixed rules");
+    Turn::new(name, move |arena| steering_mixed(arena, rules, goal))
+}
+
+fn xdp_bench_turns(subcommands: [&'static str; 2], goal: Goal) -> [Turn; 2] {
+    subcommands.map(|subcommand| {
+        let name = format!("xdp-bench {subcommand}");
+        Turn::new(name, move |arena| xdp_bench(arena, subcommand, goal))
+    })
 }
 
 /// Packets that are dropped or passed.
@@ -79,18 +141,17 @@ fn verdicts() -> Contest {
     let drops = |packet, frame| Table::new(packet, frame, XDP_DROP, EMPTY_DROP, None);
     let passes = |packet, frame| Table::new(packet, frame, XDP_PASS, EMPTY_PASS, None);
     Contest {
-        name: "verdicts",
-        frames: FRAMES,
-        needs_another_cpu: false,
-        turns: turns(vec![
-            |arena| empty(arena, EMPTY_DROP),
-            |arena| empty(arena, EMPTY_PASS),
-            |arena| dropping(arena, 1),
-            |arena| dropping(arena, 1_000),
-            |arena| dropping(arena, 65_535),
-            xdp_filter,
-            nftables,
-        ]),
+        turns: vec![
+            nothing(EMPTY_DROP),
+            nothing(EMPTY_PASS),
+            ours(1, dropping),
+            ours(1_000, dropping),
+            ours(65_535, dropping),
+            Turn::new(XDP_FILTER, xdp_filter),
+            Turn::new(ONE_RULE, |arena| nftables(arena, ONE_RULE)),
+            Turn::new(SET_OF_PORTS, |arena| nftables(arena, SET_OF_PORTS)),
+            Turn::new(MANY_RULES, |arena| nftables(arena, MANY_RULES)),
+        ],
         tables: vec![
             drops("UDP over IPv4, dropped", udp4(PORT)),
             drops("TCP over IPv4, dropped", tcp4(PORT)),
@@ -104,21 +165,18 @@ fn verdicts() -> Contest {
             EMPTY_DROP,
             &[EMPTY_DROP, XDP_FILTER],
         )),
-        absent: Vec::new(),
+        ..judging("verdicts")
     }
 }
 
 /// Whether targets cost those packets something that are not steered.
 fn presence() -> Contest {
     Contest {
-        name: "presence",
-        frames: FRAMES,
-        needs_another_cpu: false,
-        turns: turns(vec![
-            |arena| dropping_beside(arena, WITHOUT_TARGETS),
-            |arena| dropping_beside(arena, WITH_TARGETS),
-            without_targets_watched,
-        ]),
+        turns: vec![
+            Turn::new(WITHOUT_TARGETS, |arena| dropping_beside(arena, WITHOUT_TARGETS)),
+            Turn::new(WITH_TARGETS, |arena| dropping_beside(arena, WITH_TARGETS)),
+            Turn::new(WITHOUT_TARGETS_WATCHED, without_targets_watched),
+        ],
         tables: vec![
             Table::new(
                 "UDP over IPv4, dropped beside rules that steer",
@@ -142,7 +200,7 @@ fn presence() -> Contest {
             WITHOUT_TARGETS,
             &[WITHOUT_TARGETS, WITHOUT_TARGETS_WATCHED],
         )),
-        absent: Vec::new(),
+        ..judging("presence")
     }
 }
 
@@ -151,25 +209,26 @@ fn to_interface() -> Contest {
     let steers =
         |packet, frame| Table::new(packet, frame, XDP_REDIRECT, EMPTY_REDIRECT, Some(MINIMAL_MACS));
     Contest {
-        name: "to-interface",
         frames: STEERED_FRAMES,
-        needs_another_cpu: false,
-        turns: turns(vec![
-            |arena| empty(arena, EMPTY_REDIRECT),
-            |arena| minimal(arena, MINIMAL, Goal::Sink),
-            |arena| minimal(arena, MINIMAL_MACS, Goal::Sink),
-            |arena| minimal_watched(arena, Goal::Sink),
-            |arena| steering(arena, 1, Goal::Sink),
-            |arena| steering(arena, 65_535, Goal::Sink),
-            |arena| xdp_bench(arena, Goal::Sink),
-        ]),
+        turns: [
+            nothing(EMPTY_REDIRECT),
+            minimal_turn(MINIMAL, Goal::Sink),
+            minimal_turn(MINIMAL_MACS, Goal::Sink),
+            Turn::new(MINIMAL_WATCHED, |arena| minimal_watched(arena, Goal::Sink)),
+            steering_turn(1, Goal::Sink),
+            steering_turn(65_535, Goal::Sink),
+            steering_mixed_turn(10_000, Goal::Sink),
+        ]
+        .into_iter()
+        .chain(xdp_bench_turns(REDIRECTS, Goal::Sink))
+        .collect(),
         tables: vec![
-            steers("UDP over IPv4, steered to an interface", udp4(PORT)),
-            steers("UDP over IPv6, steered to an interface", udp6(PORT)),
+            steers("UDP over IPv4, steered to an interface", Mixed::packet(Family::V4).frame()),
+            steers("UDP over IPv6, steered to an interface", Mixed::packet(Family::V6).frame()),
         ],
         live: Some(Live::new(
             "into veth, steered to another veth",
-            udp4(PORT),
+            Mixed::packet(Family::V4).frame(),
             Finish::Sink,
             MINIMAL,
             &[
@@ -180,7 +239,7 @@ fn to_interface() -> Contest {
                 "xdp-bench redirect-map",
             ],
         )),
-        absent: Vec::new(),
+        ..judging("to-interface")
     }
 }
 
@@ -189,24 +248,26 @@ fn to_cpu() -> Contest {
     let steers =
         |packet, frame| Table::new(packet, frame, XDP_REDIRECT, EMPTY_REDIRECT, Some(MINIMAL));
     Contest {
-        name: "to-cpu",
         frames: STEERED_FRAMES,
         needs_another_cpu: true,
-        turns: turns(vec![
-            |arena| empty(arena, EMPTY_REDIRECT),
-            |arena| minimal(arena, MINIMAL, Goal::OtherCpu),
-            |arena| minimal_watched(arena, Goal::OtherCpu),
-            |arena| steering(arena, 1, Goal::OtherCpu),
-            |arena| steering(arena, 65_535, Goal::OtherCpu),
-            |arena| xdp_bench(arena, Goal::OtherCpu),
-        ]),
+        turns: [
+            nothing(EMPTY_REDIRECT),
+            minimal_turn(MINIMAL, Goal::OtherCpu),
+            Turn::new(MINIMAL_WATCHED, |arena| minimal_watched(arena, Goal::OtherCpu)),
+            steering_turn(1, Goal::OtherCpu),
+            steering_turn(65_535, Goal::OtherCpu),
+            steering_mixed_turn(10_000, Goal::OtherCpu),
+        ]
+        .into_iter()
+        .chain(xdp_bench_turns(REDIRECTS_TO_CPU, Goal::OtherCpu))
+        .collect(),
         tables: vec![
-            steers("UDP over IPv4, steered to a CPU", udp4(PORT)),
-            steers("UDP over IPv6, steered to a CPU", udp6(PORT)),
+            steers("UDP over IPv4, steered to a CPU", Mixed::packet(Family::V4).frame()),
+            steers("UDP over IPv6, steered to a CPU", Mixed::packet(Family::V6).frame()),
         ],
         live: Some(Live::new(
             "into veth, steered to another CPU",
-            udp4(PORT),
+            Mixed::packet(Family::V4).frame(),
             Finish::Stack,
             MINIMAL,
             &[
@@ -216,7 +277,7 @@ fn to_cpu() -> Contest {
                 "xdp-bench redirect-cpu -p l4-hash",
             ],
         )),
-        absent: Vec::new(),
+        ..judging("to-cpu")
     }
 }
 
@@ -226,12 +287,12 @@ fn mixed_rules(family: Family) -> Contest {
     let frame = Mixed::packet(family).frame();
     Contest {
         turns: vec![
-            Box::new(|arena| empty(arena, EMPTY_DROP)),
+            nothing(EMPTY_DROP),
             // Other packets are only judged to see that they are judged well.
-            Box::new(move |arena| arena.rotate(family)),
-            Box::new(move |arena| mixed(arena, 10, family)),
-            Box::new(move |arena| mixed(arena, 10_000, family)),
-            Box::new(move |arena| mixed(arena, 100_000, family)),
+            Turn::unnamed(move |arena| arena.rotate(family)),
+            mixed_turn(10, family),
+            mixed_turn(10_000, family),
+            mixed_turn(100_000, family),
         ],
         tables: vec![Table::new(title, frame, XDP_DROP, EMPTY_DROP, None)],
         ..judging("mixed")
@@ -250,14 +311,15 @@ fn blocklist(family: Family) -> Result<Contest> {
         Family::V4 => format!("UDP over {ip}, 65,536 random sources in turn"),
         Family::V6 => format!("UDP over {ip}, 65,536 sources in turn, half of them in the set"),
     };
-    let mut turns: Vec<Turn> = vec![
-        Box::new(|arena| empty(arena, EMPTY_DROP)),
-        Box::new(|arena| empty(arena, EMPTY_PASS)),
-        Box::new(move |arena| arena.rotate(family)),
+    let mut turns = vec![
+        nothing(EMPTY_DROP),
+        nothing(EMPTY_PASS),
+        Turn::unnamed(move |arena| arena.rotate(family)),
     ];
     for count in [10_000, 100_000, 1_000_000] {
-        turns.push(Box::new(move |arena| blocking(arena, count, family)));
-        turns.push(Box::new(move |arena| lpm_trie(arena, count, family)));
+        let set = format!("portsteer, set of {count}");
+        turns.push(Turn::new(set, move |arena| blocking(arena, count, family)));
+        turns.push(Turn::new(trie_of(count), move |arena| lpm_trie(arena, count, family)));
     }
     Ok(Contest {
         turns,
@@ -285,12 +347,12 @@ fn blocklist(family: Family) -> Result<Contest> {
 /// Rules that have a port each, and packets to all ports.
 fn rotating_ports() -> Contest {
     Contest {
-        turns: turns(vec![
-            |arena| empty(arena, EMPTY_PASS),
-            |arena| arena.rotate(Family::V4),
-            |arena| dropping(arena, 1),
-            |arena| dropping(arena, 65_535),
-        ]),
+        turns: vec![
+            nothing(EMPTY_PASS),
+            Turn::unnamed(|arena| arena.rotate(Family::V4)),
+            ours(1, dropping),
+            ours(65_535, dropping),
+        ],
         tables: vec![Table::rotating(
             "UDP over IPv4, 65,536 packets to random ports in turn",
             probes::random(Family::V4)[0].frame(),
@@ -306,18 +368,48 @@ fn rotating_mixed(family: Family) -> Contest {
     let frame = Mixed::packet(family).frame();
     Contest {
         turns: vec![
-            Box::new(|arena| empty(arena, EMPTY_PASS)),
-            Box::new(move |arena| arena.rotate(family)),
-            Box::new(move |arena| mixed(arena, 10, family)),
-            Box::new(move |arena| mixed(arena, 10_000, family)),
+            nothing(EMPTY_PASS),
+            Turn::unnamed(move |arena| arena.rotate(family)),
+            mixed_turn(10, family),
+            mixed_turn(10_000, family),
         ],
         tables: vec![Table::rotating(title, frame, EMPTY_PASS)],
         ..judging("rotating")
     }
 }
 
-/// A contest with nobody in it yet, where no live frames are sent.
-fn judging(name: &'static str) -> Contest {
+fn mixed_turn(rules: usize, family: Family) -> Turn {
+    Turn::new(format!("portsteer, {rules} rules"), move |arena| mixed(arena, rules, family))
+}
+
+/// The same frames on one core, and on two at once.
+fn cores() -> Contest {
+    let packet = Mixed::packet(Family::V4);
+    Contest {
+        needs_another_cpu: true,
+        turns: vec![
+            Turn::unnamed(|arena| {
+                arena.set_queues(2);
+                Ok(())
+            }),
+            nothing(EMPTY_DROP),
+            ours(65_535, dropping),
+            Turn::new("portsteer, 10000 mixed rules", |arena| {
+                mixed(arena, 10_000, Family::V4)?;
+                "portsteer, 10000 mixed rules".clone_into(&mut arena.last()?.name);
+                Ok(())
+            }),
+            Turn::new(XDP_FILTER, xdp_filter),
+            Turn::new(ONE_RULE, |arena| nftables(arena, ONE_RULE)),
+        ],
+        cores: Some(Cores::new(packet.frame(), EMPTY_DROP)),
+        amount: Some((5, 3)),
+        ..judging("cores")
+    }
+}
+
+/// A contest with nobody in it yet, where nothing is measured.
+pub fn judging(name: &'static str) -> Contest {
     Contest {
         name,
         frames: FRAMES,
@@ -325,7 +417,11 @@ fn judging(name: &'static str) -> Contest {
         turns: Vec::new(),
         tables: Vec::new(),
         live: None,
+        curves: Vec::new(),
+        cores: None,
+        amount: None,
         absent: Vec::new(),
+        failures: Vec::new(),
     }
 }
 
@@ -334,22 +430,50 @@ impl Measured for Contest {
         self.name
     }
 
+    fn rows(&self) -> Vec<String> {
+        self.turns.iter().filter_map(|turn| turn.row.clone()).collect()
+    }
+
+    fn keep(&mut self, wanted: &dyn Fn(&str) -> bool) {
+        let tables = self.tables.iter().flat_map(Table::needed);
+        let live = self.live.iter().map(Live::zero);
+        let curves = self.curves.iter().map(Curves::zero);
+        let cores = self.cores.iter().map(Cores::zero);
+        let needed: Vec<&str> = tables.chain(live).chain(curves).chain(cores).collect();
+        self.turns.retain(|turn| match &turn.row {
+            Some(row) => wanted(row) || needed.contains(&row.as_str()),
+            None => true,
+        });
+    }
+
     fn batch(&mut self, number: usize, rounds: &Rounds) -> Result<()> {
+        let rounds = match self.amount {
+            Some((batches, _)) if number >= batches => return Ok(()),
+            Some((batches, each)) => Rounds { batches, test_runs: each, live: each },
+            None => *rounds,
+        };
         // Mounts and namespaces belong to a thread, and end with it.
         thread::scope(|scope| {
-            let measured = scope.spawn(|| self.measure(number, rounds)).join();
+            let measured = scope.spawn(|| self.measure(number, &rounds)).join();
             measured.map_err(|_| "a batch panicked")?
         })
     }
 
     fn reports(&self) -> Result<Vec<Report>> {
         let tables = self.tables.iter().map(Table::report);
-        let reports = tables.chain(self.live.as_ref().map(Live::report));
+        let reports = tables
+            .chain(self.live.as_ref().map(Live::report))
+            .chain(self.curves.iter().map(Curves::report))
+            .chain(self.cores.as_ref().map(Cores::report));
         reports.filter_map(Result::transpose).collect()
     }
 
     fn absent(&self) -> &[String] {
         &self.absent
+    }
+
+    fn failures(&self) -> &[String] {
+        &self.failures
     }
 }
 
@@ -360,23 +484,50 @@ impl Contest {
             self.absent = vec![format!("{}: there is only one CPU", self.name)];
             return Ok(());
         }
-        // In each batch somebody else is loaded first; the first batch has the order of the tables.
-        for place in 0..self.turns.len() {
-            self.turns[(place + batch) % self.turns.len()](&mut arena)?;
+        // In each batch somebody else is loaded first; the first batch has the order of the tables. What has no
+        // name is there before everyone.
+        let (named, unnamed): (Vec<&Turn>, Vec<&Turn>) =
+            self.turns.iter().partition(|turn| turn.row.is_some());
+        for turn in unnamed {
+            (turn.enter)(&mut arena)?;
+        }
+        for place in 0..named.len() {
+            let turn = named[(place + batch) % named.len()];
+            if let (Err(error), Some(row)) = ((turn.enter)(&mut arena), &turn.row) {
+                // What others' programs and commands need is not known here.
+                let list = if is_ours(row) { &mut self.failures } else { &mut arena.absent };
+                list.push(format!("{row}: {error}"));
+            }
         }
         // No test run passes a tracepoint, so here nobody is in anybody's way.
-        for contestant in &mut arena.contestants {
-            contestant.engine.start()?;
+        if !self.tables.is_empty() {
+            for contestant in &mut arena.contestants {
+                contestant.engine.start()?;
+            }
         }
         arena.check(batch == 0)?;
-        for table in &mut self.tables {
-            table.measure(&arena, rounds.test_runs)?;
-        }
-        for contestant in &mut arena.contestants {
-            contestant.engine.stop()?;
+        if !self.tables.is_empty() {
+            for table in &mut self.tables {
+                table.measure(&arena, rounds.test_runs)?;
+            }
+            for contestant in &mut arena.contestants {
+                contestant.engine.stop()?;
+            }
         }
         if let Some(live) = &mut self.live {
             live.measure(&mut arena, rounds.live)?;
+        }
+        for curves in &mut self.curves {
+            curves.measure(&mut arena, rounds.live)?;
+            arena.absent.append(&mut curves.absent);
+            for failure in curves.failures.drain(..) {
+                if !self.failures.contains(&failure) {
+                    self.failures.push(failure);
+                }
+            }
+        }
+        if let Some(cores) = &mut self.cores {
+            cores.measure(&mut arena, rounds.live)?;
         }
         for absent in arena.absent {
             if !self.absent.contains(&absent) {
@@ -385,4 +536,9 @@ impl Contest {
         }
         Ok(())
     }
+}
+
+/// Whether it is portsteer, or what everything is compared with.
+fn is_ours(row: &str) -> bool {
+    row.starts_with("portsteer") || row.starts_with("empty ")
 }

@@ -1,30 +1,20 @@
 //! What the agent takes, and how long its clients wait: the real agent as a process, asked by the real commands
 //! over its socket.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fmt::Write as _, fs, thread, time::Duration};
 
-use portsteer_testkit::{
-    agent::{Agent, binary},
-    sandbox::sandbox,
-    site::Site,
-};
+use portsteer_testkit::{agent::Agent, sandbox::sandbox, site::Site};
 use serde_json::json;
 
 use crate::{
     Measured, Report, Result, Rounds,
+    commands::{self, INSTANCE},
     family::Family,
     policies::{Blocklist, Mixed, PolicyFile},
     statistics::{median, spread},
 };
 
-const INSTANCE: &str = "bench";
+const ROW: &str = "the agent as a process";
 const INTERFACE: &str = "uplink";
 const SMALL: &str = "version = 1\ninterfaces = [\"uplink\"]\n\
                      [[rules]]\nname = \"one\"\nprotocol = \"tcp\"\ndst_port = 9\naction = \"drop\"\n";
@@ -61,6 +51,12 @@ impl Measured for Daemon {
         "daemon"
     }
 
+    fn rows(&self) -> Vec<String> {
+        vec![ROW.to_owned()]
+    }
+
+    fn keep(&mut self, _wanted: &dyn Fn(&str) -> bool) {}
+
     /// All at once, the first time.
     fn batch(&mut self, number: usize, rounds: &Rounds) -> Result<()> {
         if number > 0 {
@@ -74,7 +70,7 @@ impl Measured for Daemon {
 
     fn reports(&self) -> Result<Vec<Report>> {
         let Some(found) = &self.found else { return Ok(Vec::new()) };
-        let mut text = String::from("the agent as a process\n");
+        let mut text = format!("{ROW}\n");
         let mib = |kib: u64| kib as f64 / 1024.0;
         writeln!(
             text,
@@ -132,7 +128,7 @@ fn measure(rounds: usize) -> Result<Found> {
         let before = processor_time(&agent)?;
         thread::sleep(IDLE);
         found.idle = processor_time(&agent)? - before;
-        found.small_resident = memory(&agent, "VmRSS")?;
+        found.small_resident = commands::memory(&agent, "VmRSS")?;
         let policies = [Mixed::new(RULES, Family::V4)?, Mixed::new(RULES, Family::V6)?];
         let files = policies
             .iter()
@@ -140,7 +136,12 @@ fn measure(rounds: usize) -> Result<Found> {
             .collect::<Result<Vec<PolicyFile>>>()?;
         for round in 0..rounds {
             let path = files[round % 2].policy();
-            found.apply.push(time(&site, &agent, &["apply", text(&path)?], None)?);
+            found.apply.push(commands::time(
+                &site,
+                &agent,
+                &["apply", commands::text(&path)?],
+                None,
+            )?);
         }
         agent.end(libc::SIGINT);
     }
@@ -148,13 +149,19 @@ fn measure(rounds: usize) -> Result<Found> {
         let agent = Agent::serve(&site.host, INSTANCE, SMALL);
         let set = Blocklist::new(PREFIXES, family)?;
         let file = set.file(INTERFACE)?;
-        time(&site, &agent, &["apply", text(&file.policy())?], None)?;
+        commands::time(&site, &agent, &["apply", commands::text(&file.policy())?], None)?;
         let more = Blocklist::new(PREFIXES + rounds * CHANGED, family)?;
         for added in more.prefixes[PREFIXES..].chunks(CHANGED) {
             let lines: String = added.iter().map(|prefix| format!("{prefix}\n")).collect();
             let lines = Some(lines.as_str());
-            found.add[index].push(time(&site, &agent, &["set", "add", "blocklist", "-"], lines)?);
-            let removed = time(&site, &agent, &["set", "remove", "blocklist", "-"], lines)?;
+            found.add[index].push(commands::time(
+                &site,
+                &agent,
+                &["set", "add", "blocklist", "-"],
+                lines,
+            )?);
+            let removed =
+                commands::time(&site, &agent, &["set", "remove", "blocklist", "-"], lines)?;
             found.remove[index].push(removed);
         }
         agent.end(libc::SIGINT);
@@ -171,40 +178,12 @@ fn measure(rounds: usize) -> Result<Found> {
              [[rules]]\nname = \"blocked\"\nsrc = [\"@blocklist\"]\naction = \"drop\"\n"
         ),
     )?;
-    time(&site, &agent, &["apply", text(&large.policy())?], None)?;
+    commands::time(&site, &agent, &["apply", commands::text(&large.policy())?], None)?;
     thread::sleep(Duration::from_secs(15));
-    found.large_resident = memory(&agent, "VmRSS")?;
-    found.large_peak = memory(&agent, "VmHWM")?;
+    found.large_resident = commands::memory(&agent, "VmRSS")?;
+    found.large_peak = commands::memory(&agent, "VmHWM")?;
     agent.end(libc::SIGINT);
     Ok(found)
-}
-
-fn text(path: &Path) -> Result<&str> {
-    Ok(path.to_str().ok_or("a path of text")?)
-}
-
-/// How long a command takes, in milliseconds.
-fn time(site: &Site, agent: &Agent, arguments: &[&str], input: Option<&str>) -> Result<f64> {
-    let mut command: Command = site.host.command(binary());
-    command
-        .args(arguments)
-        .args(["--instance", INSTANCE, "--socket", text(&agent.socket())?])
-        .env("SSH_CONNECTION", "")
-        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let start = Instant::now();
-    let mut child = command.spawn()?;
-    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
-        std::io::Write::write_all(&mut stdin, input.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    let took = start.elapsed();
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(format!("portsteer {arguments:?}: {said}").into());
-    }
-    Ok(took.as_secs_f64() * 1e3)
 }
 
 /// How long an agent has kept processors busy, in milliseconds: threads that have ended included, which
@@ -216,12 +195,4 @@ fn processor_time(agent: &Agent) -> Result<f64> {
     let (_, fields) = stat.rsplit_once(") ").ok_or("a line of stat")?;
     let fields: Vec<&str> = fields.split(' ').collect();
     Ok(10.0 * (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?))
-}
-
-/// A line of /proc/PID/status, in KiB.
-fn memory(agent: &Agent, name: &str) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let number = line.and_then(|line| line.split_whitespace().next()).ok_or("memory")?;
-    Ok(number.parse()?)
 }

@@ -91,6 +91,14 @@ impl Measured for Edits {
         "edit"
     }
 
+    fn rows(&self) -> Vec<String> {
+        self.subjects.iter().map(|subject| subject.name.to_owned()).collect()
+    }
+
+    fn keep(&mut self, wanted: &dyn Fn(&str) -> bool) {
+        self.subjects.retain(|subject| wanted(subject.name));
+    }
+
     fn batch(&mut self, _number: usize, rounds: &Rounds) -> Result<()> {
         for subject in &mut self.subjects {
             let mut state = match subject.state.take() {

@@ -1,70 +1,20 @@
 //! How many packets per second get where they belong: live frames, contestant by contestant.
 
-use std::{
-    fmt::Write as _,
-    thread,
-    time::{Duration, Instant},
-};
+use std::fmt::Write as _;
 
 use serde_json::json;
 
 use crate::{
     Report, Result,
-    arena::{Arena, Contestant, Lane},
+    arena::{Arena, Contestant},
     statistics::{ByName, Spread, by_round, median, spread},
+    stream::{Amount, Finish, Frames, Stream},
 };
-
-/// Runs in a round, of which the median counts: short ones, so that what a neighbour of this machine
-/// does for some milliseconds spoils one of them and not the round.
-const SLICES: usize = 3;
-/// How long the counters must have stood still before everything has arrived. A queue to another CPU
-/// is worked off in one or two milliseconds, if that CPU has nothing else to do.
-const QUIET: Duration = Duration::from_millis(4);
-/// How long the first or the last frame may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Frames that are sent, as often as it takes, before anything counts.
-const WARM_UP: u32 = 64;
-
-/// Where the frames end, and so where they are counted. Never at the sender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
-    /// With the verdict.
-    Receiver,
-    /// At the sink.
-    Sink,
-    /// In the receiver's network stack, on whatever CPU, which drops them at its door: their Ethernet
-    /// address is nobody's.
-    Stack,
-}
-
-impl Finish {
-    /// What is counted on the way: frames that the program has judged, and then those that arrive.
-    fn stages(self) -> &'static [&'static str] {
-        match self {
-            Self::Receiver => &["judged"],
-            Self::Sink => &["arrived"],
-            Self::Stack => &["judged", "taken"],
-        }
-    }
-
-    /// Frames so far, at every stage.
-    fn counts(self, lane: &Lane) -> Result<Vec<u64>> {
-        // The driver counts what its poll function has taken from the ring, which is what the
-        // program gets to see; for the sink it is what the sink's program has dropped.
-        let receiver = lane.receiver.link()?.counters;
-        Ok(match self {
-            Self::Receiver => vec![receiver.rx_packets],
-            Self::Sink => vec![lane.sink.link()?.counters.rx_packets],
-            Self::Stack => vec![receiver.rx_packets, receiver.rx_otherhost_dropped],
-        })
-    }
-}
 
 /// Packets per second.
 pub struct Live {
     title: &'static str,
-    frame: Vec<u8>,
-    finish: Finish,
+    stream: Stream,
     /// Who runs before and after everyone else: the others' rates are parts of this one's.
     zero: &'static str,
     /// With whom portsteer is compared.
@@ -89,7 +39,13 @@ impl Live {
         peers: &'static [&'static str],
     ) -> Self {
         let zero_rates = vec![Vec::new(); finish.stages().len()];
-        Self { title, frame, finish, zero, peers, zero_rates, rows: ByName::default() }
+        let stream = Stream { frames: Frames::One(frame), finish };
+        Self { title, stream, zero, peers, zero_rates, rows: ByName::default() }
+    }
+
+    /// Who runs before and after everyone else.
+    pub fn zero(&self) -> &'static str {
+        self.zero
     }
 
     /// Measures everyone in the arena.
@@ -98,7 +54,7 @@ impl Live {
         // What an empty program judges goes nowhere.
         let takes_part = |contestant: &Contestant| {
             contestant.name != self.zero
-                && (self.finish == Finish::Receiver || !contestant.is_empty())
+                && (self.stream.finish == Finish::Receiver || !contestant.is_empty())
         };
         let others: Vec<usize> = (0..arena.contestants.len())
             .filter(|&index| takes_part(&arena.contestants[index]))
@@ -128,72 +84,8 @@ impl Live {
 
     /// Millions of packets per second, at every stage.
     fn rates(&self, arena: &mut Arena, index: usize) -> Result<Vec<f64>> {
-        let Arena { contestants, generator, .. } = arena;
-        let contestant = &mut contestants[index];
-        let lane = &contestant.lane;
-        contestant.engine.start()?;
-        let started = self.finish.counts(lane)?;
-        // Somebody else's program may still be waiting for its maps.
-        let begin = Instant::now();
-        let mut before = loop {
-            generator.send(lane, &self.frame, WARM_UP)?;
-            let counts = self.settled(lane)?;
-            if counts.iter().zip(&started).all(|(now, before)| now > before) {
-                break counts;
-            }
-            if begin.elapsed() > PATIENCE {
-                return Err(format!("{}: no frame has arrived", contestant.name).into());
-            }
-        };
-        let mut slices = vec![Vec::new(); before.len()];
-        for _ in 0..SLICES {
-            let elapsed = generator.send(lane, &self.frame, contestant.frames)?;
-            let after = self.settled(lane)?;
-            for (stage, slices) in slices.iter_mut().enumerate() {
-                let packets = after[stage] - before[stage];
-                slices.push(packets as f64 / elapsed.as_secs_f64() / 1e6);
-            }
-            before = after;
-        }
-        self.confirm(contestant, &started)?;
-        contestant.engine.stop()?;
-        Ok(slices.iter().map(|slices| median(slices)).collect())
-    }
-
-    /// The counters when they stand still, because nothing is on its way any more.
-    fn settled(&self, lane: &Lane) -> Result<Vec<u64>> {
-        let mut counts = self.finish.counts(lane)?;
-        let mut since = Instant::now();
-        while since.elapsed() < QUIET {
-            thread::sleep(Duration::from_millis(1));
-            let now = self.finish.counts(lane)?;
-            if now != counts {
-                (counts, since) = (now, Instant::now());
-            }
-        }
-        Ok(counts)
-    }
-
-    /// Makes sure that as many frames have arrived since the contestant was `started` as it has sent,
-    /// where it says how many that is.
-    fn confirm(&self, contestant: &Contestant, started: &[u64]) -> Result<()> {
-        if self.finish == Finish::Receiver {
-            return Ok(());
-        }
-        let begin = Instant::now();
-        loop {
-            let Some(sent) = contestant.engine.sent()? else { return Ok(()) };
-            let counts = self.finish.counts(&contestant.lane)?;
-            let arrived = counts[counts.len() - 1] - started[started.len() - 1];
-            if arrived == sent {
-                return Ok(());
-            }
-            // A queue may take longer where another CPU is busy.
-            if begin.elapsed() > PATIENCE {
-                let name = &contestant.name;
-                return Err(format!("{name} has sent {sent} frames, {arrived} arrived").into());
-            }
-        }
+        let frames = arena.contestants[index].frames;
+        self.stream.rates(arena, index, &mut Amount::Frames(frames))
     }
 
     /// What was measured, as text and as JSON; nothing if nobody was.
@@ -201,7 +93,7 @@ impl Live {
         if self.zero_rates[0].is_empty() {
             return Ok(None);
         }
-        let stages = self.finish.stages();
+        let stages = self.stream.finish.stages();
         let mut text = format!("live frames {}, Mpps\n  {:<36}", self.title, "");
         for stage in stages {
             write!(text, " {stage:>7} {:>8} {:>13}", "of first", "spread, %")?;
@@ -262,7 +154,7 @@ impl Live {
             };
             self.rows.ours().flat_map(ratios).collect()
         };
-        Some((0..self.finish.stages().len()).map(ratios).collect())
+        Some((0..self.stream.finish.stages().len()).map(ratios).collect())
     }
 }
 

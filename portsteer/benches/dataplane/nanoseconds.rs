@@ -133,6 +133,11 @@ impl Table {
         Self { action: None, ..Self::new(packets, frame, XDP_PASS, zero, None) }
     }
 
+    /// Those without whom the others tell nothing.
+    pub fn needed(&self) -> impl Iterator<Item = &'static str> {
+        [self.zero].into_iter().chain(self.twin)
+    }
+
     /// Measures everyone in the arena. They are all started.
     pub fn measure(&mut self, arena: &Arena, rounds: usize) -> Result<()> {
         let zero = &arena.contestants[arena.find(self.zero)?];
@@ -170,8 +175,8 @@ impl Table {
             Some(_) => self.time_program(program, REPEAT)?,
             None => {
                 let rotation = arena.rotation.as_ref().ok_or("nothing rotates")?;
-                if !contestant.is_empty() {
-                    rotation.fill(&contestant.probes)?;
+                if let Some(probes) = &contestant.probes {
+                    rotation.fill(probes)?;
                 }
                 rotation.lead_to(program)?;
                 let program = rotation.rewound()?;

@@ -4,9 +4,13 @@
 //! program under test. What it costs by itself is known from an empty program in that place.
 //!
 //! It is one program for all of them, so that it stands at the same place in memory for everybody, and
-//! it is attached, as all that is measured is. No checksum is corrected: nobody verifies them.
+//! it is attached, as all that is measured is. The checksum of an IPv4 header stands in the table, too: who is
+//! behind the stack's door verifies it.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+};
 
 use portsteer::dataplane::sys::{self, MapShape, TestRun, map_type};
 
@@ -18,7 +22,8 @@ use crate::{
         add, add_register, call, copy, exit, load_double, load_word, mask, multiply, set,
         set_to_map, set_to_value, skip_if_greater, store_double_of, store_word_of,
     },
-    probes::{PROBES, Probe},
+    policies::Mixed,
+    probes::{PROBES, Probes, REWRITTEN_AT},
     programs::{DATA, DATA_END},
 };
 
@@ -44,7 +49,7 @@ impl Rotation {
             sys::map_create(name, MapShape { value_size: len as u32, ..word() }, None)
         };
         let position = value("position", 4)?;
-        let table = value("probes", PROBES * entry_len(family))?;
+        let table = value("probes", PROBES * family.entry_len())?;
         let shape = MapShape { map_type: map_type::PROG_ARRAY, ..word() };
         let next = sys::map_create("next", shape, None)?;
         let program = load(family, &position, &table, &next)?;
@@ -53,19 +58,18 @@ impl Rotation {
     }
 
     /// Takes these packets from now on.
-    pub fn fill(&self, probes: &[Probe]) -> Result<()> {
-        assert_eq!(probes.len(), PROBES, "the program counts to that");
-        let len = entry_len(self.family);
-        let mut table = vec![0; PROBES * len];
-        for (entry, probe) in table.chunks_exact_mut(len).zip(probes) {
-            entry[..self.family.fields_len()].copy_from_slice(&probe.fields());
-        }
-        Ok(sys::map_update(self.table.as_fd(), 0, &table)?)
+    pub fn fill(&self, probes: &Probes) -> Result<()> {
+        Ok(sys::map_update(self.table.as_fd(), 0, probes.table())?)
+    }
+
+    /// A frame to be rewritten.
+    pub fn frame(&self) -> Vec<u8> {
+        Mixed::packet(self.family).frame()
     }
 
     /// Calls this program from now on.
-    pub fn lead_to(&self, program: BorrowedFd<'_>) -> Result<()> {
-        Ok(sys::map_update(self.next.as_fd(), 0, &program.as_raw_fd().to_ne_bytes())?)
+    pub fn lead_to(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        sys::map_update(self.next.as_fd(), 0, &program.as_raw_fd().to_ne_bytes())
     }
 
     /// The program that comes first; from the first packet of the table on.
@@ -88,26 +92,23 @@ fn word() -> MapShape {
     MapShape { map_type: map_type::ARRAY, key_size: 4, value_size: 4, max_entries: 1, flags: 0 }
 }
 
-/// A packet's fields, and bytes that nobody needs up to a multiple of eight.
-fn entry_len(family: Family) -> usize {
-    family.fields_len().next_multiple_of(8)
-}
-
 fn load(family: Family, position: &OwnedFd, table: &OwnedFd, next: &OwnedFd) -> Result<OwnedFd> {
-    let (at, len) = (family.addresses_at() as i16, family.fields_len() as i16);
+    let (at, len) = (REWRITTEN_AT as i16, family.rewritten_len() as i16);
     let mut rewrite = Vec::new();
     // Which packet it is, and that the next one has the next number.
     rewrite.extend(set_to_value(4, position));
     rewrite.extend([load_word(5, 4, 0), copy(0, 5), add(0, 1), store_word_of(4, 0, 0)]);
     // Where its fields are.
-    rewrite.extend([mask(5, PROBES as i32 - 1), multiply(5, entry_len(family) as i32)]);
+    rewrite.extend([mask(5, PROBES as i32 - 1), multiply(5, family.entry_len() as i32)]);
     rewrite.extend(set_to_value(4, table));
     rewrite.push(add_register(4, 5));
-    // The addresses by eights, and the ports, which are the last four bytes.
-    for field in (0..len - 4).step_by(8) {
+    // By eights, and four bytes that may be left.
+    for field in (0..len - 7).step_by(8) {
         rewrite.extend([load_double(0, 4, field), store_double_of(2, at + field, 0)]);
     }
-    rewrite.extend([load_word(0, 4, len - 4), store_word_of(2, at + len - 4, 0)]);
+    if len % 8 != 0 {
+        rewrite.extend([load_word(0, 4, len - 4), store_word_of(2, at + len - 4, 0)]);
+    }
     rewrite.extend(set_to_map(2, next));
     rewrite.extend([set(3, 0), call(BPF_TAIL_CALL)]);
     let mut program = vec![

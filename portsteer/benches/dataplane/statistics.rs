@@ -26,10 +26,11 @@ impl<T: Default> ByName<T> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// Those of portsteer. The number of rules makes no difference, so together they give the better
+    /// Those of portsteer with rules by port. Their number makes no difference, so together they give the better
     /// figure.
     pub fn ours(&self) -> impl Iterator<Item = &T> {
-        self.iter().filter(|(name, _)| name.starts_with("portsteer")).map(|(_, value)| value)
+        let is_ours = |name: &str| name.starts_with("portsteer") && !name.contains("mixed");
+        self.iter().filter(move |(name, _)| is_ours(name)).map(|(_, value)| value)
     }
 }
 

@@ -35,5 +35,5 @@ pub use by_cpu::udp_sockets_by_cpu;
 pub use device::{Device, End, Tap, TapKind, Veth, VethBuilder};
 pub use mounts::{private_mounts, private_tmpfs};
 pub use namespace::{Namespace, die_with_thread};
-pub use sys::{incoming_cpu, poll_readable, send_signal, set_clock, stay_on_this_cpu};
+pub use sys::{incoming_cpu, poll_readable, send_signal, set_clock, stay_on_cpu, stay_on_this_cpu};
 pub use virtual_device::VirtualKind;

@@ -108,6 +108,16 @@ pub fn send_signal(child: &mut Child, signal: libc::c_int) -> io::Result<()> {
 pub fn stay_on_this_cpu() -> io::Result<u32> {
     // SAFETY: no arguments.
     let number = check(unsafe { libc::sched_getcpu() })? as u32;
+    stay_on_cpu(number)?;
+    Ok(number)
+}
+
+/// Keeps the calling thread, and those that it starts from now on, on a CPU.
+///
+/// # Errors
+///
+/// If there is no such CPU, or the kernel refuses.
+pub fn stay_on_cpu(number: u32) -> io::Result<()> {
     let cpu = number as usize;
     // SAFETY: a set of bits, for which zeroes are a value.
     let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -117,8 +127,7 @@ pub fn stay_on_this_cpu() -> io::Result<u32> {
     // SAFETY: the number is below the set's size.
     unsafe { libc::CPU_SET(cpu, &mut cpus) };
     // SAFETY: 0 is the calling thread; pointer and size are those of the set.
-    check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) })?;
-    Ok(number)
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &raw const cpus) }).map(|_| ())
 }
 
 /// On which CPU a socket's last packet was taken in (`SO_INCOMING_CPU`, socket(7)).

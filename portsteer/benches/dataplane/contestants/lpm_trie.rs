@@ -8,31 +8,49 @@ use std::{
 use ipnet::IpNet;
 use portsteer::dataplane::sys::{self, MapShape, NO_PREALLOC, map_type};
 
+use super::Matched;
 use crate::{
     Result,
-    arena::{Arena, Attached, Engine, attach},
+    arena::{Arena, Attached, Engine, Lane, attach},
     family::Family,
+    growth::Point,
     policies::Blocklist,
     probes::Probe,
-    programs::{self, XDP_DROP, XDP_PASS},
+    programs,
 };
 
 /// A program that does nothing but drop sources that are in a trie with so many prefixes.
 pub fn lpm_trie(arena: &mut Arena, count: usize, family: Family) -> Result<()> {
-    let lane = arena.lane()?;
     let blocklist = Blocklist::new(count, family)?;
+    let (lane, engine) = load(arena, &blocklist)?;
+    arena.add_rotating(&trie_of(count), lane, engine, blocklist.probes());
+    Ok(())
+}
+
+/// What that is called.
+pub fn trie_of(count: usize) -> String {
+    format!("kernel LPM trie, set of {count}")
+}
+
+/// The same as a point of a curve, for any prefixes.
+pub fn lpm_trie_of(arena: &mut Arena, point: Point, blocklist: &Blocklist) -> Result<()> {
+    let (lane, engine) = load(arena, blocklist)?;
+    arena.add_point(point, lane, engine);
+    Ok(())
+}
+
+fn load(arena: &mut Arena, blocklist: &Blocklist) -> Result<(Lane, Trie)> {
+    let family = blocklist.family;
+    let lane = arena.lane()?;
     let trie = trie(&blocklist.prefixes, family)?;
     let program = programs::drop_by_trie(&trie, family.addresses_at(), address_len(family))?;
     let attached = attach(program, &lane)?;
-    let name = format!("kernel LPM trie, set of {count}");
-    let probes = blocklist.probes();
-    arena.add_rotating(&name, lane, Trie { attached, prefixes: blocklist.prefixes }, probes);
-    Ok(())
+    Ok((lane, Trie { attached, matched: Matched::sources(blocklist) }))
 }
 
 struct Trie {
     attached: Attached,
-    prefixes: Vec<IpNet>,
+    matched: Matched,
 }
 
 impl Engine for Trie {
@@ -41,13 +59,12 @@ impl Engine for Trie {
     }
 
     fn judges(&self, probe: &Probe) -> Option<u32> {
-        let is_in = self.prefixes.iter().any(|prefix| prefix.contains(&probe.src));
-        Some(if is_in { XDP_DROP } else { XDP_PASS })
+        Some(self.matched.verdict(probe))
     }
 }
 
 /// A trie with these prefixes.
-fn trie(prefixes: &[IpNet], family: Family) -> Result<OwnedFd> {
+pub fn trie(prefixes: &[IpNet], family: Family) -> Result<OwnedFd> {
     let shape = MapShape {
         map_type: map_type::LPM_TRIE,
         key_size: 4 + address_len(family) as u32,

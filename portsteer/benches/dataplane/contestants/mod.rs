@@ -1,26 +1,38 @@
 //! Who takes part, and how each is loaded.
 
+mod iptables;
 mod lpm_trie;
+mod matched;
 mod minimal;
-mod peers;
+mod nftables;
 mod portsteer;
 mod watched;
 mod xdp_bench;
+mod xdp_filter;
 
-pub use lpm_trie::lpm_trie;
+pub use iptables::iptables;
+pub use lpm_trie::{lpm_trie, lpm_trie_of, trie, trie_of};
+pub use matched::Matched;
 pub use minimal::{EMPTY_DROP, EMPTY_PASS, EMPTY_REDIRECT, MINIMAL, MINIMAL_MACS, empty, minimal};
-pub use peers::{XDP_FILTER, nftables, xdp_filter};
+pub use nftables::{
+    Lookup, MANY_RULES, ONE_RULE, SET_OF_PORTS, nftables, nftables_ports, nftables_sources,
+    no_filter,
+};
 pub use portsteer::{
-    WITH_TARGETS, WITHOUT_TARGETS, blocking, dropping, dropping_beside, mixed, steering,
+    WITH_TARGETS, WITHOUT_TARGETS, blocking, blocking_sources, dropping, dropping_beside,
+    dropping_ports, judging_mixed, mixed, steering, steering_mixed,
 };
 pub use watched::{
     MINIMAL_WATCHED, WITHOUT_TARGETS_WATCHED, minimal_watched, without_targets_watched,
 };
-pub use xdp_bench::xdp_bench;
+pub use xdp_bench::{REDIRECTS, REDIRECTS_TO_CPU, xdp_bench};
+pub use xdp_filter::{XDP_FILTER, xdp_filter, xdp_filter_ports};
 
 use std::process::{Command, Stdio};
 
-use crate::arena::Arena;
+use ::portsteer::lab::Namespace;
+
+use crate::{Result, arena::Arena};
 
 /// Where packets are steered to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,4 +54,15 @@ fn installed(arena: &mut Arena, program: &str, package: &str) -> bool {
         arena.absent.push(format!("{program} (apt-get install {package})"));
     }
     found.is_ok()
+}
+
+/// Runs a peer's command to its end.
+pub fn run(namespace: &Namespace, program: &str, arguments: &[&str]) -> Result<()> {
+    let output = namespace.command(program).args(arguments).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let error = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stdout);
+    Err(format!("{program} {}: {error}{said}", arguments.join(" ")).into())
 }

@@ -14,8 +14,9 @@ use crate::{
     Result,
     arena::{Arena, Engine, Lane},
     family::Family,
-    policies::{Blocklist, DROP, Mixed, STEER, ports},
-    probes::{self, Probe},
+    growth::Point,
+    policies::{Blocklist, DROP, Mixed, STEER, dropped_ports, ports, ports_of},
+    probes::{self, Probe, Probes},
 };
 
 pub const WITHOUT_TARGETS: &str = "portsteer, policy without targets";
@@ -142,6 +143,36 @@ pub fn blocking(arena: &mut Arena, count: usize, family: Family) -> Result<()> {
     add(arena, &format!("portsteer, set of {count}"), lane, policy, blocklist.probes())
 }
 
+/// As a point of a curve: with so many rules that have a port each.
+pub fn dropping_ports(arena: &mut Arena, point: Point) -> Result<()> {
+    let lane = arena.lane()?;
+    let policy = dropped_ports(lane.receiver.name(), &ports_of(point.size))?.load()?;
+    let engine = Portsteer::new(&lane, policy, None)?;
+    arena.add_point(point, lane, engine);
+    Ok(())
+}
+
+/// As a point of a curve: with so many rules of all kinds.
+pub fn judging_mixed(arena: &mut Arena, point: Point, family: Family) -> Result<()> {
+    let mixed = Mixed::new(point.size, family)?;
+    let lane = arena.lane()?;
+    let policy = mixed.file(lane.receiver.name())?.load()?;
+    let engine = Portsteer::new(&lane, policy, None)?;
+    let dropped = probes::dropped(engine.program.as_fd(), &mixed.probes())?;
+    arena.add_point(point, lane, engine);
+    arena.last()?.probes = Some(Probes::new(dropped));
+    Ok(())
+}
+
+/// As a point of a curve: with these sources.
+pub fn blocking_sources(arena: &mut Arena, point: Point, blocklist: &Blocklist) -> Result<()> {
+    let lane = arena.lane()?;
+    let policy = blocklist.file(lane.receiver.name())?.load()?;
+    let engine = Portsteer::new(&lane, policy, None)?;
+    arena.add_point(point, lane, engine);
+    Ok(())
+}
+
 /// Adds portsteer with a policy, unless that is refused: then that is noted.
 fn add(
     arena: &mut Arena,
@@ -165,6 +196,18 @@ pub fn steering(arena: &mut Arena, rules: usize, goal: Goal) -> Result<()> {
     let lane = arena.lane()?;
     let engine = Portsteer::steering(arena, &lane, rules, goal)?;
     arena.add(&format!("portsteer, {rules} rules"), lane, engine);
+    Ok(())
+}
+
+/// With a policy of so many rules of all kinds and one more, the last two of which steer.
+pub fn steering_mixed(arena: &mut Arena, rules: usize, goal: Goal) -> Result<()> {
+    let lane = arena.lane()?;
+    let interface = lane.receiver.name();
+    let mixed = Mixed::new(rules, Family::V4)?;
+    let policy = mixed.steering_file(interface, &target(arena, &lane, goal)?)?.load()?;
+    let idle = ports(interface, 1, DROP, &[])?.load()?;
+    let engine = Portsteer::new(&lane, policy, Some(idle))?;
+    arena.add(&format!("portsteer, {rules} mixed rules"), lane, engine);
     Ok(())
 }
 

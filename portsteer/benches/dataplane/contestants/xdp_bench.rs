@@ -24,29 +24,27 @@ use crate::{
 /// How long it may take to attach its program, or to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Its subcommands that redirect to this goal. Those that do not run on this kernel are noted.
-pub fn xdp_bench(arena: &mut Arena, goal: Goal) -> Result<()> {
+/// Its subcommands that redirect to another interface, and those to another CPU.
+pub const REDIRECTS: [&str; 2] = ["redirect", "redirect-map"];
+pub const REDIRECTS_TO_CPU: [&str; 2] = ["redirect-cpu -p no-touch", "redirect-cpu -p l4-hash"];
+
+/// One of its subcommands, which redirects to this goal. If it does not run on this kernel, that is noted.
+pub fn xdp_bench(arena: &mut Arena, subcommand: &str, goal: Goal) -> Result<()> {
     if !installed(arena, "xdp-bench", "xdp-tools") {
         return Ok(());
     }
-    let subcommands = match goal {
-        Goal::Sink => ["redirect", "redirect-map"],
-        Goal::OtherCpu => ["redirect-cpu -p no-touch", "redirect-cpu -p l4-hash"],
+    let lane = arena.lane()?;
+    let goal = match goal {
+        Goal::Sink => lane.exit.name().to_owned(),
+        Goal::OtherCpu => format!("--cpu={}", arena.other_cpu()?),
     };
-    for subcommand in subcommands {
-        let lane = arena.lane()?;
-        let goal = match goal {
-            Goal::Sink => lane.exit.name().to_owned(),
-            Goal::OtherCpu => format!("--cpu={}", arena.other_cpu()?),
-        };
-        let mut arguments: Vec<String> = subcommand.split(' ').map(str::to_owned).collect();
-        // It reports every two seconds if it is not told otherwise.
-        arguments.extend(["--interval=3600", lane.receiver.name(), &goal].map(str::to_owned));
-        let mut engine = XdpBench { receiver: lane.receiver.clone(), arguments, running: None };
-        match engine.start().and_then(|()| engine.stop()) {
-            Ok(()) => arena.add(&format!("xdp-bench {subcommand}"), lane, engine),
-            Err(error) => arena.absent.push(format!("xdp-bench {subcommand}: {error}")),
-        }
+    let mut arguments: Vec<String> = subcommand.split(' ').map(str::to_owned).collect();
+    // It reports every two seconds if it is not told otherwise.
+    arguments.extend(["--interval=3600", lane.receiver.name(), &goal].map(str::to_owned));
+    let mut engine = XdpBench { receiver: lane.receiver.clone(), arguments, running: None };
+    match engine.start().and_then(|()| engine.stop()) {
+        Ok(()) => arena.add(&format!("xdp-bench {subcommand}"), lane, engine),
+        Err(error) => arena.absent.push(format!("xdp-bench {subcommand}: {error}")),
     }
     Ok(())
 }

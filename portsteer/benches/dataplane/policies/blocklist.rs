@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{Mixed, PolicyFile};
 use crate::{
-    Result,
+    PORT, Result,
     family::{Family, address_in, prefix},
     probes::{PROBES, Probe},
     random::Random,
@@ -14,12 +14,28 @@ use crate::{
 
 /// A set of distinct random prefixes. A smaller set is the beginning of a larger one.
 pub struct Blocklist {
-    family: Family,
+    pub family: Family,
     pub prefixes: Vec<IpNet>,
 }
 
 impl Blocklist {
     pub fn new(count: usize, family: Family) -> Result<Self> {
+        Self::with(count, family, prefix_len)
+    }
+
+    /// The same of single addresses.
+    pub fn of_addresses(count: usize, family: Family) -> Result<Self> {
+        Self::with(count, family, |family, _| match family {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        })
+    }
+
+    fn with(
+        count: usize,
+        family: Family,
+        prefix_len: fn(Family, &mut Random) -> u16,
+    ) -> Result<Self> {
         let mut random = Random::new(4);
         let outside = Mixed::packet(family).src;
         let mut known = HashSet::with_capacity(count);
@@ -32,6 +48,40 @@ impl Blocklist {
             }
         }
         Ok(Self { family, prefixes })
+    }
+
+    /// Whether there is more in it than single addresses.
+    pub fn has_networks(&self) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.prefix_len() < prefix.max_prefix_len())
+    }
+
+    /// Packets from sources all over the set.
+    pub fn matched_probes(&self) -> Vec<Probe> {
+        let mut random = Random::new(7);
+        let probe = |_| Probe {
+            src: address_in(self.prefixes[random.below(self.prefixes.len())], &mut random),
+            dst_port: PORT,
+            ..Probe::random(self.family, &mut random)
+        };
+        (0..PROBES).map(probe).collect()
+    }
+
+    /// Packets from random sources that are not in the set; IPv6 ones share the first half with one that is.
+    pub fn other_probes(&self, is_matched: impl Fn(&Probe) -> bool) -> Result<Vec<Probe>> {
+        let mut random = Random::new(8);
+        let mut probes = Vec::with_capacity(PROBES);
+        while probes.len() < PROBES {
+            let mut probe = Probe { dst_port: PORT, ..Probe::random(self.family, &mut random) };
+            if probe.src.is_ipv6() {
+                let near = self.prefixes[random.below(self.prefixes.len())];
+                let half = IpNet::new(near.addr(), 64)?.trunc();
+                probe.src = address_in(half, &mut random);
+            }
+            if !is_matched(&probe) {
+                probes.push(probe);
+            }
+        }
+        Ok(probes)
     }
 
     /// The policy for this interface, with the set in a file of its own.

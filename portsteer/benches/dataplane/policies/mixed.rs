@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::PolicyFile;
+use super::{PolicyFile, STEER};
 use crate::{
     PORT, Result,
     family::{Family, address_in, prefix},
@@ -80,6 +80,29 @@ impl Mixed {
         let mut text = format!("version = 1\ninterfaces = [\"{interface}\"]\nmode = \"native\"\n");
         for (number, rule) in self.rules.iter().enumerate() {
             let _ = write!(text, "[[rules]]\nname = \"rule-{number}\"\n{}", rule.text());
+        }
+        PolicyFile::new(&text)
+    }
+
+    /// The same, but the last rule steers to a target, of which these are the lines in the policy, and so does
+    /// one more for the other IP version's packet.
+    pub fn steering_file(&self, interface: &str, target: &str) -> Result<PolicyFile> {
+        let mut text = format!(
+            "version = 1\ninterfaces = [\"{interface}\"]\nmode = \"native\"\n\
+             [targets.target-0]\n{target}\n"
+        );
+        let others = &self.rules[..self.rules.len() - 1];
+        for (number, rule) in others.iter().enumerate() {
+            let _ = write!(text, "[[rules]]\nname = \"rule-{number}\"\n{}", rule.text());
+        }
+        for family in [Family::V4, Family::V6] {
+            let Probe { src, dst, dst_port, .. } = Self::packet(family);
+            let _ = write!(
+                text,
+                "[[rules]]\nname = \"steered-{}\"\nsrc = \"{src}\"\ndst = \"{dst}\"\nprotocol = \"udp\"\n\
+                 dst_port = {dst_port}\naction = {STEER}\n",
+                family.name()
+            );
         }
         PolicyFile::new(&text)
     }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 pub use blocklist::Blocklist;
 pub use mixed::Mixed;
-pub use ports::{DROP, PASSED_PORT, STEER, ports};
+pub use ports::{DROP, PASSED_PORT, STEER, dropped_ports, ports, ports_of};
 
 use crate::Result;
 

@@ -26,8 +26,7 @@ pub fn ports(
     for (number, target) in targets.iter().enumerate() {
         let _ = write!(text, "[targets.target-{number}]\n{target}\n");
     }
-    let others = (1..=u16::MAX).rev().filter(|&port| port != PORT).take(rules - 1);
-    for port in others.chain([PORT]) {
+    for port in ports_of(rules) {
         let action = match port {
             PORT => action,
             _ if !targets.is_empty() && port % 3 == 1 => STEER,
@@ -38,6 +37,25 @@ pub fn ports(
             text,
             "[[rules]]\nname = \"port-{port}\"\nprotocol = [\"tcp\", \"udp\"]\ndst_port = {port}\n\
              action = {action}\n"
+        );
+    }
+    PolicyFile::new(&text)
+}
+
+/// So many ports, the last of which is [`PORT`]. Port 0 is never one of them.
+pub fn ports_of(count: usize) -> Vec<u16> {
+    let others = (1..=u16::MAX).rev().filter(|&port| port != PORT);
+    others.take(count - 1).chain([PORT]).collect()
+}
+
+/// A policy of rules that drop one port each.
+pub fn dropped_ports(interface: &str, ports: &[u16]) -> Result<PolicyFile> {
+    let mut text = format!("version = 1\ninterfaces = [\"{interface}\"]\nmode = \"native\"\n");
+    for port in ports {
+        let _ = write!(
+            text,
+            "[[rules]]\nname = \"port-{port}\"\nprotocol = [\"tcp\", \"udp\"]\ndst_port = {port}\n\
+             action = \"drop\"\n"
         );
     }
     PolicyFile::new(&text)
