@@ -27,8 +27,6 @@ mod mutation;
 mod operator;
 #[path = "soak/policies.rs"]
 mod policies;
-#[path = "soak/random.rs"]
-mod random;
 #[path = "soak/second.rs"]
 mod second;
 #[path = "soak/sink.rs"]
@@ -51,6 +49,7 @@ use portsteer::{
     dataplane::{Instance, Stats, read_stats},
     lab::Namespace,
 };
+use portsteer_testkit::random::Random;
 use portsteer_testkit::{
     agent::{Agent, is_slow},
     arrivals::Arrivals,
@@ -64,7 +63,6 @@ use crate::{
     kills::{start_again, state},
     mutation::mutated,
     operator::Operator,
-    random::Random,
     second::{AtEnds, Second},
     sink::Sink,
     traffic::{Cable, Ledger, Sender, send_until},
@@ -123,7 +121,7 @@ fn soak() {
     let seed = seed();
     tell(&format!("soak: PORTSTEER_SOAK_SEED={seed}"));
     let start = Instant::now();
-    let random = |sequence| Random::new(seed, sequence);
+    let random = |sequence| Random::sequence(seed, sequence);
     let site = Site::quiet();
     let sink = Sink::new(&site.host);
     let first_sender = Mutex::new(Some(site.client.run(|| Sender::on(&site.cable.left))));

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::{Result, random::Random};
+use portsteer_testkit::random::Random;
+
+use crate::Result;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -29,7 +31,7 @@ impl Family {
                 Ipv4Addr::from_bits((first + random.below((224 << 24) - first)) as u32).into()
             }
             Self::V6 => {
-                let bits = u128::from(random.next()) << 64 | u128::from(random.next());
+                let bits = u128::from(random.number()) << 64 | u128::from(random.number());
                 Ipv6Addr::from_bits(1 << 125 | bits >> 3).into()
             }
         }
@@ -45,11 +47,11 @@ pub fn prefix(family: Family, len: u16, random: &mut Random) -> Result<IpNet> {
 pub fn address_in(prefix: IpNet, random: &mut Random) -> IpAddr {
     match prefix {
         IpNet::V4(prefix) => {
-            let host = prefix.hostmask().to_bits() & random.next() as u32;
+            let host = prefix.hostmask().to_bits() & random.number() as u32;
             Ipv4Addr::from_bits(prefix.network().to_bits() | host).into()
         }
         IpNet::V6(prefix) => {
-            let bits = u128::from(random.next()) << 64 | u128::from(random.next());
+            let bits = u128::from(random.number()) << 64 | u128::from(random.number());
             let host = prefix.hostmask().to_bits() & bits;
             Ipv6Addr::from_bits(prefix.network().to_bits() | host).into()
         }

@@ -38,7 +38,6 @@ mod pictures;
 mod policies;
 mod probes;
 mod programs;
-mod random;
 mod results;
 mod rotation;
 mod selection;

@@ -8,13 +8,15 @@ use portsteer::{
     oracle::{self, Packet},
     policy::{Action, Policy},
 };
-use portsteer_testkit::packet::{IPV4, IPV6, UDP, ethernet, internet_checksum, ipv4, ipv6, udp};
+use portsteer_testkit::{
+    packet::{IPV4, IPV6, UDP, ethernet, internet_checksum, ipv4, ipv6, udp},
+    random::Random,
+};
 
 use crate::{
     Result,
     family::Family,
     programs::{XDP_DROP, XDP_PASS},
-    random::Random,
 };
 
 /// How many packets a table has: more than any predictor of branches remembers.

@@ -13,6 +13,7 @@ use std::{
 
 use portsteer_testkit::{
     agent::{Agent, is_slow},
+    random::Random,
     sandbox::sandbox,
     site::{Site, wait_until},
 };
@@ -79,26 +80,6 @@ impl<'a> Siege<'a> {
     }
 }
 
-/// Numbers that look random, and are the same in every run (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() >> 16) as usize % end.max(1)
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.next() as u8).collect()
-    }
-}
-
 fn request(method: &str, path: &str, more: &str, body: &[u8]) -> Vec<u8> {
     let len = body.len();
     let head =
@@ -138,7 +119,7 @@ fn garbage_does_no_harm() {
     sandbox(|| {
         let site = Site::quiet();
         let siege = Siege::begin(&site, &policy());
-        let mut random = Random(0x706f_7274_7374_6565);
+        let mut random = Random::new(0x706f_7274_7374_6565);
         let harmless = harmless();
         let start = Instant::now();
         let most = if is_slow() { 300 } else { 6_000 };
@@ -161,7 +142,7 @@ fn garbage_does_no_harm() {
                 2 => {
                     for _ in 0..=random.below(4) {
                         let at = random.below(bytes.len());
-                        bytes[at] = random.next() as u8;
+                        bytes[at] = random.number() as u8;
                     }
                 }
                 _ => {

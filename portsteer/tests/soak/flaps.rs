@@ -10,7 +10,9 @@ use std::{
 
 use portsteer::lab::Device;
 
-use crate::{deeds::Deeds, random::Random, second::Second, sink::Sink, traffic::Sender};
+use portsteer_testkit::random::Random;
+
+use crate::{deeds::Deeds, second::Second, sink::Sink, traffic::Sender};
 
 pub fn flap_until(
     over: &AtomicBool,

@@ -8,7 +8,9 @@ use std::{
 use portsteer_testkit::{agent::Agent, site::wait_until};
 use serde_json::Value;
 
-use crate::{deeds::Deeds, random::Random};
+use portsteer_testkit::random::Random;
+
+use crate::deeds::Deeds;
 
 pub fn kill_until(over: &AtomicBool, agent: &mut Agent, deeds: &Deeds, random: &mut Random) {
     while !over.load(Ordering::Relaxed) {
@@ -29,7 +31,7 @@ pub fn kill_until(over: &AtomicBool, agent: &mut Agent, deeds: &Deeds, random: &
                 agent.kill();
             }
         }
-        if random.one_in(3) {
+        if random.once_in(3) {
             thread::sleep(random.milliseconds(400));
         }
         start_again(agent);

@@ -15,13 +15,13 @@ use std::{
 
 use portsteer::lab::Namespace;
 use portsteer_testkit::agent::{Outcome, binary};
+use portsteer_testkit::random::Random;
 use tempfile::TempDir;
 
 use crate::{
     INSTANCE,
     deeds::Deeds,
     policies::{self, KINDS, SET},
-    random::Random,
 };
 
 /// The first of the ports that edited rules are for, how many there are, and those that the second cable has packets
@@ -120,7 +120,7 @@ impl<'a> Operator<'a> {
 
     /// Half of the edits are written into the file that the policy in force came from.
     fn edit(&self, what: &'static str, mut arguments: Vec<&str>, random: &mut Random) {
-        if random.one_in(2) {
+        if random.once_in(2) {
             arguments.push("--save");
         }
         self.ask(what, &arguments);
@@ -135,7 +135,7 @@ impl<'a> Operator<'a> {
         let action = actions[random.below(if SECONDS_EDITS.contains(&number) { 2 } else { 3 })];
         let mut arguments = vec!["rule", "add", action, "--name", &name];
         arguments.extend(["--protocol", "udp", "--dst-port", &port]);
-        arguments.extend(random.one_in(2).then_some("--first"));
+        arguments.extend(random.once_in(2).then_some("--first"));
         self.edit("rules added", arguments, random);
     }
 
@@ -147,7 +147,7 @@ impl<'a> Operator<'a> {
     fn edit_set(&self, random: &mut Random) {
         let address = format!("192.0.2.{}", 1 + random.below(3));
         let (what, word) =
-            *random.pick(&[("set members added", "add"), ("set members removed", "remove")]);
+            random.pick(&[("set members added", "add"), ("set members removed", "remove")]);
         self.edit(what, vec!["set", word, SET, &address], random);
     }
 
@@ -171,7 +171,7 @@ impl<'a> Operator<'a> {
             application/json\r\nContent-Length: 24\r\n\r\n{\"policy\":\"version = 7\"}";
         let mut bytes = REQUEST.to_vec();
         match random.below(3) {
-            0 => bytes.iter_mut().for_each(|byte| *byte = random.next() as u8),
+            0 => bytes.iter_mut().for_each(|byte| *byte = random.number() as u8),
             1 => bytes.truncate(random.below(REQUEST.len())),
             _ => {
                 for _ in 0..4 {

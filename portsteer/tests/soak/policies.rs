@@ -13,7 +13,9 @@ use portsteer_common::Reason;
 use portsteer_ebpf::{frame::Frame, parse::parse};
 use portsteer_testkit::agent::is_slow;
 
-use crate::{random::Random, sink};
+use portsteer_testkit::random::Random;
+
+use crate::sink;
 
 /// The last bytes of the Ethernet addresses of the targets `sink` and `other-sink`, by which the sink tells them apart.
 pub const SINK: u8 = 1;
@@ -129,7 +131,7 @@ pub const SET: &str = "moving";
 pub fn policy(kind: usize, random: &mut Random) -> String {
     let both = "interfaces = [\"uplink\", \"sec*\"]\n";
     let pass = "default = \"pass\"";
-    let action = *random.pick(&["\"pass\"", "\"drop\""]);
+    let action = random.pick(&["\"pass\"", "\"drop\""]);
     let varies = rule("varies", "protocol = \"udp\"\ndst_port = \"3000-3003\"", action);
     let set = format!("[sets.{SET}]\naddresses = [\"192.0.2.128/25\", \"2001:db8:5::/48\"]\n");
     let from_set = rule("moving", &format!("src = [\"@{SET}\"]"), "\"drop\"");
@@ -225,7 +227,7 @@ mod tests {
 
     #[test]
     fn all_kinds_are_policies() {
-        let mut random = Random::new(1, 1);
+        let mut random = Random::new(1);
         for kind in 0..KINDS {
             let text = policy(kind, &mut random);
             file::parse(&text, &Services::embedded()).unwrap();

@@ -16,6 +16,7 @@ use portsteer::{
     lab::Device,
 };
 use portsteer_common::Reason;
+use portsteer_testkit::random::Random;
 use portsteer_testkit::{arrivals::SHORTEST_TAGGED, packet::*};
 
 use crate::{
@@ -23,7 +24,6 @@ use crate::{
     mutation::Mutator,
     operator::{EDITED_PORT, EDITS, SECONDS_EDITS},
     policies::{Decider, decider, is_seconds, rule_name},
-    random::Random,
 };
 
 /// One end of a cable, to send from.
@@ -229,9 +229,9 @@ pub fn send_until(
     while !over.load(Ordering::Relaxed) {
         let sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = &*sender {
-            if random.one_in(4) {
+            if random.once_in(4) {
                 for _ in 0..16 {
-                    let frame = presentable(mutator(random.next()));
+                    let frame = presentable(mutator(random.number()));
                     let decider = decider(&frame);
                     if !belongs(cable, decider) {
                         continue;
@@ -241,8 +241,8 @@ pub fn send_until(
                     ledger.mutated += 1;
                 }
             } else {
-                let kind = random.pick(&kinds);
-                let frame = random.pick(&kind.frames);
+                let kind = random.choose(&kinds);
+                let frame = random.choose(&kind.frames);
                 let repeat = 1 + random.below(most_at_once(frame)) as u32;
                 ledger.add(kind.name, kind.decider, sender.send(frame, repeat));
             }

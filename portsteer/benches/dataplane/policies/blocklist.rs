@@ -5,11 +5,12 @@ use std::{collections::HashSet, fmt::Write as _};
 use ipnet::IpNet;
 
 use super::{Mixed, PolicyFile};
+use portsteer_testkit::random::Random;
+
 use crate::{
     PORT, Result,
     family::{Family, address_in, prefix},
     probes::{PROBES, Probe},
-    random::Random,
 };
 
 /// A set of distinct random prefixes. A smaller set is the beginning of a larger one.

@@ -8,11 +8,12 @@ use std::{
 use ipnet::IpNet;
 
 use super::{PolicyFile, STEER};
+use portsteer_testkit::random::Random;
+
 use crate::{
     PORT, Result,
     family::{Family, address_in, prefix},
     probes::{PROBES, Probe},
-    random::Random,
 };
 
 /// A policy of random rules, the last of which drops the [`packet`](Self::packet). None of the others
