@@ -8,15 +8,13 @@ use portsteer::{
         Dataplane, Instance, Order, Stats, program_in_slot, read_stats,
         sys::{self, TestRun},
     },
-    explain::captured,
     lab::{self, End, Namespace, Veth},
     oracle::{self, Packet},
     policy::{Action, Policy, TargetId, file, services::Services},
 };
 use portsteer_common::Reason;
-use portsteer_ebpf::{frame::Frame, parse::parse};
 pub use portsteer_testkit::outcome::{Cause, Outcome};
-use portsteer_testkit::reading;
+use portsteer_testkit::{fuzzing::packet::parsed, reading};
 
 /// The interface that every frame comes in by.
 const INTERFACE: &str = "dut";
@@ -180,11 +178,6 @@ impl Bench {
         assert_eq!(judged, read, "kernel (left) and reading (right) disagree on {frame:02x?}");
         judged
     }
-}
-
-/// What the program's own parser, built for the host, makes of a frame.
-pub fn parsed(frame: &[u8]) -> Result<Packet<'static>, Reason> {
-    parse(&mut Frame::new(frame)).map(|headers| captured::packet(frame, headers))
 }
 
 /// Exactly one reason has grown, by one packet of this length, and a rule's counter if and

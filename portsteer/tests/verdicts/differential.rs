@@ -17,6 +17,7 @@ use portsteer_common::Reason;
 use portsteer_testkit::{
     agent::is_slow,
     boundaries::{Boundaries, frame as as_frame},
+    fuzzing::packet::parsed,
     random::Random,
     reading,
     tables::{compiled, decision},
@@ -27,7 +28,7 @@ use proptest::{
 };
 
 use crate::{
-    bench::{on_bench, parsed},
+    bench::on_bench,
     frames::frame,
     random::{as_text, in_words, policy},
     table::POLICY,
