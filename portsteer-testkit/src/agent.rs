@@ -22,6 +22,18 @@ pub fn is_slow() -> bool {
     env::var_os("PORTSTEER_SLOW").is_some()
 }
 
+/// How many minutes a test that can go on is to go on: `PORTSTEER_SOAK_MINUTES`, if it is set.
+///
+/// # Panics
+///
+/// If it is no number, or not between 0 and a week.
+#[must_use]
+pub fn soak_minutes() -> Option<f64> {
+    let text = env::var("PORTSTEER_SOAK_MINUTES").ok()?;
+    let minutes = text.parse().ok().filter(|minutes| (0.0..=7.0 * 24.0 * 60.0).contains(minutes));
+    Some(minutes.unwrap_or_else(|| panic!("PORTSTEER_SOAK_MINUTES={text}: no number of minutes")))
+}
+
 /// The binary under test: `PORTSTEER_BIN`, else the one beside this test's own executable.
 ///
 /// # Panics

@@ -51,7 +51,7 @@ use portsteer::{
 };
 use portsteer_testkit::random::Random;
 use portsteer_testkit::{
-    agent::{Agent, is_slow},
+    agent::{Agent, is_slow, soak_minutes},
     arrivals::Arrivals,
     sandbox::sandbox,
     site::{Site, wait_until},
@@ -74,13 +74,14 @@ const INSTANCE: &str = "main";
 const ACCOUNT: &str = "account: ";
 
 fn duration() -> Duration {
-    let minutes = env::var("PORTSTEER_SOAK_MINUTES").ok().and_then(|text| text.parse().ok());
     let short = if is_slow() { 0.5 } else { 0.2 };
-    Duration::from_secs_f64(60.0 * minutes.unwrap_or(short))
+    Duration::from_secs_f64(60.0 * soak_minutes().unwrap_or(short))
 }
 
 fn seed() -> u64 {
-    let given = env::var("PORTSTEER_SOAK_SEED").ok().and_then(|text| text.parse().ok());
+    let given = env::var("PORTSTEER_SOAK_SEED")
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("PORTSTEER_SOAK_SEED={text}: no seed")));
     given.unwrap_or_else(|| {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::from(time.subsec_nanos()) << 16 | u64::from(std::process::id()) & 0xffff

@@ -61,8 +61,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "COUNT")]
     runs: Option<u64>,
     /// Stop after so many seconds
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
+    /// Fuzz nothing: try this one input, such as one that was found
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["check", "runs", "seconds"])]
+    r#try: Option<PathBuf>,
     /// Options of libFuzzer's own, such as -jobs=2
     #[arg(last = true, value_name = "OPTION")]
     options: Vec<String>,
@@ -88,20 +91,47 @@ pub(crate) fn fuzz(options: &Options) -> Result<()> {
             .with_context(|| format!("cannot make {}", directory.display()))?;
     }
     let mut command = with_nightly(&program.to_string_lossy());
-    command.current_dir(&fuzz).args(["run", "--sanitizer", "none", name]).args(&directories);
+    command.current_dir(&fuzz).args(["run", "--sanitizer", "none", name]);
+    match &options.r#try {
+        Some(input) => {
+            let input = fs::canonicalize(input)
+                .with_context(|| format!("there is no input {}", input.display()))?;
+            command.arg(input);
+        }
+        None => {
+            command.args(&directories);
+        }
+    }
     command.arg("--").args(target.options()).arg("-rss_limit_mb=2048");
     command.args(options.runs.map(|runs| format!("-runs={runs}")));
     command.args(options.seconds.map(|seconds| format!("-max_total_time={seconds}")));
     command.args(&options.options);
+    let known = artifacts(&fuzz, name);
     let status = command.status().with_context(|| format!("cannot run {}", shown(&command)))?;
-    if !status.success() {
-        bail!(
-            "{name}: something was found, or the fuzzer could not run: {status}\n\
-             what was found is in fuzz/artifacts/{name}/; once it is understood, move it to \
-             fuzz/regressions/{name}/ under a name that says what it is: `cargo xtask test` tries it from then on"
-        );
+    if status.success() || status.code() == Some(INTERRUPTED) {
+        return Ok(());
     }
-    Ok(())
+    let new: Vec<PathBuf> =
+        artifacts(&fuzz, name).into_iter().filter(|it| !known.contains(it)).collect();
+    let Some(found) = new.first() else {
+        bail!("{name}: the fuzzer ended by itself, and kept nothing: {status}");
+    };
+    let found = found.strip_prefix(&root).unwrap_or(found).display();
+    bail!(
+        "{name}: something was found, and is in {found}\n\
+         again: cargo xtask fuzz {name} --try {found}\n\
+         once it is understood, move it to fuzz/regressions/{name}/ under a name that says what it is: \
+         `cargo xtask test` tries it from then on"
+    );
+}
+
+/// What libFuzzer ends with after Ctrl-C.
+const INTERRUPTED: i32 = 72;
+
+/// What was found until now.
+fn artifacts(fuzz: &Path, name: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(fuzz.join("artifacts").join(name));
+    entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 /// Checks that all targets still compile, with the toolchain of everything else.

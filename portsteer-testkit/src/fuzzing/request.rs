@@ -1,6 +1,7 @@
 //! Any bytes at the control socket: an answer in HTTP or none, and an agent that goes on answering.
 
 use std::{
+    fs,
     io::{self, Read as _, Write as _},
     net::Shutdown,
     os::unix::net::UnixStream,
@@ -16,7 +17,6 @@ use portsteer::{
     lab::{self, End, Namespace, Veth},
 };
 use serde_json::Value;
-use tempfile::TempDir;
 
 use crate::{agent::PATIENCE, random::Random};
 
@@ -33,7 +33,6 @@ pub struct Agent {
     socket: PathBuf,
     _namespace: Namespace,
     _veth: Veth,
-    _state: TempDir,
 }
 
 impl Agent {
@@ -48,15 +47,15 @@ impl Agent {
         let veth =
             Veth::between(End::new(&namespace, "uplink"), End::new(&namespace, "other")).create();
         let veth = veth.expect("a veth pair");
-        let state = tempfile::tempdir().expect("a directory for its state");
-        let socket = state.path().join("agent.sock");
+        let state = directory();
+        let socket = state.join("agent.sock");
         let options = Options {
             policy: None,
             resume: true,
             instance: Instance::new("fuzzed").expect("a name"),
             lifetime: None,
             config: Config { socket: Some(socket.clone()), ..Config::default() },
-            state: Some(state.path().join("state")),
+            state: Some(state.join("state")),
         };
         let inside = namespace.clone();
         thread::spawn(move || {
@@ -69,13 +68,28 @@ impl Agent {
             });
         });
         crate::site::wait_until("the agent listens", || UnixStream::connect(&socket).is_ok());
-        Self { socket, _namespace: namespace, _veth: veth, _state: state }
+        Self { socket, _namespace: namespace, _veth: veth }
     }
 
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
     }
+}
+
+/// An empty directory for the agent of this process. A fuzzer ends without tidying up, so whoever is next removes
+/// what those have left that run no more.
+fn directory() -> PathBuf {
+    let all = std::env::temp_dir().join("portsteer-fuzz");
+    for old in fs::read_dir(&all).into_iter().flatten().flatten() {
+        if !Path::new("/proc").join(old.file_name()).exists() {
+            let _ = fs::remove_dir_all(old.path());
+        }
+    }
+    let own = all.join(std::process::id().to_string());
+    let _ = fs::remove_dir_all(&own);
+    fs::create_dir_all(&own).expect("a directory for the agent's state");
+    own
 }
 
 /// Nobody hears what the agent says.

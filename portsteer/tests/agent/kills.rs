@@ -1,7 +1,6 @@
 //! Agents that are killed, at any moment and of any of their works, and what the next one finds.
 
 use std::{
-    env,
     os::fd::AsFd as _,
     path::Path,
     process::Command,
@@ -11,7 +10,7 @@ use std::{
 
 use portsteer::dataplane::{OBJECT_DIGEST, sys};
 use portsteer_testkit::{
-    agent::{Agent, Stats, is_slow, run},
+    agent::{Agent, Stats, is_slow, run, soak_minutes},
     flood::{assert_all_judged, under_flood},
     sandbox::sandbox,
     site::{Site, wait_until},
@@ -156,10 +155,10 @@ fn of_two_agents_one_wins_and_the_other_says_who() {
 
 /// How many agents are killed: 200 in `cargo xtask test --soak`, fewer otherwise.
 fn kills() -> u32 {
-    match env::var("PORTSTEER_SOAK_MINUTES") {
-        Ok(_) => 200,
-        Err(_) if is_slow() => 8,
-        Err(_) => 40,
+    match soak_minutes() {
+        Some(_) => 200,
+        None if is_slow() => 8,
+        None => 40,
     }
 }
 

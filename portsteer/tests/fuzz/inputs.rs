@@ -24,8 +24,9 @@ fn read(directory: &Path) -> Vec<(String, Vec<u8>)> {
         panic!("{}: {error}", directory.display());
     });
     let mut inputs: Vec<(String, Vec<u8>)> = entries
-        .map(|entry| {
-            let path = entry.expect("an input").path();
+        .map(|entry| entry.expect("an input").path())
+        .filter(|path| path.is_file())
+        .map(|path| {
             let name = path.file_name().expect("a name").to_string_lossy().into_owned();
             (name, fs::read(&path).expect("an input can be read"))
         })

@@ -248,12 +248,15 @@ impl Account {
         let (mut steered, mut refused, mut not_taken) = (0, 0, 0);
         let targets = [("sink", "steered"), ("other-sink", "second-steered")];
         for ((target, rule), arrived) in targets.into_iter().zip(counts.at_sink) {
-            self.line(0, &format!("to an interface, target {target}"), counts.rule(rule));
-            self.line(1, "arrived", arrived);
             self.at_most(&format!("arrived, for target {target}"), arrived, counts.rule(rule));
             steered += counts.rule(rule);
             refused += counts.lost(target).refused;
             not_taken += counts.lost(target).device;
+        }
+        // Both lead to the same interface, which does not tell whose frames it loses.
+        self.line(0, "to an interface, by two targets", steered);
+        for ((target, _), arrived) in targets.into_iter().zip(counts.at_sink) {
+            self.line(1, &format!("arrived, for target {target}"), arrived);
         }
         self.line(1, "lost: the kernel refused it, the interface was down", refused);
         self.line(1, "lost: no room in the interface's queue", not_taken);
@@ -269,7 +272,11 @@ impl Account {
             ],
         );
         let lost = counts.lost("cpu");
-        self.line(0, "to a CPU", counts.verdict("steer").wrapping_sub(steered));
+        self.line(
+            0,
+            "to a CPU, and arrived in the host's stack but for",
+            counts.verdict("steer").wrapping_sub(steered),
+        );
         self.line(1, "lost: no room in the CPU's queue", lost.queue);
         self.line(1, "lost: the kernel refused it", lost.refused);
         for (reason, lost) in [

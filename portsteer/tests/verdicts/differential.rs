@@ -15,7 +15,7 @@ use portsteer::{
 };
 use portsteer_common::Reason;
 use portsteer_testkit::{
-    agent::is_slow,
+    agent::{is_slow, soak_minutes},
     boundaries::{Boundaries, frame as as_frame},
     fuzzing::packet::parsed,
     random::Random,
@@ -36,8 +36,7 @@ use crate::{
 
 /// How long to go on: for `cargo xtask test --soak MINUTES`, else not at all.
 fn soak() -> Duration {
-    let minutes = std::env::var("PORTSTEER_SOAK_MINUTES").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs_f64(60.0 * minutes.unwrap_or(0.0))
+    Duration::from_secs_f64(60.0 * soak_minutes().unwrap_or(0.0))
 }
 
 /// Runs a property so many times, and then for as long as the soak lasts. It returns how many frames,

@@ -588,21 +588,57 @@ fn packets_in_packets() -> Vec<Trick> {
     let vxlan = |inner: &[u8]| udp(7, 4_789, [&[8, 0, 0, 0, 0, 0, 7, 0][..], inner].concat());
     vec![
         Trick {
-            name: "Tunnelled packets (IP in IP, 6in4, 4in6, VXLAN, ESP)",
+            name: "Tunnels that carry Ethernet frames (VXLAN, GRETAP)",
             aim: "the filter does not see the packet inside",
-            answer: "the outer header counts, with its ports if it has any; what comes out of the tunnel is \
-                     a packet of the tunnel's own interface",
+            answer: "the outer header counts, with its ports if it has any; what comes out is judged where a \
+                     policy names the tunnel's own interface",
+            frames: all(
+                [ethernet(IPV4, ipv4(UDP, vxlan(&ethernet(IPV4, ipv4(UDP, to_nine())))))],
+                || By(Reason::NoRule),
+            ),
+        },
+        Trick {
+            name: "Tunnels that carry IP (IP in IP, 6in4, 4in6)",
+            aim: "the filter does not see the packet inside",
+            answer: "the outer header counts; the tunnel's own interface has no Ethernet frames, so what comes \
+                     out is not judged at all: pass the protocol from the tunnel's other end alone",
             frames: all(
                 [
                     ethernet(IPV4, ipv4(4, ipv4(UDP, to_nine()))),
                     ethernet(IPV4, ipv4(41, ipv6(UDP, to_nine()))),
                     ethernet(IPV6, ipv6(4, ipv4(UDP, to_nine()))),
                     ethernet(IPV6, ipv6(41, ipv6(UDP, to_nine()))),
-                    ethernet(IPV4, ipv4(UDP, vxlan(&ethernet(IPV4, ipv4(UDP, to_nine()))))),
-                    ethernet(IPV4, ipv4(ESP, [CANARY; 32])),
                 ],
                 || By(Reason::NoRule),
             ),
+        },
+        Trick {
+            name: "What goes on behind the filter (ESP, FOU, GUE)",
+            aim: "the host takes the packet inside as if it had come in by the same interface",
+            answer: "the outer header counts, of FOU and GUE its UDP port; the packet inside is not judged at \
+                     all: pass them from whom you trust alone",
+            frames: all(
+                [
+                    ethernet(IPV4, ipv4(ESP, [CANARY; 32])),
+                    ethernet(IPV6, ipv6(ESP, [CANARY; 32])),
+                    ethernet(IPV4, ipv4(UDP, udp(7, 5_555, tcp(7, 9, [])))),
+                ],
+                || By(Reason::NoRule),
+            ),
+        },
+        Trick {
+            name: "Authentication headers over IPv4",
+            aim: "the ports stand behind a header that is not encrypted, and a host with a key for it takes them",
+            answer: "over IPv4 it is a protocol without ports, over IPv6 an extension header that is followed",
+            frames: {
+                let mut frames =
+                    all([ethernet(IPV4, ipv4(AH, authentication(UDP, to_nine())))], || {
+                        By(Reason::NoRule)
+                    });
+                let followed = ethernet(IPV6, ipv6(AH, authentication(UDP, to_nine())));
+                frames.push((followed, with_nine()));
+                frames
+            },
         },
         Trick {
             name: "GRE",
