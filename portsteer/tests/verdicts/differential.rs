@@ -236,7 +236,9 @@ fn the_kernel_agrees_with_the_oracle_on_random_policies() {
                     let packet = boundaries.packet(&mut random);
                     (in_words(&packet), as_frame(&packet))
                 });
-                for (packet, frame) in right.chain(odd.into_iter().map(|odd| (hex(&odd), odd))) {
+                // A longer one would be lost where it is steered to an interface.
+                let odd = odd.into_iter().filter(|odd| odd.len() <= 1_500);
+                for (packet, frame) in right.chain(odd.map(|odd| (hex(&odd), odd))) {
                     let judged = bench.judge(&frame);
                     let (expected, read) = (bench.expect(&frame), bench.expect_read(&frame));
                     if judged != expected || judged != read {
