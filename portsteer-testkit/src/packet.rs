@@ -21,6 +21,10 @@ pub const ICMPV6: u8 = 58;
 pub const NO_NEXT_HEADER: u8 = 59;
 pub const DESTINATION_OPTIONS: u8 = 60;
 pub const SCTP: u8 = 132;
+/// Extension headers whose use is elsewhere: RFC 6275, RFC 7401 and RFC 5533. None is looked through.
+pub const MOBILITY: u8 = 135;
+pub const HIP: u8 = 139;
+pub const SHIM6: u8 = 140;
 pub const UDPLITE: u8 = 136;
 
 /// An Ethernet frame.

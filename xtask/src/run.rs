@@ -57,7 +57,8 @@ pub(crate) fn bench(options: &Bench) -> Result<ExitCode> {
         ensure_root("bench")?;
     }
     let mut command = cargo()?;
-    command.args(["bench", "--quiet", "--package", "portsteer", "--bench", "dataplane", "--"]);
+    // Not quietly: building it takes minutes.
+    command.args(["bench", "--package", "portsteer", "--bench", "dataplane", "--"]);
     for (option, is_asked) in
         [("--list", options.list), ("--quick", options.quick), ("--json", options.json)]
     {

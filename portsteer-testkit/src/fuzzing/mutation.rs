@@ -74,7 +74,7 @@ const PROTOCOLS: [u8; 20] = [
     GRE,
     4,
     41,
-    135, // mobility (RFC 6275)
+    MOBILITY,
     253,
     255,
 ];
@@ -111,13 +111,13 @@ struct Header {
     next: Option<(usize, usize)>,
 }
 
-/// A stack of real headers with a payload, whose lengths are right.
+/// A stack of real headers with a payload, whose lengths are right, from and to some of these ports.
 #[must_use]
-pub fn stack(random: &mut Random) -> Vec<u8> {
+pub fn stack(ports: &[u16], random: &mut Random) -> Vec<u8> {
     let fill = random.below(40);
     let payload = vec![random.pick(&[0, 0xee, 0xff]); fill];
     let protocol = random.pick(&TRANSPORTS);
-    let mut packet = transport(random, protocol, &payload);
+    let mut packet = transport(random, protocol, ports, &payload);
     let mut next = protocol;
     let ether_type = if random.once_in(2) {
         let mut ip = Ipv4 { dont_fragment: random.once_in(2), ..Ipv4::default() };
@@ -158,7 +158,7 @@ pub fn stack(random: &mut Random) -> Vec<u8> {
 /// `max_len` bytes, which are at least 14.
 pub fn mutate(frame: &mut Vec<u8>, max_len: usize, random: &mut Random) {
     if frame.len() < 14 {
-        *frame = stack(random);
+        *frame = stack(&PORTS, random);
     }
     for _ in 0..=random.below(3) {
         mutate_once(frame, random);
@@ -388,14 +388,14 @@ fn replace_transport(frame: &mut Vec<u8>, random: &mut Random) {
     frame[at] = protocol;
     let len = random.below(24);
     let fill = vec![0xee; len];
-    let packet = transport(random, protocol, &fill);
+    let packet = transport(random, protocol, &PORTS, &fill);
     frame.truncate(last.start);
     frame.extend(packet);
 }
 
 /// A packet of this protocol.
-fn transport(random: &mut Random, protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let (src, dst) = (random.pick(&PORTS), random.pick(&PORTS));
+fn transport(random: &mut Random, protocol: u8, ports: &[u16], payload: &[u8]) -> Vec<u8> {
+    let (src, dst) = (random.pick(ports), random.pick(ports));
     match protocol {
         TCP => tcp(src, dst, payload),
         UDP => udp(src, dst, payload),
@@ -479,7 +479,7 @@ mod tests {
     fn stacks_have_right_lengths() {
         let mut random = Random::new(1);
         for _ in 0..2_000 {
-            let frame = stack(&mut random);
+            let frame = stack(&PORTS, &mut random);
             let mut repaired = frame.clone();
             repaired.truncate(end_of_packet(&frame));
             let before = repaired.clone();

@@ -328,6 +328,22 @@ fn dawdle(agent: &Agent, bytes: &[u8], stop: &AtomicBool) {
     }
 }
 
+/// Whoever has asked may close that half of the connection at once, as `nc -N` does.
+#[test]
+fn who_has_said_all_is_answered() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy());
+        for round in 0..50 {
+            let mut stream = connect(&agent.socket());
+            stream.write_all(&request("GET", "/v1/status", "", b"")).expect("a request");
+            stream.shutdown(Shutdown::Write).expect("an end of requests");
+            let answer = http::read(&mut stream);
+            assert_eq!(answer.map(|it| it.status).ok(), Some(200), "round {round}");
+        }
+    });
+}
+
 #[test]
 fn a_crowd_that_says_nothing_keeps_nobody_waiting() {
     sandbox(|| {

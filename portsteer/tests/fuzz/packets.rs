@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use portsteer_testkit::{
     agent::is_slow,
     fuzzing::{
-        mutation::{mutate, stack},
+        mutation::{PORTS, mutate, stack},
         packet::Judges,
     },
     outcome::Cause,
@@ -41,7 +41,7 @@ fn mutated_frames_are_judged_alike() {
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
         for round in 0..frames {
             if round % MUTATIONS == 0 {
-                frame = stack(&mut random);
+                frame = stack(&PORTS, &mut random);
             } else {
                 mutate(&mut frame, 512, &mut random);
             }

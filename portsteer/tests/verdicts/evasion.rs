@@ -319,9 +319,9 @@ fn extension_tricks() -> Vec<Trick> {
                     ethernet(IPV6, ipv6(253, to_nine())),
                     ethernet(IPV6, ipv6(NO_NEXT_HEADER, to_nine())),
                     // Mobility, HIP and shim6 are extension headers by name, and lead no further here.
-                    ethernet(IPV6, ipv6(135, options(UDP, 1, to_nine()))),
-                    ethernet(IPV6, ipv6(139, options(UDP, 1, to_nine()))),
-                    ethernet(IPV6, ipv6(140, options(UDP, 1, to_nine()))),
+                    ethernet(IPV6, ipv6(MOBILITY, options(UDP, 1, to_nine()))),
+                    ethernet(IPV6, ipv6(HIP, options(UDP, 1, to_nine()))),
+                    ethernet(IPV6, ipv6(SHIM6, options(UDP, 1, to_nine()))),
                     ethernet(IPV4, ipv4(253, to_nine())),
                     ethernet(IPV4, ipv4(HOP_BY_HOP, options(UDP, 1, to_nine()))),
                     ethernet(IPV4, ipv4(AH, authentication(UDP, to_nine()))),

@@ -5,10 +5,6 @@ use proptest::{prelude::*, sample::Index};
 
 use crate::{random::number, table::CANARY};
 
-/// RFC 6275, and RFC 5533: extension headers too, and none that is looked through.
-const MOBILITY: u8 = 135;
-const SHIM6: u8 = 140;
-
 const MPLS: u16 = 0x8847;
 /// What some devices once used for the outer of two tags.
 const OLD_VLAN: u16 = 0x9100;

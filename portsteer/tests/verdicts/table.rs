@@ -53,11 +53,6 @@ action = "drop"
 /// What bytes hold that are no port: whoever reads one there reads port 61,166, the canary's.
 pub const CANARY: u8 = 0xee;
 
-/// Extension headers whose use is elsewhere: RFC 6275, RFC 7401 and RFC 5533.
-const MOBILITY: u8 = 135;
-const HIP: u8 = 139;
-const SHIM6: u8 = 140;
-
 pub enum Expect {
     Rule(&'static str),
     Reason(Reason),
