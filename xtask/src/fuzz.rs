@@ -108,7 +108,7 @@ pub(crate) fn fuzz(options: &Options) -> Result<()> {
     command.args(&options.options);
     let known = artifacts(&fuzz, name);
     let status = command.status().with_context(|| format!("cannot run {}", shown(&command)))?;
-    if status.success() || status.code() == Some(INTERRUPTED) {
+    if status.success() {
         return Ok(());
     }
     let new: Vec<PathBuf> =
@@ -124,9 +124,6 @@ pub(crate) fn fuzz(options: &Options) -> Result<()> {
          `cargo xtask test` tries it from then on"
     );
 }
-
-/// What libFuzzer ends with after Ctrl-C.
-const INTERRUPTED: i32 = 72;
 
 /// What was found until now.
 fn artifacts(fuzz: &Path, name: &str) -> Vec<PathBuf> {
