@@ -4,8 +4,8 @@
 //! A packet is counted once, in one counter:
 //!
 //! ```text
-//! page 0     packets that no rule decided about, by verdict and reason
-//! page 1...  packets that a rule decided about: one counter per rule and verdict
+//! pages 0, 1  packets that no rule decided about, by verdict and reason
+//! page 2...   packets that a rule decided about: one counter per rule and verdict
 //! ```
 //!
 //! All rules that count in a page have the same verdict, and a page never changes its verdict, so
@@ -38,9 +38,12 @@ pub struct CounterPage {
     pub counters: [Counter; PAGE_COUNTERS],
 }
 
-const _: () = assert!(VERDICT_SLOTS * REASON_SLOTS == PAGE_COUNTERS);
+/// The number of pages that packets without a rule are counted in; the pages of rules begin here.
+pub const OUTCOME_PAGES: usize = VERDICT_SLOTS * REASON_SLOTS / PAGE_COUNTERS;
 
-/// The counter, in page 0, of packets with this verdict that no rule decided about.
+const _: () = assert!(OUTCOME_PAGES * PAGE_COUNTERS == VERDICT_SLOTS * REASON_SLOTS);
+
+/// The counter, in the first [`OUTCOME_PAGES`] pages, of packets with this verdict that no rule decided about.
 #[inline(always)]
 #[must_use]
 pub const fn outcome_counter(verdict: Verdict, reason: Reason) -> u32 {

@@ -1,5 +1,5 @@
 //! The layout of the compiled policy: the one value of the map `policy`, which has room for two
-//! images (*banks*) and a word that says which is in force. The program reads the word once per
+//! images (*banks*). Which is in force says the word in [`active`](crate::active). The program reads it once per
 //! packet and uses that bank alone, so every packet is judged by exactly one policy.
 //!
 //! Where the rules ask for nothing but protocols and destination ports, a lookup is one load,
@@ -397,10 +397,9 @@ pub struct Image {
     pub reserved: u32,
 }
 
-/// [`PolicyBanks::active`] when the first bank is in force.
+/// The word of the first bank.
 pub const FIRST_BANK: u32 = 0;
-/// [`PolicyBanks::active`] when the second bank is in force: all ones, so that the bank's offset is
-/// this word with a mask over it.
+/// The word of the second bank: all ones, so that the bank's offset is this word with a mask over it.
 pub const SECOND_BANK: u32 = u32::MAX;
 
 /// The value of the map `policy`.
@@ -408,9 +407,6 @@ pub const SECOND_BANK: u32 = u32::MAX;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[expect(missing_debug_implementations, reason = "as for the image")]
 pub struct PolicyBanks {
-    /// The bank in force: [`FIRST_BANK`] or [`SECOND_BANK`].
-    pub active: u32,
-    pub reserved: u32,
     pub banks: [Image; BANKS],
     pub targets: Targets,
 }

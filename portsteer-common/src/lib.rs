@@ -6,6 +6,7 @@
 //! here raises [`LAYOUT_VERSION`].
 #![no_std]
 
+pub mod active;
 pub mod counters;
 pub mod image;
 pub mod node;
@@ -15,16 +16,17 @@ pub mod trial;
 pub mod verdict;
 pub mod wire;
 
+pub use active::Active;
 pub use counters::{Counter, CounterPage};
 pub use image::{Decision, Image, PolicyBanks, PortKey, PortProtocol};
 pub use node::Node;
 pub use reason::{Fault, Reason};
 pub use verdict::Verdict;
 
-/// The version of everything that lives in pinned maps. A portsteer that finds pins of another
-/// version leaves them alone and says so.
-pub const LAYOUT_VERSION: u32 = 8;
+/// The version of everything that lives in pinned maps. An agent that finds pins of the version before carries them
+/// over; whoever finds pins of another version leaves them alone and says so.
+pub const LAYOUT_VERSION: u32 = 9;
 
 /// How many interfaces one instance can be attached to at the same time. Each has a *slot*, a
 /// number below this.
-pub const INTERFACE_SLOTS: u32 = 128;
+pub const INTERFACE_SLOTS: u32 = 256;

@@ -2,7 +2,7 @@
 //! listings and metrics; this table is the only place where reasons are defined.
 
 /// The number of reasons that the counters have room for. A power of two.
-pub const REASON_SLOTS: usize = 32;
+pub const REASON_SLOTS: usize = 64;
 
 /// Which of the policy's options decides about packets with a reason, if one does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

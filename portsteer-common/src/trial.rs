@@ -1,38 +1,34 @@
-//! A policy on trial: the value of the map `trial`, in which the kernel itself holds the deadline.
+//! A policy on trial: the value of the map `trial`, in which the kernel itself holds the deadline. Every trial has
+//! a map of its own.
 //!
-//! User space writes what is to happen and runs the program that starts the timer. Whatever becomes of all
-//! processes meanwhile, the timer puts the bank before back in force when its time is up, unless it was
-//! cancelled before.
+//! User space writes what is to happen and runs a program that puts the policy in force and starts the timer, in one
+//! go, so that no policy is on trial without a deadline. Whatever becomes of all processes meanwhile, the timer ends
+//! the trial when its time is up ([`Active::lapse`]), unless the word is another one by then.
+//!
+//! [`Active::lapse`]: crate::active::Active::lapse
 
 use bytemuck::{Pod, Zeroable};
 
-/// What is to happen when the time is up.
+use crate::active::Active;
+
+/// What is to happen.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Trial {
     /// How long the trial lasts from the moment at which the timer is started, in nanoseconds of a clock that
-    /// nobody sets and that goes on while the machine sleeps (`CLOCK_BOOTTIME`).
+    /// no program sets and that goes on while the machine sleeps (`CLOCK_BOOTTIME`).
     pub nanoseconds: u64,
-    /// What [`PolicyBanks::active`](crate::PolicyBanks::active) is to be then.
-    pub back: u32,
-    /// One of the numbers in [`state`].
-    pub state: u32,
+    /// The word before the trial: it does not begin if that is another one by then.
+    pub before: Active,
+    /// The word while the trial runs, from which it lapses.
+    pub running: Active,
 }
 
-/// What has become of a trial.
-pub mod state {
-    /// There is none: it was ended before its time, or there never was one.
-    pub const NONE: u32 = 0;
-    /// The timer runs.
-    pub const RUNNING: u32 = 1;
-    /// The time was up, and the bank before is in force.
-    pub const LAPSED: u32 = 2;
-}
-
-/// What the programs return where the kernel refuses: this, and the number of its error.
+/// What the program returns where the kernel refuses: this, and the number of its error.
 pub const REFUSED: u32 = 1 << 16;
 
-/// The value of the map `trial`. The kernel hides its timer: it reads as zeroes, and writing leaves it alone.
+/// The value of the map `trial`. The kernel hides its timer: it reads as zeroes. A write to the value cancels
+/// the timer, so there is none while a trial runs.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct HeldTrial {

@@ -1,5 +1,7 @@
 //! portsteer's XDP program: frame → headers → rule → verdict, and one exit that counts.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// The bpf target has no `AtomicU64::compare_exchange`.
+#![cfg_attr(target_arch = "bpf", allow(internal_features), feature(core_intrinsics))]
 
 #[cfg(target_arch = "bpf")]
 mod classify;

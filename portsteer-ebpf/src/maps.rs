@@ -2,20 +2,25 @@
 //!
 //! The verifier checks every access again, at load time: an index that it cannot bound is refused.
 
-use core::{cell::UnsafeCell, mem::MaybeUninit};
+use core::{
+    cell::UnsafeCell,
+    intrinsics::{AtomicOrdering, atomic_cxchg},
+    mem::MaybeUninit,
+};
 
 use aya_ebpf::{
     Global,
     bindings::xdp_action::XDP_REDIRECT,
-    btf_maps::{Array, CpuMap, DevMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, CpuMap, DevMap, HashMap, PerCpuArray},
     cty::c_void,
     helpers::generated::{
-        bpf_redirect_map, bpf_timer_cancel, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
+        bpf_redirect_map, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
     },
     macros::btf_map,
 };
 use portsteer_common::{
-    Counter, CounterPage, Decision, Image, Node, PolicyBanks, PortKey, PortProtocol, Verdict,
+    Active, Counter, CounterPage, Decision, Image, Node, PolicyBanks, PortKey, PortProtocol,
+    Verdict,
     counters::MAX_PAGES,
     image::{Cell, FIRST_BANK, ROWS, Roots, SECOND_BANK, feature},
     node::{
@@ -23,17 +28,23 @@ use portsteer_common::{
         SMALL_SEGMENTS, SmallTables,
     },
     steering::{self, Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS},
-    trial::{self, Trial},
+    trial::Trial,
 };
 use portsteer_ebpf::bound;
 
 /// The policy in force, and the place where its successor is made ready. All programs of an
 /// instance share it. User space writes to it through a mapping.
 ///
-/// A static, not a map with a name: the loader makes a map of the section `.bss` all the same, but
+/// A static, not a map with a name: the section `.bss` is a map to the kernel all the same, but
 /// the program has its value's address, where a look-up costs a dozen instructions.
 #[unsafe(no_mangle)]
 static POLICY: Shared<PolicyBanks> = Shared(UnsafeCell::new(MaybeUninit::zeroed()));
+
+/// Which of the two policies is in force, and whether it is on trial: the only word that both user space and the
+/// kernel's timer change. All programs of an instance share it.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.active")]
+static ACTIVE: Shared<Active> = Shared(UnsafeCell::new(MaybeUninit::zeroed()));
 
 /// The first of the segments that [`TABLES`] has, for programs whose policies lie in these. All programs of
 /// an instance share it; user space writes to it through a mapping.
@@ -91,10 +102,10 @@ static DEVICES: DevMap<TARGET_SLOTS> = DevMap::new();
 #[btf_map(name = "cpus")]
 static CPUS: CpuMap<1> = CpuMap::new();
 
-/// By an interface's index: the first target slot that sends out of it. Indices of interfaces that are
-/// gone fall out by themselves.
+/// By an interface's index: the first target slot that sends out of it. User space takes out the indices of
+/// interfaces that are gone.
 #[btf_map(name = "device_slots")]
-static DEVICE_SLOTS: LruHashMap<u32, u32, TARGET_SLOTS> = LruHashMap::new();
+static DEVICE_SLOTS: HashMap<u32, u32, TARGET_SLOTS> = HashMap::new();
 
 /// What was steered and did not get there, by target slot. Shared by all programs of an instance.
 /// User space loads it with one more for each CPU.
@@ -121,10 +132,9 @@ macro_rules! fields {
 impl Policy {
     #[inline(always)]
     pub fn current() -> Self {
-        let policy = POLICY.0.get().cast_const().cast::<PolicyBanks>();
-        // SAFETY: an aligned word of the value. User space changes it with one atomic store.
-        let active = unsafe { (&raw const (*policy).active).read_volatile() };
-        Self::of_word(active)
+        // SAFETY: an aligned word, which is changed by compare-and-swap alone.
+        let active = unsafe { ACTIVE.0.get().cast_const().cast::<Active>().read_volatile() };
+        Self::of_word(active.bank_word())
     }
 
     /// The policy in force, or, where this program's interface belongs to one bank alone, that bank's. The
@@ -151,9 +161,9 @@ impl Policy {
 
     /// The policy whose bank this word names: nothing or all of the offset of the second one.
     #[inline(always)]
-    pub fn of_word(active: u32) -> Self {
+    pub fn of_word(bank: u32) -> Self {
         let policy = POLICY.0.get().cast_const().cast::<PolicyBanks>();
-        let offset = active as usize & size_of::<Image>();
+        let offset = bank as usize & size_of::<Image>();
         // SAFETY: one of the two banks of the value.
         Self(unsafe { (&raw const (*policy).banks).byte_add(offset).cast::<Image>() })
     }
@@ -446,45 +456,55 @@ impl Timer {
         TRIAL.get_ptr_mut(0).map(Self)
     }
 
-    /// Starts it with the time that the map says: 0, or less where the kernel refuses.
+    /// Puts the policy that the map names in force, on trial, and starts the timer. 0 if both are done; 1 if the word
+    /// was another one, and nothing is changed; less where the kernel refuses, and nothing is changed.
     #[inline(always)]
-    pub fn start(self) -> i64 {
+    pub fn begin(self) -> i64 {
         // CLOCK_BOOTTIME (include/uapi/linux/time.h).
         const CLOCK: u64 = 7;
-        const EBUSY: i64 = 16;
         // SAFETY: the map's own timer. The function's arguments are those that the kernel calls it with.
         unsafe {
             let timer = (&raw mut (*self.0).timer).cast();
             let made = bpf_timer_init(timer, (&raw const TRIAL).cast_mut().cast(), CLOCK);
-            // That it was made before, by another trial, is no harm.
-            if made != 0 && made != -EBUSY {
+            if made != 0 {
                 return made;
             }
             let set = bpf_timer_set_callback(timer, when_the_time_is_up as *mut c_void);
             if set != 0 {
                 return set;
             }
-            bpf_timer_start(timer, (&raw const (*self.0).trial.nanoseconds).read(), 0)
+            // The policy first, so that a timer that runs always has a trial to end; no signal comes in between.
+            let Trial { nanoseconds, before, running } = (&raw const (*self.0).trial).read();
+            if !swap_active(before, running) {
+                return 1;
+            }
+            let started = bpf_timer_start(timer, nanoseconds, 0);
+            if started != 0 {
+                swap_active(running, before);
+            }
+            started
         }
-    }
-
-    /// Stops it: 1 if it ran until then, 0 if not, less where the kernel refuses.
-    #[inline(always)]
-    pub fn cancel(self) -> i64 {
-        // SAFETY: the map's own timer.
-        unsafe { bpf_timer_cancel((&raw mut (*self.0).timer).cast()) }
     }
 }
 
-/// Puts the policy before back in force.
+/// Changes the word that says which policy is in force, if it is still the one that is expected.
+#[inline(always)]
+fn swap_active(from: Active, to: Active) -> bool {
+    const SEQ_CST: AtomicOrdering = AtomicOrdering::SeqCst;
+    let word = ACTIVE.0.get().cast::<u64>();
+    // SAFETY: an aligned word of a map, which all others change by atomic operations as well.
+    let (_, is_swapped) =
+        unsafe { atomic_cxchg::<u64, SEQ_CST, SEQ_CST>(word, from.to_bits(), to.to_bits()) };
+    is_swapped
+}
+
+/// Ends the trial, unless it has ended in another way.
 #[inline(never)]
 extern "C" fn when_the_time_is_up(_: *mut c_void, _: *mut u32, held: *mut HeldTrial) -> i32 {
-    let policy = POLICY.0.get().cast::<PolicyBanks>();
-    // SAFETY: the map's value, and an aligned word of the policy's, which programs read in one step.
-    unsafe {
-        let back = (&raw const (*held).trial.back).read_volatile();
-        (&raw mut (*policy).active).write_volatile(back);
-        (&raw mut (*held).trial.state).write_volatile(trial::state::LAPSED);
+    // SAFETY: the map's value, to which nothing is written while the timer runs.
+    let running = unsafe { (&raw const (*held).trial.running).read_volatile() };
+    if let Some(lapsed) = running.lapse() {
+        swap_active(running, lapsed);
     }
     0
 }

@@ -11,7 +11,7 @@ use bytemuck::Zeroable as _;
 use portsteer::dataplane::{Instance, Manifest, sys};
 use portsteer_common::{
     Counter, CounterPage, Reason, Verdict,
-    counters::{PAGE_COUNTERS, outcome_counter},
+    counters::{OUTCOME_PAGES, PAGE_COUNTERS, outcome_counter},
 };
 
 /// What one packet was counted as.
@@ -55,7 +55,7 @@ impl Ledger {
         let shape = sys::map_shape(map.as_fd()).expect("the counters' shape");
         let manifest = read_manifest(&find("manifest_"));
         let rules = manifest.rules.iter().map(|rule| rule.shares[0].counter).collect();
-        let pages = (manifest.page_verdicts.len() + 1).min(shape.max_entries as usize);
+        let pages = (manifest.page_verdicts.len() + OUTCOME_PAGES).min(shape.max_entries as usize);
         let mut ledger = Self {
             map,
             rules,

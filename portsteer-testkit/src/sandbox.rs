@@ -52,8 +52,8 @@ pub fn pins() -> Vec<PathBuf> {
     }
     let root = Path::new("/sys/fs/bpf/portsteer");
     let mut found = Vec::new();
+    // The directory of all instances stays, so that no other user makes one in its place.
     if root.exists() {
-        found.push(root.to_owned());
         walk(root, &mut found);
     }
     found

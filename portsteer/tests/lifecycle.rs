@@ -5,6 +5,8 @@
 mod answers;
 #[path = "lifecycle/counters.rs"]
 mod counters;
+#[path = "lifecycle/foreign_pins.rs"]
+mod foreign_pins;
 #[path = "lifecycle/huge_policies.rs"]
 mod huge_policies;
 #[path = "lifecycle/instances.rs"]

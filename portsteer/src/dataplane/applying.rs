@@ -11,12 +11,13 @@ use super::{
     attaching::Attaching,
     capabilities::Capabilities,
     check_namespace, describe_switched,
-    detaching::{force_detach, remove_pin, remove_slot},
+    detaching::{force_detach, remove_slot},
     following::Known,
+    in_force, in_force_now,
     interfaces::{self, Selected},
     manifest::{self, Context},
-    maps::{self, Maps},
-    object, pinned, read_manifest,
+    maps::{self, Maps, counters_pin, link_pin},
+    object, pinned,
     repairs::{self, Repairs, Setting},
     slots::Slot,
     snapshots, sys,
@@ -131,6 +132,9 @@ impl Dataplane {
         if interrupt.is_set() {
             return Err(CompileError::Interrupted.into());
         }
+        if !self.holds_lock() {
+            return Err(Error::Detached(self.instance().name().to_owned()));
+        }
         self.refuse_trial()?;
         let policy = order.policy;
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
@@ -180,14 +184,14 @@ impl Dataplane {
         interrupt: &Interrupt,
     ) -> Result<Applied, Error> {
         let policy = order.policy;
-        let running = !self.instance.linked_slots()?.is_empty();
+        let running = !self.pins().linked_slots()?.is_empty();
         if !running {
-            Maps::create(&self.instance, maps::pages_for(policy.rules.len()))?;
+            Maps::create(self.pins(), maps::pages_for(policy.rules.len()))?;
         }
-        let mut maps = Maps::open(&self.instance)?;
-        let bank = maps.active_bank();
-        let previous = if running { Some(read_manifest(&self.instance, bank)?) } else { None };
-        let pinned = pinned(&self.instance, &maps)?;
+        let mut maps = Maps::open(self.pins())?;
+        let (active, previous) = in_force(&maps)?;
+        let bank = active.bank();
+        let pinned = pinned(&maps)?;
         check_namespace(&self.instance, &pinned, links)?;
         begun.is_under_way = true;
 
@@ -208,7 +212,7 @@ impl Dataplane {
         if !manifest.targets.is_empty() {
             // Those of the policy before are still in use.
             let before = previous.iter().flat_map(|previous| &previous.targets);
-            targets::watch(&self.instance, &maps, before.chain(&manifest.targets))?;
+            targets::watch(&maps, before.chain(&manifest.targets))?;
         }
         let attachments = Attachments::new(&pinned);
         begun.targets.clone_from(&manifest.targets);
@@ -228,7 +232,13 @@ impl Dataplane {
         // Programs judge by the policy before as well until the word is flipped.
         let before = if running { maps.active_features() } else { 0 };
         let (idle, features) = maps.fill(&compiled)?;
-        manifest.write(&self.instance, idle)?;
+        manifest.write(self.pins(), idle)?;
+        let outdated = || Error::Outdated;
+        let next = match order.trial {
+            Some(_) => active.begin_trial(manifest.generation),
+            None => active.put_in_force(manifest.generation),
+        };
+        let next = next.ok_or_else(outdated)?;
         // What has gone keeps the instance while nothing else does.
         let is_unwanted = |pinned: &&Pinned| {
             !wanted.is_empty() && !wanted.iter().any(|link| link.index == pinned.ifindex)
@@ -238,10 +248,10 @@ impl Dataplane {
             // Before the first interface is attached: no packet meets the empty bank, and an agent
             // that is killed between two interfaces leaves a policy that is whole.
             maps.settle_tables()?;
-            if let Some(time) = order.trial {
-                trials::start(&maps, time, bank)?;
+            match order.trial {
+                Some(time) => trials::prepare(&maps, time, active, next)?.begin()?,
+                None => maps.swap_active(active, next).map_err(|_| Error::Outdated)?,
             }
-            maps.set_active_bank(idle);
         }
 
         let mut work = Attaching::new(self, &maps, &capabilities, features | before, &manifest);
@@ -255,25 +265,37 @@ impl Dataplane {
                 wanted.iter().zip(&attached).map(|(link, done)| (link, done.mode)).collect();
             let settings = repairs::wanted(policy, &modes, links);
             notes.extend(maps.repairs.make(&settings, links, &mut begun.switched)?);
-            if let Some(time) = order.trial {
-                work.confine(&unwanted, bank)?;
-                if running {
-                    // Last of all: from the flip on, the deadline holds.
-                    trials::start(&maps, time, bank)?;
+            let trial = match order.trial {
+                Some(time) => {
+                    work.confine(&unwanted, bank)?;
+                    // A first policy's trial has begun.
+                    running.then(|| trials::prepare(&maps, time, active, next)).transpose()?
                 }
-            }
-            Ok((attached, settings))
+                None => None,
+            };
+            Ok((attached, settings, trial))
         });
-        let (attached, settings) = match result {
+        let (attached, settings, trial) = match result {
             Ok(done) => done,
             Err(error) => {
                 work.undo();
                 return Err(error);
             }
         };
-        // Before the flip: from then on only these have the policy that is in force.
-        maps.settle_tables()?;
-        maps.set_active_bank(idle);
+        if running {
+            let flip = maps
+                // Before the flip: from then on only these have the policy that is in force.
+                .settle_tables()
+                .and_then(|()| match trial {
+                    // With its deadline, at once.
+                    Some(trial) => trial.begin(),
+                    None => maps.swap_active(active, next).map_err(|_| Error::Outdated),
+                });
+            if let Err(error) = flip {
+                work.undo();
+                return Err(error);
+            }
+        }
 
         for (link, _) in wanted.iter().zip(&attached).filter(|(_, done)| done.change == Change::New)
         {
@@ -299,7 +321,6 @@ impl Dataplane {
                     .cloned(),
             );
         } else {
-            trials::forget(&maps)?;
             let conclusion = Conclusion {
                 manifest: &manifest,
                 other: previous.as_ref(),
@@ -324,7 +345,7 @@ impl Dataplane {
     /// The number of the next policy: greater than those of both banks, since one that was on trial has had
     /// its number.
     fn next_generation(&self) -> u64 {
-        let generation = |bank| Manifest::read(&self.instance, bank).map_or(0, |it| it.generation);
+        let generation = |bank| Manifest::read(self.pins(), bank).map_or(0, |it| it.generation);
         1 + generation(0).max(generation(1))
     }
 
@@ -353,7 +374,7 @@ impl Dataplane {
             sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
             targets::clear(maps, &other.targets, &manifest.targets)?;
         }
-        targets::watch(&self.instance, maps, manifest.targets.iter())?;
+        targets::watch(maps, manifest.targets.iter())?;
         let back = maps.repairs.undo(links, |setting| settings.contains(setting))?;
         let switched = switched.iter().filter(|setting| settings.contains(setting)).cloned();
         notes.extend(describe_switched(&switched.collect::<Vec<_>>(), &back));
@@ -378,9 +399,9 @@ impl Dataplane {
             return Ok(());
         }
         let mut replace = || {
-            let program = object::load(&self.instance, slot, maps, features)?;
+            let program = object::load(slot, maps, features)?;
             let replacing = || Error::io(format!("replacing the program on `{}`", record.name()));
-            let link = sys::open_pin(&self.instance.link_pin(slot)).map_err(replacing())?;
+            let link = self.pins().get(&link_pin(slot)).map_err(replacing())?;
             sys::link_update(link.as_fd(), program.as_fd()).map_err(replacing())?;
             (record.features, record.pages) = (features, maps.pages);
             record.write(maps.interfaces.as_fd(), slot)
@@ -390,22 +411,21 @@ impl Dataplane {
 
     /// Takes back what a policy that is not put in force has changed of what is.
     fn undo(&self, begun: Begun, links: &[Link]) -> Result<(), Error> {
-        Maps::forget_new_tables(&self.instance);
+        Maps::forget_new_tables(self.pins());
         if !begun.is_under_way || self.is_idle() {
             return Ok(());
         }
-        let mut maps = Maps::open(&self.instance)?;
-        trials::cancel(&maps)?;
+        let mut maps = Maps::open(self.pins())?;
         maps.repairs.undo(links, |setting| !begun.switched.contains(setting))?;
-        let targets = read_manifest(&self.instance, maps.active_bank())?.targets;
+        let targets = in_force_now(&maps)?.1.targets;
         targets::clear(&maps, &begun.targets, &targets)?;
         // It was never in force, and neither was its number.
         let idle = (maps.active_bank() + 1) % BANKS;
-        remove_pin(&self.instance, &self.instance.manifest_pin(idle))?;
-        let attachments = Attachments::new(&pinned(&self.instance, &maps)?);
+        self.pins().remove(&manifest::pin_name(idle))?;
+        let attachments = Attachments::new(&pinned(&maps)?);
         // The queues of CPUs have the lengths back that these targets want.
         targets::refresh(&mut maps, &targets, &attachments, Ask::First)?;
-        targets::watch(&self.instance, &maps, targets.iter())
+        targets::watch(&maps, targets.iter())
     }
 
     /// Takes interfaces off whose counts are to stay.
@@ -420,7 +440,7 @@ impl Dataplane {
         for pinned in unwanted {
             // Missing if an agent was killed right here.
             self.retire_counters(maps, pinned.slot)?;
-            remove_slot(&self.instance, pinned.slot)?;
+            remove_slot(self.pins(), pinned.slot)?;
         }
         Ok(())
     }
@@ -429,7 +449,7 @@ impl Dataplane {
     pub(super) fn retire_counters(&self, maps: &Maps, slot: u32) -> Result<(), Error> {
         for counters in maps.counters(slot)? {
             maps.retire(&counters)?;
-            remove_pin(&self.instance, &self.instance.counters_pin(slot, counters.pages))?;
+            self.pins().remove(&counters_pin(slot, counters.pages))?;
         }
         Ok(())
     }
@@ -450,7 +470,7 @@ impl Dataplane {
         }
         // A program that still judges by the other policy may yet count.
         sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
-        let counted = snapshots(maps, &pinned(&self.instance, maps)?, other.pages())?;
+        let counted = snapshots(maps, &pinned(maps)?, other.pages())?;
         let mut seen = HashSet::new();
         let mut removed = Vec::new();
         for rule in gone {
@@ -463,13 +483,11 @@ impl Dataplane {
 
     /// Removes what a process that was killed between its first map and its first link left.
     pub(super) fn remove_debris(&self, links: &[Link]) -> Result<(), Error> {
-        if self.instance.linked_slots()?.is_empty() {
-            if let Some(repairs) = Repairs::open(&self.instance) {
+        if self.pins().linked_slots()?.is_empty() {
+            if let Some(repairs) = Repairs::open(self.pins()) {
                 repairs.undo(links, |_| false)?;
             }
-            for name in self.instance.pins()? {
-                remove_pin(&self.instance, &self.instance.pin(&name))?;
-            }
+            self.pins().clear()?;
         }
         Ok(())
     }

@@ -3,12 +3,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{
-    Attached, AttachedMode, Change, Dataplane, Error, Instance, Manifest, Pinned,
+    Attached, AttachedMode, Change, Dataplane, Error, Manifest, Pinned,
     capabilities::{Capabilities, generic_obstacle},
     detaching::{force_detach, remove_slot},
     interfaces,
-    maps::Maps,
+    maps::{Maps, link_pin},
     object,
+    pins::{self, PinDir},
     slots::{ALONE, Slot, alone},
     sys,
 };
@@ -167,7 +168,7 @@ impl<'a> Attaching<'a> {
     }
 
     fn load(&self, slot: u32, features: u32) -> Result<OwnedFd, Error> {
-        object::load(&self.dataplane.instance, slot, self.maps, features)
+        object::load(slot, self.maps, features)
     }
 
     fn attach(&mut self, mode: Mode, link: &Link, slot: u32) -> Result<Attached, Error> {
@@ -176,7 +177,6 @@ impl<'a> Attaching<'a> {
             let instance = program_id.and_then(instance_of);
             return Err(Error::InterfaceBusy { name, program_id, instance });
         }
-        let instance = &self.dataplane.instance;
         // What an agent left that was killed between attaching and pinning, when its program counted already.
         if !self.maps.counters(slot)?.is_empty() {
             sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
@@ -194,24 +194,29 @@ impl<'a> Attaching<'a> {
         (record.object, record.features) = (object::digest(), features);
         (record.tables, record.pages) = (self.maps.tables_id()?, self.maps.pages);
         record.write(self.maps.interfaces.as_fd(), slot)?;
-        sys::pin(handle.as_fd(), &instance.link_pin(slot))
+        let pins = self.maps.pins();
+        pins.pin(handle.as_fd(), &link_pin(slot))
             .map_err(Error::io(format!("pinning the link of `{}`", link.name)))?;
+        if pins.is_given_up() {
+            // `detach` did not find it.
+            return Err(Error::Detached(pins.instance().name().to_owned()));
+        }
         let name = link.name.clone();
         Ok(Attached { name, mode: obtained, change: Change::New, native_refused })
     }
 
     /// Takes an interface off that was just attached. What its program has counted stays.
     fn give_up(&self, slot: u32) -> Result<(), Error> {
-        let instance = &self.dataplane.instance;
+        let pins = self.maps.pins();
         // If it is none, it is only in our way.
-        if let Ok(link) = sys::open_pin(&instance.link_pin(slot))
+        if let Ok(link) = pins.get(&link_pin(slot))
             && sys::xdp_link_info(link.as_fd()).is_ok()
         {
             force_detach(&link, slot)?;
         }
         sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
         self.dataplane.retire_counters(self.maps, slot)?;
-        remove_slot(instance, slot)
+        remove_slot(pins, slot)
     }
 
     /// Takes everything back. What fails now is left to the error that is already on its way.
@@ -231,13 +236,13 @@ impl<'a> Attaching<'a> {
 
 /// The instance that has pinned a link with this program.
 pub(super) fn instance_of(program_id: u32) -> Option<String> {
-    let found = Instance::all().into_iter().find(|instance| {
-        let holds = |slot: &u32| {
-            let info = sys::open_pin(&instance.link_pin(*slot))
-                .and_then(|link| sys::xdp_link_info(link.as_fd()));
-            info.is_ok_and(|info| info.program_id == program_id)
-        };
-        instance.linked_slots().is_ok_and(|slots| slots.iter().any(holds))
+    let holds = |pins: &PinDir, slot: u32| {
+        let info = pins.get(&link_pin(slot)).and_then(|link| sys::xdp_link_info(link.as_fd()));
+        info.is_ok_and(|info| info.program_id == program_id)
+    };
+    let found = pins::instances().into_iter().find(|instance| {
+        let Ok(Some(pins)) = PinDir::open(instance) else { return false };
+        pins.linked_slots().is_ok_and(|slots| slots.iter().any(|&slot| holds(&pins, slot)))
     });
     found.map(|instance| instance.name().to_owned())
 }

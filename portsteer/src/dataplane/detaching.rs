@@ -1,13 +1,11 @@
 //! Taking a dataplane off its interfaces. It takes nothing but the pins.
 
-use std::{
-    fs,
-    os::fd::{AsFd, OwnedFd},
-    path::Path,
-};
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::{
-    Error, Instance, describe_switched, kernel, maps,
+    Error, Instance, describe_switched, kernel,
+    maps::{self, counters_pin, link_pin},
+    pins::PinDir,
     repairs::{self, Repairs},
     slots::Slot,
     sys,
@@ -28,26 +26,35 @@ pub struct Detached {
 ///
 /// # Errors
 ///
-/// [`Error::NotAttached`] if there are no pins.
+/// [`Error::NotAttached`] if there are no pins, [`Error::ForeignDirectory`] if they are not portsteer's.
 pub fn detach(instance: &Instance) -> Result<Detached, Error> {
     kernel::check()?;
-    if !instance.exists()? {
-        return Err(Error::NotAttached(instance.name().to_owned()));
+    let not_attached = || Error::NotAttached(instance.name().to_owned());
+    let pins = PinDir::open(instance)?.ok_or_else(not_attached)?;
+    // With the lock, no agent comes in between. An agent that has it hangs: it finds the mark when it goes on.
+    if !pins.try_lock()? {
+        pins.mark_detached()?;
     }
+    take_off(&pins)
+}
+
+/// Ends what a `detach` has begun that was killed.
+pub(super) fn finish(pins: &PinDir) -> Result<(), Error> {
+    if !pins.is_marked_detached() {
+        return Ok(());
+    }
+    detach_links(pins)?;
+    pins.clear().map(drop)
+}
+
+/// How often the directory is emptied, if an agent that does not hear goes on to pin.
+const ROUNDS: usize = 10;
+
+/// The same for pins that are opened.
+pub(super) fn take_off(pins: &PinDir) -> Result<Detached, Error> {
     let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
-    let slots = instance.linked_slots()?;
-    let interfaces = sys::open_pin(&instance.pin("interfaces")).ok();
-    let name = |slot: u32| {
-        let map = interfaces.as_ref()?;
-        let name = Slot::read(map.as_fd(), slot).ok()?.name();
-        (!name.is_empty()).then_some(name)
-    };
-    let mut detached = Detached::default();
-    for slot in slots {
-        detached.interfaces.push(name(slot).unwrap_or_else(|| format!("(slot {slot})")));
-        detach_slot(instance, slot)?;
-    }
-    if let Some(repairs) = Repairs::open(instance) {
+    let mut detached = Detached { interfaces: detach_links(pins)?, notes: Vec::new() };
+    if let Some(repairs) = Repairs::open(pins) {
         detached.notes = describe_switched(&[], &repairs.undo(&links, |_| false)?);
         let elsewhere = repairs.present()?;
         if !elsewhere.is_empty() {
@@ -57,54 +64,77 @@ pub fn detach(instance: &Instance) -> Result<Detached, Error> {
             ));
         }
     }
-    for name in instance.pins()? {
-        remove_pin(instance, &instance.pin(&name))?;
+    for round in 1.. {
+        let left = pins.clear()?;
+        if !left.is_empty() {
+            let left: Vec<String> = left.iter().map(|path| path.display().to_string()).collect();
+            detached.notes.push(format!(
+                "left as it is, because portsteer makes no directories there: {}",
+                left.join(", ")
+            ));
+            break;
+        }
+        match pins.remove_directory() {
+            Ok(()) => break,
+            // Something was pinned just now: by an agent that was in the middle of it.
+            Err(_) if round < ROUNDS => {
+                detached.interfaces.extend(detach_links(pins)?);
+            }
+            Err(error) => return Err(error),
+        }
     }
-    instance.remove_directory()?;
     if detached.interfaces.is_empty() {
-        return Err(Error::NotAttached(instance.name().to_owned()));
+        return Err(Error::NotAttached(pins.instance().name().to_owned()));
+    }
+    Ok(detached)
+}
+
+/// Detaches all links, and says what their interfaces are called.
+fn detach_links(pins: &PinDir) -> Result<Vec<String>, Error> {
+    let interfaces = pins.get("interfaces").ok();
+    let name = |slot: u32| {
+        let map = interfaces.as_ref()?;
+        let name = Slot::read(map.as_fd(), slot).ok()?.name();
+        (!name.is_empty()).then_some(name)
+    };
+    let mut detached = Vec::new();
+    for slot in pins.linked_slots()? {
+        detached.push(name(slot).unwrap_or_else(|| format!("(slot {slot})")));
+        detach_slot(pins, slot)?;
     }
     Ok(detached)
 }
 
 /// Takes one interface off and forgets what it has counted.
-pub(super) fn detach_slot(instance: &Instance, slot: u32) -> Result<(), Error> {
-    let path = instance.link_pin(slot);
-    match sys::open_pin(&path) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-        Err(error) => return Err(Error::io(format!("opening {}", path.display()))(error)),
-        // No link at all: not ours, but in our way.
+fn detach_slot(pins: &PinDir, slot: u32) -> Result<(), Error> {
+    match pins.get(&link_pin(slot)) {
+        // Gone just now, or no pin at all: not ours, but in our way.
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData
+            ) => {}
+        Err(error) => return Err(Error::io(format!("opening `{}`", link_pin(slot)))(error)),
+        // No link at all.
         Ok(link) if sys::xdp_link_info(link.as_fd()).is_err() => {}
         Ok(link) => force_detach(&link, slot)?,
     }
-    remove_slot(instance, slot)
+    remove_slot(pins, slot)
 }
 
-/// Detaches a link for good: somebody else may hold it, and removing a pin would take effect only
+/// Detaches a link for good: another process may hold it, and removing a pin would take effect only
 /// a moment later.
 pub(super) fn force_detach(link: &OwnedFd, slot: u32) -> Result<(), Error> {
     sys::link_detach(link.as_fd()).map_err(Error::io(format!("detaching slot {slot}")))
 }
 
 /// Removes a slot's pins, that of the link last: as long as it is there, the slot is taken.
-pub(super) fn remove_slot(instance: &Instance, slot: u32) -> Result<(), Error> {
-    remove_counters(instance, slot)?;
-    remove_pin(instance, &instance.link_pin(slot))
-}
-
-/// Removes the pins of a slot's counters.
-pub(super) fn remove_counters(instance: &Instance, slot: u32) -> Result<(), Error> {
-    maps::sizes().try_for_each(|pages| remove_pin(instance, &instance.counters_pin(slot, pages)))
-}
-
-/// Removes a pin, or whatever else somebody has put in its place.
-pub(super) fn remove_pin(instance: &Instance, path: &Path) -> Result<(), Error> {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            let name = instance.name();
-            Err(Error::io(format!("removing {} of instance {name}", path.display()))(error))
-        }
-        _ => Ok(()),
+pub(super) fn remove_slot(pins: &PinDir, slot: u32) -> Result<(), Error> {
+    maps::sizes().try_for_each(|pages| pins.remove(&counters_pin(slot, pages)))?;
+    let link = link_pin(slot);
+    match pins.remove(&link) {
+        // A directory in its place is left and named in the end.
+        Err(_) if pins.get(&link).is_err() => Ok(()),
+        result => result,
     }
 }

@@ -4,6 +4,7 @@ use std::{io, path::PathBuf, time::Duration};
 
 use portsteer_common::INTERFACE_SLOTS;
 
+use super::pins::PinDir;
 use crate::compile::CompileError;
 
 /// Why the dataplane could not do what was asked.
@@ -24,8 +25,8 @@ pub enum Error {
     InstanceBusy { instance: String, pid: Option<u32> },
     #[error("{} holds pins of another layout, or not all of them: {detail}", directory.display())]
     OtherLayout { instance: String, directory: PathBuf, detail: String },
-    #[error("{} belongs to another user (id {uid}), who could remove what is pinned in it", directory.display())]
-    ForeignDirectory { directory: PathBuf, uid: u32 },
+    #[error("portsteer does not use {} for its pins: {why}", directory.display())]
+    ForeignDirectory { directory: PathBuf, why: String },
     #[error("instance `{instance}` is attached in another network namespace")]
     OtherNamespace { instance: String },
     #[error("instance `{0}` is not attached to anything")]
@@ -91,6 +92,10 @@ pub enum Error {
         humantime::format_duration(Duration::from_secs(left.as_secs()))
     )]
     OnTrial { instance: String, left: Duration },
+    #[error("another policy has come into force meanwhile, and this one has not")]
+    Outdated,
+    #[error("instance `{0}` was taken off meanwhile")]
+    Detached(String),
     #[error("no policy is on trial")]
     NoTrial,
     #[error("the trial is over: the policy before is in force again")]
@@ -100,6 +105,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says what is wrong with pins.
+    pub(super) fn other_layout(pins: &PinDir, detail: String) -> Self {
+        let instance = pins.instance().name().to_owned();
+        Self::OtherLayout { instance, directory: pins.path(), detail }
+    }
+
     /// Wraps a system call's error; those about permission become [`Error::NotPermitted`].
     pub(super) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
@@ -116,7 +127,9 @@ impl Error {
             Self::NotPermitted { .. } => {
                 "run portsteer as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".to_owned()
             }
-            Self::NoBpffs(path) => format!("mount it: mount -t bpf bpf {}", path.display()),
+            Self::NoBpffs(path) => {
+                format!("mount it: mount -t bpf -o mode=0700 bpf {}", path.display())
+            }
             Self::TablesFull { instance } => format!(
                 "take the policy in force off first: `portsteer detach --instance {instance}`"
             ),
@@ -129,9 +142,11 @@ impl Error {
                 "another version of portsteer has put them there, or somebody has removed some; \
                  `portsteer detach --instance {instance}` takes its dataplane off"
             ),
-            Self::ForeignDirectory { directory, .. } => {
-                format!("remove it: rm -r {}", directory.display())
-            }
+            Self::ForeignDirectory { directory, .. } => format!(
+                "look at it (`ls -lad {path}`) and remove it (`rm -r {path}`); `chmod 0700 \
+                 /sys/fs/bpf` keeps other users from making directories there",
+                path = directory.display()
+            ),
             Self::OtherNamespace { instance } => format!(
                 "pins are shared between network namespaces: use another `--instance` than \
                  `{instance}` here"

@@ -3,7 +3,7 @@
 
 use std::os::fd::AsFd;
 
-use portsteer_common::image::BANKS;
+use portsteer_common::active::Phase;
 
 use super::{
     Applied, AttachedMode, Change, Concluded, Dataplane, Error, Manifest, Pinned, State,
@@ -11,10 +11,10 @@ use super::{
     applying::{Conclusion, expected_mode, place_interfaces},
     attaching::Attaching,
     capabilities::Capabilities,
-    check_namespace, describe_switched,
+    check_namespace, describe_switched, in_force, in_force_now,
     interfaces::{self, Selected},
     maps::Maps,
-    object, pinned, read_manifest,
+    object, pinned,
     reading::running,
     repairs,
     slots::{ALONE, alone},
@@ -96,42 +96,39 @@ pub struct Survey {
     pub waiting: Vec<String>,
 }
 
+/// What is in force, from one moment.
+#[derive(Debug, Clone)]
+pub struct InForce {
+    /// The policy in force; none where nothing is, or where a first policy's trial has lapsed.
+    pub manifest: Option<Manifest>,
+    /// What comes back when the trial that runs is over; none where nothing was in force before.
+    pub before_trial: Option<Manifest>,
+    pub trial: TrialState,
+}
+
 impl Dataplane {
-    /// What is in force.
+    /// What is in force. The kernel's word decides.
     ///
     /// # Errors
     ///
     /// The pins are of another layout, or not all of them are there.
-    pub fn manifest(&self) -> Result<Option<Manifest>, Error> {
+    pub fn in_force(&self) -> Result<InForce, Error> {
         if self.is_idle() {
-            return Ok(None);
+            return Ok(InForce { manifest: None, before_trial: None, trial: TrialState::None });
         }
-        let maps = Maps::open(&self.instance)?;
-        let active = maps.active_bank();
-        match Manifest::read(&self.instance, active) {
-            // A first policy's trial is over, and nobody has taken it off.
-            Err(_) if trials::state(&maps, None)? == TrialState::Lapsed => Ok(None),
-            _ => read_manifest(&self.instance, active).map(Some),
-        }
-    }
-
-    /// What comes back when the trial is over; `None` if nothing is on trial, or nothing was in force before.
-    ///
-    /// # Errors
-    ///
-    /// The kernel does not tell.
-    pub fn manifest_before_trial(&self) -> Result<Option<Manifest>, Error> {
-        if self.is_idle() {
-            return Ok(None);
-        }
-        let maps = Maps::open(&self.instance)?;
-        let before = match maps.trial()? {
-            Some(trial) if trial.state != portsteer_common::trial::state::NONE => {
-                usize::from(trial.back != portsteer_common::image::FIRST_BANK)
+        let maps = Maps::open(self.pins())?;
+        loop {
+            let (active, manifest) = in_force(&maps)?;
+            let trial = trials::state(active, manifest.as_ref())?;
+            let before_trial = match active.phase() {
+                Phase::Running => Manifest::read(self.pins(), active.other_bank()).ok(),
+                Phase::None | Phase::Lapsed => None,
+            };
+            // All of it from one moment.
+            if maps.active() == active {
+                return Ok(InForce { manifest, before_trial, trial });
             }
-            _ => return Ok(None),
-        };
-        Ok(Manifest::read(&self.instance, before).ok())
+        }
     }
 
     /// Goes on where another agent has ended: what that left undone is done, and programs of another object
@@ -143,14 +140,17 @@ impl Dataplane {
     /// The pins are of another layout, or the kernel refuses. The policy stays in force.
     pub fn take_over(&self, policy: &Policy) -> Result<(Concluded, Applied), Error> {
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
-        let mut maps = Maps::open(&self.instance)?;
-        let manifest = read_manifest(&self.instance, maps.active_bank())?;
-        let attached = pinned(&self.instance, &maps)?;
+        let mut maps = Maps::open(self.pins())?;
+        let (active, manifest) = in_force_now(&maps)?;
+        let attached = pinned(&maps)?;
         check_namespace(&self.instance, &attached, &links)?;
         let with_index = |index: u32| links.iter().find(|link| link.index == index);
         let present = attached.iter().filter_map(|pinned| with_index(pinned.ifindex));
         let present = present.map(|link| Known::new(link, &links)).collect();
-        let before = self.manifest_before_trial()?;
+        let before = match active.phase() {
+            Phase::Running => Manifest::read(self.pins(), active.other_bank()).ok(),
+            Phase::None | Phase::Lapsed => None,
+        };
         let others = before.iter().flat_map(|before| before.targets.clone());
         let is_new = |target: &super::ManifestTarget| {
             manifest.targets.iter().all(|own| own.slot != target.slot)
@@ -158,16 +158,16 @@ impl Dataplane {
         *self.applied() = State {
             targets: manifest.targets.iter().cloned().chain(others.filter(is_new)).collect(),
             attached: present,
-            repairs: repairs::Repairs::open(&self.instance),
+            repairs: repairs::Repairs::open(self.pins()),
         };
-        if let TrialState::Running { .. } = trials::state(&maps, Some(&manifest))? {
+        // A trial is left alone until it is over, and so is what is left of one that is.
+        if active.phase() != Phase::None {
             return Ok(Default::default());
         }
-        trials::cancel(&maps)?;
-        Maps::forget_new_tables(&self.instance);
+        Maps::forget_new_tables(self.pins());
         // What another policy had attached that never came into force, and what the policy in force had yet to
         // let go.
-        let other = alone((maps.active_bank() + 1) % BANKS);
+        let other = alone(active.other_bank());
         let (unwanted, kept): (Vec<&Pinned>, Vec<&Pinned>) = attached.iter().partition(|pinned| {
             // What has gone may be all that keeps the instance, and gets no other program.
             let is_older = pinned.record.generation < manifest.generation && pinned.ifindex != 0;
@@ -186,7 +186,7 @@ impl Dataplane {
                 Some((link, pinned.record.mode()))
             })
             .collect();
-        let other = Manifest::read(&self.instance, (maps.active_bank() + 1) % BANKS).ok();
+        let other = Manifest::read(self.pins(), active.other_bank()).ok();
         let conclusion = Conclusion {
             manifest: &manifest,
             other: other.as_ref(),
@@ -214,9 +214,9 @@ impl Dataplane {
     /// The kernel refuses. What was attached stays so.
     pub fn attach_missing(&self, policy: &Policy) -> Result<Applied, Error> {
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
-        let maps = Maps::open(&self.instance)?;
-        let mut manifest = read_manifest(&self.instance, maps.active_bank())?;
-        let attached = pinned(&self.instance, &maps)?;
+        let maps = Maps::open(self.pins())?;
+        let (_, mut manifest) = in_force_now(&maps)?;
+        let attached = pinned(&maps)?;
         check_namespace(&self.instance, &attached, &links)?;
         let is_attached = |link: &Link| attached.iter().any(|pinned| pinned.ifindex == link.index);
         let Selected { links: selected, waiting } = self.selected(policy, &links)?;
@@ -274,10 +274,13 @@ impl Dataplane {
         before: Option<&Policy>,
     ) -> Result<Applied, Error> {
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
-        let maps = Maps::open(&self.instance)?;
-        let active = maps.active_bank();
-        let mut manifest = read_manifest(&self.instance, active)?;
-        let attached = pinned(&self.instance, &maps)?;
+        let maps = Maps::open(self.pins())?;
+        let (active, mut manifest) = in_force_now(&maps)?;
+        if active.phase() != Phase::Running {
+            // Its time was up just now: what is missing belongs to the policy before, once this is tidied up.
+            return Ok(Applied { generation: manifest.generation, ..Applied::default() });
+        }
+        let attached = pinned(&maps)?;
         check_namespace(&self.instance, &attached, &links)?;
         let is_attached = |link: &Link| attached.iter().any(|pinned| pinned.ifindex == link.index);
         let Selected { links: mut wanted, waiting } = self.selected(policy, &links)?;
@@ -302,7 +305,7 @@ impl Dataplane {
         let mut work = Attaching::new(self, &maps, &capabilities, maps.all_features(), &manifest);
         let done = work.attach_all(policy, &wanted[..both], &placed[..both], &attached).and_then(
             |mut done| {
-                work.only_for_bank(active);
+                work.only_for_bank(active.bank());
                 let rest = work.attach_all(policy, &wanted[both..], &placed[both..], &attached)?;
                 done.extend(rest);
                 Ok(done)
@@ -337,9 +340,9 @@ impl Dataplane {
     /// The kernel does not tell, or nothing is in force.
     pub fn survey(&self, policy: &Policy) -> Result<Survey, Error> {
         let mut applied = self.applied();
-        let maps = running(&self.instance)?;
+        let maps = running(self.pins())?;
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
-        let pinned = pinned(&self.instance, &maps)?;
+        let pinned = pinned(&maps)?;
         let is_here = |pinned: &&Pinned| {
             check_namespace(&self.instance, std::slice::from_ref(*pinned), &links).is_ok()
                 && pinned.ifindex != 0
@@ -384,8 +387,8 @@ impl Dataplane {
         if applied.targets.is_empty() {
             return Ok(Refreshed::default());
         }
-        let mut maps = running(&self.instance)?;
-        let attachments = Attachments::new(&pinned(&self.instance, &maps)?);
+        let mut maps = running(self.pins())?;
+        let attachments = Attachments::new(&pinned(&maps)?);
         let ask = if ask_again { Ask::Again } else { Ask::First };
         let found = targets::refresh(&mut maps, &applied.targets, &attachments, ask)?;
         let (mut changes, mut notes) = (found.changes, Vec::new());

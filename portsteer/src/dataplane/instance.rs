@@ -13,22 +13,14 @@
 //!     losses                   what did not get to its target
 //!     repairs                  offloads that were switched for a policy
 //!     watch_PROGRAM_OBJECT     what listens to the kernel's tracepoints while a policy steers
+//!     detached                 a mark: `portsteer detach` is at work here
 //! ```
+//!
+//! How the directory is reached is in [`super::pins`].
 
-use std::{
-    fs::{self, DirBuilder, File},
-    io,
-    os::{
-        fd::AsFd,
-        unix::fs::{DirBuilderExt, MetadataExt},
-    },
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
-use super::{Error, kernel::BPFFS, sys};
-
-/// What the names of counters' pins begin with.
-pub(super) const COUNTERS: &str = "counters_";
+use super::{Error, kernel::BPFFS, pins::PinDir};
 
 /// A name under which a dataplane is kept apart from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,17 +32,18 @@ pub struct Instance {
 #[derive(Debug)]
 pub struct Lock {
     /// Held for its lock.
-    directory: File,
-    path: PathBuf,
+    pins: PinDir,
 }
 
 impl Lock {
-    /// Whether the directory is still the one that was locked: `detach` removes it.
+    /// Whether it is still the right to change the instance: `detach` removes the directory.
     pub(super) fn holds(&self) -> bool {
-        match (self.directory.metadata(), fs::metadata(&self.path)) {
-            (Ok(locked), Ok(now)) => locked.ino() == now.ino(),
-            _ => false,
-        }
+        !self.pins.is_given_up()
+    }
+
+    /// What is locked.
+    pub(super) fn pins(&self) -> &PinDir {
+        &self.pins
     }
 }
 
@@ -75,88 +68,43 @@ impl Instance {
         Ok(Self { name: name.to_owned() })
     }
 
-    /// All that have pins now, as far as they may be seen.
-    pub(super) fn all() -> Vec<Self> {
-        let entries = fs::read_dir(Path::new(BPFFS).join("portsteer")).into_iter().flatten();
-        entries.flatten().filter_map(|entry| Self::new(entry.file_name().to_str()?).ok()).collect()
-    }
-
     /// The name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where its pins are.
+    /// Where its pins are, for messages: nothing is opened by this path.
     #[must_use]
     pub fn directory(&self) -> PathBuf {
         PathBuf::from(BPFFS).join("portsteer").join(&self.name)
-    }
-
-    pub(super) fn pin(&self, name: &str) -> PathBuf {
-        self.directory().join(name)
-    }
-
-    /// Where a slot's counters are that have so many pages.
-    pub(super) fn counters_pin(&self, slot: u32, pages: u32) -> PathBuf {
-        self.pin(&format!("{COUNTERS}{slot}_{pages}"))
-    }
-
-    pub(super) fn link_pin(&self, slot: u32) -> PathBuf {
-        self.pin(&format!("link_{slot}"))
-    }
-
-    pub(super) fn manifest_pin(&self, bank: usize) -> PathBuf {
-        self.pin(&format!("manifest_{bank}"))
     }
 
     /// Whether there are pins of this instance.
     ///
     /// # Errors
     ///
-    /// The BPF file system may not be looked at.
+    /// The BPF file system may not be looked at, or another user's directory is in the place of the pins.
     pub fn exists(&self) -> Result<bool, Error> {
-        let directory = self.directory();
-        directory.try_exists().map_err(Error::io(format!("looking at {}", directory.display())))
+        Ok(PinDir::open(self)?.is_some())
     }
 
     /// Makes the directory if it is missing and takes the lock on it.
     ///
     /// # Errors
     ///
-    /// [`Error::InstanceBusy`] if another process holds it.
+    /// [`Error::InstanceBusy`] if another process holds it, [`Error::ForeignDirectory`] if another user has put
+    /// something in its place.
     pub fn lock(&self) -> Result<Lock, Error> {
-        let path = self.directory();
         loop {
-            // Whoever may open the directory may take the lock.
-            let mut directory = DirBuilder::new();
-            match directory.recursive(true).mode(0o700).create(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                result => {
-                    result
-                        .map_err(Error::io(format!("making the directory {}", path.display())))?;
-                }
+            let pins = PinDir::make(self)?;
+            if !pins.try_lock()? {
+                let pid = pins.inode().ok().and_then(lock_holder);
+                return Err(Error::InstanceBusy { instance: self.name.clone(), pid });
             }
-            let opening = || Error::io(format!("opening {}", path.display()));
-            let directory = match File::open(&path) {
-                // Somebody's `detach` was faster.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                result => result.map_err(opening())?,
-            };
-            let inode = directory.metadata().map_err(opening())?.ino();
-            refuse_foreign(&path)?;
-            let locked = sys::try_lock(directory.as_fd())
-                .map_err(Error::io(format!("locking {}", path.display())))?;
-            if !locked {
-                return Err(Error::InstanceBusy {
-                    instance: self.name.clone(),
-                    pid: lock_holder(inode),
-                });
-            }
-            let lock = Lock { directory, path: path.clone() };
-            // A lock on a directory that `detach` has removed meanwhile keeps nobody out.
-            if lock.holds() {
-                return Ok(lock);
+            // A lock on a directory that `detach` has removed meanwhile keeps no other process out.
+            if pins.is_in_place() {
+                return Ok(Lock { pins });
             }
         }
     }
@@ -164,66 +112,9 @@ impl Instance {
     /// The process that has the right to change the instance, where that can be seen.
     #[must_use]
     pub fn holder(&self) -> Option<u32> {
-        let metadata = fs::metadata(self.directory()).ok()?;
-        lock_holder(metadata.ino())
+        let pins = PinDir::open(self).ok()??;
+        lock_holder(pins.inode().ok()?)
     }
-
-    /// Removes the directory, which must be empty, and that of all instances if this was the
-    /// last.
-    pub(super) fn remove_directory(&self) -> Result<(), Error> {
-        let directory = self.directory();
-        match fs::remove_dir(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io(format!("removing {}", directory.display()))(error));
-            }
-            _ => {}
-        }
-        if let Some(parent) = directory.parent() {
-            // Refused while other instances live in it.
-            let _ = fs::remove_dir(parent);
-        }
-        Ok(())
-    }
-
-    /// The slots that have a link pin, ascending.
-    pub(super) fn linked_slots(&self) -> Result<Vec<u32>, Error> {
-        let mut slots: Vec<u32> = self
-            .pins()?
-            .iter()
-            .filter_map(|name| name.strip_prefix("link_")?.parse().ok())
-            .collect();
-        slots.sort_unstable();
-        Ok(slots)
-    }
-
-    /// The names of all pins.
-    pub(super) fn pins(&self) -> Result<Vec<String>, Error> {
-        let directory = self.directory();
-        let reading = || Error::io(format!("reading {}", directory.display()));
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(reading())? {
-            names.push(entry.map_err(reading())?.file_name().to_string_lossy().into_owned());
-        }
-        Ok(names)
-    }
-}
-
-/// Refuses an instance's directory, or that of all instances, if it is another user's: anybody may
-/// make directories in a BPF file system that is mounted without `mode=`, and the owner of one may
-/// remove whatever is pinned in it.
-fn refuse_foreign(instance: &Path) -> Result<(), Error> {
-    let owner = |path: &Path| {
-        let metadata = fs::metadata(path).map(|metadata| metadata.uid());
-        metadata.map_err(Error::io(format!("looking at {}", path.display())))
-    };
-    let user = owner(Path::new("/proc/self"))?;
-    for directory in instance.ancestors().take(2) {
-        let uid = owner(directory)?;
-        if uid != 0 && uid != user {
-            return Err(Error::ForeignDirectory { directory: directory.to_owned(), uid });
-        }
-    }
-    Ok(())
 }
 
 /// The process that holds the lock on a directory's inode, as /proc/locks tells.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Error, btf,
+    Error, btf, pins,
     sys::{self, Instruction, TestRun},
 };
 
@@ -25,13 +25,9 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// The kernel is too old, or no BPF file system is mounted.
 pub fn check() -> Result<(), Error> {
     check_release(&release()?)?;
-    let bpffs = Path::new(BPFFS);
-    match sys::is_bpffs(bpffs) {
+    match pins::is_mounted() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Error::NoBpffs(bpffs.to_owned())),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-            Err(Error::NoBpffs(bpffs.to_owned()))
-        }
+        Ok(false) => Err(Error::NoBpffs(BPFFS.into())),
         Err(error) => Err(Error::io(format!("looking at {BPFFS}"))(error)),
     }
 }

@@ -5,13 +5,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs, io,
+    io,
     os::fd::{AsFd, BorrowedFd},
 };
 
 use portsteer_common::{
     Counter, Decision, LAYOUT_VERSION, Verdict,
-    counters::{MAX_PAGES, PAGE_COUNTERS},
+    counters::{MAX_PAGES, OUTCOME_PAGES, PAGE_COUNTERS},
     steering::{Losses, TARGET_SLOTS},
 };
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Order,
     instance::Instance,
+    pins::PinDir,
     sys::{self, MapShape, map_type},
 };
 use crate::{
@@ -26,6 +27,11 @@ use crate::{
     netlink::Link,
     policy::{Action, Policy, Rule, TargetKind},
 };
+
+/// What the manifest of a bank is pinned as.
+pub(super) fn pin_name(bank: usize) -> String {
+    format!("manifest_{bank}")
+}
 
 const CHUNK: usize = 64 * 1024;
 const LENGTH: usize = size_of::<u64>();
@@ -55,8 +61,8 @@ pub struct Manifest {
     pub rules: Vec<ManifestRule>,
     /// The targets, in the policy's order.
     pub targets: Vec<ManifestTarget>,
-    /// The number of the verdict of all rules that ever count in a page of counters, from page 1
-    /// on.
+    /// The number of the verdict of all rules that ever count in a page of counters, from the first page of
+    /// rules on ([`OUTCOME_PAGES`]).
     pub page_verdicts: Vec<u8>,
 }
 
@@ -167,9 +173,12 @@ pub(super) fn place_targets(
     Ok(targets)
 }
 
+/// The first counter that a rule may have.
+const FIRST_RULE_COUNTER: u32 = (OUTCOME_PAGES * PAGE_COUNTERS) as u32;
+
 /// Which counters are free, by verdict.
 struct Allocator<'a> {
-    /// The verdict of each page, from page 1 on.
+    /// The verdict of each page of rules.
     page_verdicts: &'a mut Vec<u8>,
     used: HashSet<u32>,
     /// Where the search for a free counter goes on, by verdict.
@@ -180,16 +189,16 @@ impl Allocator<'_> {
     /// A counter that nobody uses, in a page of this verdict.
     fn allocate(&mut self, verdict: Verdict) -> Option<u32> {
         let verdict = verdict as u8;
-        let mut id = self.next.get(&verdict).copied().unwrap_or(PAGE_COUNTERS as u32);
+        let mut id = self.next.get(&verdict).copied().unwrap_or(FIRST_RULE_COUNTER);
         loop {
             let page = id as usize / PAGE_COUNTERS;
-            if page > self.page_verdicts.len() {
+            if page >= OUTCOME_PAGES + self.page_verdicts.len() {
                 if page >= MAX_PAGES {
                     return None;
                 }
                 self.page_verdicts.push(verdict);
             }
-            if self.page_verdicts[page - 1] != verdict {
+            if self.page_verdicts[page - OUTCOME_PAGES] != verdict {
                 id = ((page + 1) * PAGE_COUNTERS) as u32;
             } else if self.used.insert(id) {
                 self.next.insert(verdict, id + 1);
@@ -255,7 +264,7 @@ impl Manifest {
                     let fits = |share: &Share| {
                         let page = share.counter as usize / PAGE_COUNTERS;
                         share.target == target
-                            && allocator.page_verdicts.get(page.wrapping_sub(1))
+                            && allocator.page_verdicts.get(page.wrapping_sub(OUTCOME_PAGES))
                                 == Some(&(verdict as u8))
                     };
                     match shares.iter().position(fits) {
@@ -265,7 +274,7 @@ impl Manifest {
                                 allocator.allocate(verdict).ok_or_else(|| Error::CountersFull {
                                     instance: instance.name().to_owned(),
                                     rules: policy.rules.len(),
-                                    available: (MAX_PAGES - 1) * PAGE_COUNTERS,
+                                    available: (MAX_PAGES - OUTCOME_PAGES) * PAGE_COUNTERS,
                                 })?;
                             let base = match previous {
                                 Some(_) => read(counter),
@@ -327,17 +336,17 @@ impl Manifest {
 
     /// The verdict of the rules that count in a page, if the page is in use.
     pub(super) fn page_verdict(&self, page: usize) -> Option<Verdict> {
-        let number = *self.page_verdicts.get(page.checked_sub(1)?)?;
+        let number = *self.page_verdicts.get(page.checked_sub(OUTCOME_PAGES)?)?;
         Some(Verdict::from_number(u32::from(number)))
     }
 
-    /// The number of pages in use, page 0 included.
+    /// The number of pages in use, those for packets without a rule included.
     pub(super) fn pages(&self) -> u32 {
-        1 + self.page_verdicts.len() as u32
+        OUTCOME_PAGES as u32 + self.page_verdicts.len() as u32
     }
 
     /// Pins the manifest as that of a bank.
-    pub(super) fn write(&self, instance: &Instance, bank: usize) -> Result<(), Error> {
+    pub(super) fn write(&self, pins: &PinDir, bank: usize) -> Result<(), Error> {
         let writing = || Error::io("writing the policy's manifest");
         let json = serde_json::to_vec(self).map_err(|error| writing()(error.into()))?;
         let chunks = (LENGTH + json.len()).div_ceil(CHUNK);
@@ -357,13 +366,7 @@ impl Manifest {
         for (index, chunk) in bytes.chunks(CHUNK).enumerate() {
             sys::map_update(map.as_fd(), index as u32, chunk).map_err(writing())?;
         }
-        let new = instance.pin("manifest_new");
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(writing()(error)),
-            _ => {}
-        }
-        sys::pin(map.as_fd(), &new).map_err(writing())?;
-        fs::rename(&new, instance.manifest_pin(bank)).map_err(writing())
+        pins.replace(map.as_fd(), &pin_name(bank))
     }
 
     /// Reads the manifest of a bank.
@@ -371,9 +374,9 @@ impl Manifest {
     /// # Errors
     ///
     /// A text of what is wrong with it.
-    pub(super) fn read(instance: &Instance, bank: usize) -> Result<Self, String> {
-        let path = instance.manifest_pin(bank);
-        let map = sys::open_pin(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    pub(super) fn read(pins: &PinDir, bank: usize) -> Result<Self, String> {
+        let name = pin_name(bank);
+        let map = pins.get(&name).map_err(|error| format!("`{name}`: {error}"))?;
         let json = read_chunks(map.as_fd()).map_err(|error| format!("the manifest: {error}"))?;
         let manifest: Self =
             serde_json::from_slice(&json).map_err(|error| format!("the manifest: {error}"))?;

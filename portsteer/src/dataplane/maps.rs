@@ -2,35 +2,37 @@
 //! map's shape.
 
 use std::{
-    fs, io,
+    cell::Cell,
+    collections::HashSet,
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use bytemuck::Zeroable;
 use portsteer_common::{
-    Counter, CounterPage, Image, PolicyBanks,
-    counters::{MAX_PAGES, PAGE_COUNTERS},
-    image::{BANKS, FIRST_BANK, SECOND_BANK, feature},
+    Active, Counter, CounterPage, Image, PolicyBanks,
+    counters::{MAX_PAGES, OUTCOME_PAGES, PAGE_COUNTERS},
+    image::{BANKS, feature},
     node::{MAX_SEGMENTS, SMALL_SEGMENTS, Segment, SmallTables},
     steering::{Losses, MacAddresses, SPREAD_PLACES, Spread, TARGET_SLOTS, Target},
-    trial::Trial,
 };
 
 use super::{
     Error,
-    detaching::remove_pin,
-    instance::{COUNTERS, Instance},
+    pins::PinDir,
     repairs::{self, Repairs},
     slots,
     sys::{self, MapShape, Mapping, map_type},
-    trials,
 };
 use crate::compile::Compiled;
 
 const POLICY: &str = "policy";
+const ACTIVE: &str = "active";
+/// What the maps are called in the object that stand for sections.
+const POLICY_SECTION: &str = ".bss";
+const ACTIVE_SECTION: &str = ".bss.active";
+const SMALL_TABLES_SECTION: &str = ".bss.tables";
 const TABLES: &str = "tables";
 const SMALL_TABLES: &str = "small_tables";
 /// Where larger or smaller tables are pinned until programs use them.
@@ -40,20 +42,20 @@ const DEVICE_SLOTS: &str = "device_slots";
 const CPUS: &str = "cpus";
 const LOSSES: &str = "losses";
 const INTERFACES: &str = "interfaces";
-const TRIAL: &str = "trial";
+pub(super) const TRIAL: &str = "trial";
+/// What the names of counters' pins begin with, behind an underscore, and what the object calls its own.
+pub(super) const COUNTERS: &str = "counters";
 const RETIRED: &str = "retired";
-/// Where a larger map of what is retired is pinned until it is whole.
-const NEW_RETIRED: &str = "retired_new";
 
 /// The least number of pages of counters, so that a small policy can grow to 15,000 rules or so before
 /// its program has to be replaced.
 const MIN_PAGES: usize = 64;
 
-/// How many pages of counters an instance begins with: one for the packets without a rule, and
+/// How many pages of counters an instance begins with: some for the packets without a rule, and
 /// room for twice the rules, so that a policy whose rules are all new fits beside the one that it
 /// replaces. A page holds rules of one verdict, so each verdict may leave one half empty.
 pub(super) fn pages_for(rules: usize) -> u32 {
-    let pages = 1 + 2 * (rules.div_ceil(PAGE_COUNTERS) + 2);
+    let pages = OUTCOME_PAGES + 2 * (rules.div_ceil(PAGE_COUNTERS) + 2);
     pages.next_power_of_two().clamp(MIN_PAGES, MAX_PAGES) as u32
 }
 
@@ -71,6 +73,9 @@ const fn array(value_size: usize, max_entries: u32) -> MapShape {
 /// The map `policy`: one value, which user space writes to through a mapping.
 const POLICY_SHAPE: MapShape =
     MapShape { flags: sys::MMAPABLE, ..array(size_of::<PolicyBanks>(), 1) };
+
+/// The map `active`: one word.
+const ACTIVE_SHAPE: MapShape = MapShape { flags: sys::MMAPABLE, ..array(size_of::<Active>(), 1) };
 
 /// The map `tables`, which user space writes to through a mapping as well.
 const fn tables_shape(segments: u32) -> MapShape {
@@ -90,7 +95,7 @@ const DEVICES_SHAPE: MapShape =
 
 /// The first target slot that sends out of an interface, by the interface's index.
 const DEVICE_SLOTS_SHAPE: MapShape =
-    MapShape { map_type: map_type::LRU_HASH, ..array(4, TARGET_SLOTS as u32) };
+    MapShape { map_type: map_type::HASH, ..array(4, TARGET_SLOTS as u32) };
 
 /// The CPUs that packets can be handed to, by number; the value is the length of the queue.
 fn cpus_shape() -> Result<MapShape, Error> {
@@ -121,18 +126,14 @@ fn gap(used: &Range<usize>, count: usize, all: usize) -> Option<usize> {
 
 /// Opens a pinned map of this shape; any number of values up to `most` will do if that is given.
 fn open(
-    instance: &Instance,
+    pins: &PinDir,
     name: &str,
     wanted: MapShape,
     most: Option<u32>,
 ) -> Result<(OwnedFd, MapShape), Error> {
-    let other_layout = |detail| Error::OtherLayout {
-        instance: instance.name().to_owned(),
-        directory: instance.directory(),
-        detail,
-    };
-    let map = match sys::open_pin(&instance.pin(name)) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+    let other_layout = |detail| Error::other_layout(pins, detail);
+    let map = match pins.get(name) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(other_layout(format!("the map `{name}` is missing")));
         }
         result => result.map_err(Error::io(format!("opening the map `{name}`")))?,
@@ -158,14 +159,16 @@ fn open(
 }
 
 /// Opens the map `retired` as it is now: another may have taken its place.
-fn open_retired(instance: &Instance) -> Result<(OwnedFd, MapShape), Error> {
-    open(instance, RETIRED, array(size_of::<CounterPage>(), 1), Some(MAX_PAGES as u32))
+fn open_retired(pins: &PinDir) -> Result<(OwnedFd, MapShape), Error> {
+    open(pins, RETIRED, array(size_of::<CounterPage>(), 1), Some(MAX_PAGES as u32))
 }
 
 /// The maps that all programs of an instance share.
 #[derive(Debug)]
 pub(super) struct Maps {
-    instance: Instance,
+    pins: PinDir,
+    active_map: OwnedFd,
+    active: Mapping<u64>,
     policy_map: OwnedFd,
     policy: Mapping<PolicyBanks>,
     tables_map: OwnedFd,
@@ -173,8 +176,8 @@ pub(super) struct Maps {
     segments: usize,
     small_tables_map: OwnedFd,
     small_tables: Mapping<SmallTables>,
-    /// Where the tables are pinned.
-    tables_pin: &'static str,
+    /// Whether the tables are pinned beside those that they are to replace.
+    are_tables_new: Cell<bool>,
     pub(super) interfaces: OwnedFd,
     devices: OwnedFd,
     device_slots: OwnedFd,
@@ -192,44 +195,49 @@ impl Maps {
     /// # Errors
     ///
     /// [`Error::OtherLayout`] if one is missing or has another shape.
-    pub(super) fn open(instance: &Instance) -> Result<Self, Error> {
-        let (policy_map, _) = open(instance, POLICY, POLICY_SHAPE, None)?;
+    pub(super) fn open(pins: &PinDir) -> Result<Self, Error> {
+        let (active_map, _) = open(pins, ACTIVE, ACTIVE_SHAPE, None)?;
+        let active =
+            Mapping::new(active_map.as_fd()).map_err(Error::io("mapping the map `active`"))?;
+        let (policy_map, _) = open(pins, POLICY, POLICY_SHAPE, None)?;
         let policy = Mapping::new(policy_map.as_fd()).map_err(Error::io("mapping the policy"))?;
-        let (tables_map, shape) =
-            open(instance, TABLES, tables_shape(1), Some(MAX_SEGMENTS as u32))?;
-        let (small_tables_map, _) = open(instance, SMALL_TABLES, SMALL_TABLES_SHAPE, None)?;
+        let (tables_map, shape) = open(pins, TABLES, tables_shape(1), Some(MAX_SEGMENTS as u32))?;
+        let (small_tables_map, _) = open(pins, SMALL_TABLES, SMALL_TABLES_SHAPE, None)?;
         let small_tables = Mapping::new(small_tables_map.as_fd())
             .map_err(Error::io("mapping the small tables"))?;
-        let (_, retired) = open_retired(instance)?;
-        let (interfaces, _) = open(instance, INTERFACES, slots::SHAPE, None)?;
-        let (devices, _) = open(instance, DEVICES, DEVICES_SHAPE, None)?;
-        let (device_slots, _) = open(instance, DEVICE_SLOTS, DEVICE_SLOTS_SHAPE, None)?;
-        let (cpus, _) = open(instance, CPUS, cpus_shape()?, None)?;
-        let (losses, _) = open(instance, LOSSES, losses_shape()?, None)?;
-        let (repairs, _) = open(instance, repairs::PIN, repairs::SHAPE, None)?;
+        let (_, retired) = open_retired(pins)?;
+        let (interfaces, _) = open(pins, INTERFACES, slots::SHAPE, None)?;
+        let (devices, _) = open(pins, DEVICES, DEVICES_SHAPE, None)?;
+        let (device_slots, _) = open(pins, DEVICE_SLOTS, DEVICE_SLOTS_SHAPE, None)?;
+        let (cpus, _) = open(pins, CPUS, cpus_shape()?, None)?;
+        let (losses, _) = open(pins, LOSSES, losses_shape()?, None)?;
+        let (repairs, _) = open(pins, repairs::PIN, repairs::SHAPE, None)?;
         Ok(Self {
-            instance: instance.clone(),
+            pins: pins.clone(),
+            active_map,
+            active,
             policy_map,
             policy,
             tables_map,
             segments: shape.max_entries as usize,
             small_tables_map,
             small_tables,
-            tables_pin: TABLES,
+            are_tables_new: Cell::new(false),
             interfaces,
             devices,
             device_slots,
             cpus,
             losses,
-            repairs: Repairs::new(instance, repairs),
+            repairs: Repairs::new(pins.instance(), repairs),
             pages: retired.max_entries,
         })
     }
 
     /// Creates and pins the maps that all programs share: the policy, with nothing in it, and those
     /// that the programs do not know of.
-    pub(super) fn create(instance: &Instance, pages: u32) -> Result<(), Error> {
+    pub(super) fn create(pins: &PinDir, pages: u32) -> Result<(), Error> {
         let shapes = [
+            (ACTIVE, ACTIVE_SHAPE),
             (POLICY, POLICY_SHAPE),
             (TABLES, tables_shape(1)),
             (SMALL_TABLES, SMALL_TABLES_SHAPE),
@@ -245,42 +253,50 @@ impl Maps {
         for (name, shape) in shapes {
             let creating = || Error::io(format!("creating the map `{name}`"));
             let map = sys::map_create(name, shape, None).map_err(creating())?;
-            sys::pin(map.as_fd(), &instance.pin(name)).map_err(creating())?;
+            pins.pin(map.as_fd(), name).map_err(creating())?;
         }
         Ok(())
     }
 
-    /// What the maps hold that stand for sections, by the name of the program's static: as
-    /// [`object::load`](super::object::load) wants it.
-    pub(super) fn statics(&self) -> Result<[(&'static str, Vec<u8>); 2], Error> {
-        let read = |map: &OwnedFd, len: usize| -> Result<Vec<u8>, Error> {
-            let mut bytes = vec![0; len];
-            sys::map_lookup(map.as_fd(), 0, &mut bytes).map_err(Error::io("reading the policy"))?;
-            Ok(bytes)
-        };
-        Ok([
-            ("POLICY", read(&self.policy_map, size_of::<PolicyBanks>())?),
-            ("SMALL_TABLES", read(&self.small_tables_map, size_of::<SmallTables>())?),
-        ])
+    /// The pins that these maps are from.
+    pub(super) fn pins(&self) -> &PinDir {
+        &self.pins
+    }
+
+    /// What the object calls the maps that all programs of an instance share.
+    pub(super) fn descriptors(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+        vec![
+            (ACTIVE_SECTION, self.active_map.as_fd()),
+            (POLICY_SECTION, self.policy_map.as_fd()),
+            (SMALL_TABLES_SECTION, self.small_tables_map.as_fd()),
+            (TABLES, self.tables_map.as_fd()),
+            (DEVICES, self.devices.as_fd()),
+            (DEVICE_SLOTS, self.device_slots.as_fd()),
+            (CPUS, self.cpus.as_fd()),
+            (LOSSES, self.losses.as_fd()),
+        ]
+    }
+
+    fn active_word(&self) -> &AtomicU64 {
+        self.active.double_word(|word| word)
+    }
+
+    /// Which policy is in force.
+    pub(super) fn active(&self) -> Active {
+        Active::from_bits(self.active_word().load(Ordering::SeqCst))
+    }
+
+    /// Changes that word, if it is still the one that is expected; else returns what it is.
+    pub(super) fn swap_active(&self, from: Active, to: Active) -> Result<(), Active> {
+        let (from, to) = (from.to_bits(), to.to_bits());
+        let swapped =
+            self.active_word().compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+        swapped.map(drop).map_err(Active::from_bits)
     }
 
     /// The bank that is in force.
     pub(super) fn active_bank(&self) -> usize {
-        let active = self.policy.word(|policy| {
-            // SAFETY: the address of a field of a value that is mapped.
-            unsafe { &raw mut (*policy).active }
-        });
-        usize::from(active.load(Ordering::Acquire) != FIRST_BANK)
-    }
-
-    /// Puts a bank in force.
-    pub(super) fn set_active_bank(&self, bank: usize) {
-        let active = self.policy.word(|policy| {
-            // SAFETY: the address of a field of a value that is mapped.
-            unsafe { &raw mut (*policy).active }
-        });
-        let word = if bank == 0 { FIRST_BANK } else { SECOND_BANK };
-        active.store(word, Ordering::Release);
+        self.active().bank()
     }
 
     fn word_of_bank(&self, bank: usize, field: impl Fn(*mut Image) -> *mut u32) -> u32 {
@@ -338,8 +354,8 @@ impl Maps {
             self.replace_tables(segments, &active)?;
             first = gap(&active, count, segments);
         }
-        let first =
-            first.ok_or_else(|| Error::TablesFull { instance: self.instance.name().into() })?;
+        let first = first
+            .ok_or_else(|| Error::TablesFull { instance: self.pins.instance().name().into() })?;
         let idle = (self.active_bank() + 1) % BANKS;
         // Only these: mapping tens of MiB takes milliseconds.
         let mut tables = Mapping::<Segment>::of(self.tables_map.as_fd(), first..first + count)
@@ -366,50 +382,31 @@ impl Maps {
     /// Makes other tables with a copy of what the policy in force needs.
     fn replace_tables(&mut self, segments: usize, active: &Range<usize>) -> Result<(), Error> {
         let making = || Error::io(format!("making tables of {} MiB", segments.div_ceil(16)));
-        let pin = self.instance.pin(NEW_TABLES);
-        match fs::remove_file(&pin) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(making()(error)),
-            _ => {}
-        }
+        self.pins.remove(NEW_TABLES)?;
         let map = sys::map_create(TABLES, tables_shape(segments as u32), None).map_err(making())?;
         let mut new = Mapping::<Segment>::of(map.as_fd(), active.clone()).map_err(making())?;
         let mut old = Mapping::of(self.tables_map.as_fd(), active.clone()).map_err(making())?;
         // SAFETY: no program knows of the new ones; the others only change under the lock.
         unsafe { new.values_mut().copy_from_slice(old.values_mut()) };
-        sys::pin(map.as_fd(), &pin).map_err(making())?;
-        (self.tables_map, self.segments, self.tables_pin) = (map, segments, NEW_TABLES);
+        self.pins.pin(map.as_fd(), NEW_TABLES).map_err(making())?;
+        (self.tables_map, self.segments) = (map, segments);
+        self.are_tables_new.set(true);
         Ok(())
     }
 
     /// Makes the tables that all programs use by now the instance's.
-    pub(super) fn settle_tables(&mut self) -> Result<(), Error> {
-        if self.tables_pin == NEW_TABLES {
-            fs::rename(self.instance.pin(NEW_TABLES), self.instance.pin(TABLES))
-                .map_err(Error::io("pinning the tables"))?;
-            self.tables_pin = TABLES;
+    pub(super) fn settle_tables(&self) -> Result<(), Error> {
+        if self.are_tables_new.get() {
+            self.pins.rename(NEW_TABLES, TABLES)?;
+            self.are_tables_new.set(false);
         }
         Ok(())
     }
 
     /// Forgets tables that were made for a policy that is not put in force.
-    pub(super) fn forget_new_tables(instance: &Instance) {
-        // Whoever makes the next ones removes it first.
-        let _ = fs::remove_file(instance.pin(NEW_TABLES));
-    }
-
-    /// What the program calls the maps that all programs of an instance share, and where they are
-    /// pinned. The first two stand for sections.
-    pub(super) fn shared_pins(&self) -> [(&'static str, PathBuf); 7] {
-        let pin = |name| self.instance.pin(name);
-        [
-            (".bss", pin(POLICY)),
-            (".bss.tables", pin(SMALL_TABLES)),
-            (TABLES, pin(self.tables_pin)),
-            (DEVICES, pin(DEVICES)),
-            (DEVICE_SLOTS, pin(DEVICE_SLOTS)),
-            (CPUS, pin(CPUS)),
-            (LOSSES, pin(LOSSES)),
-        ]
+    pub(super) fn forget_new_tables(pins: &PinDir) {
+        // What makes the next ones removes it first.
+        let _ = pins.remove(NEW_TABLES);
     }
 
     fn target_word(&self, slot: u16, field: impl Fn(*mut Target) -> *mut u32) -> &AtomicU32 {
@@ -508,6 +505,28 @@ impl Maps {
         .map_err(Error::io("writing the map `device_slots`"))
     }
 
+    /// Forgets the interfaces that no target slot sends out of any more: the kernel takes an interface that goes out of
+    /// `devices`, and leaves it here.
+    pub(super) fn forget_gone_devices(&self) -> Result<(), Error> {
+        let used = (0..TARGET_SLOTS as u16).map(|slot| self.device(slot));
+        let used: HashSet<u32> = used.collect::<Result<_, _>>()?;
+        let map = self.device_slots.as_fd();
+        let reading = || Error::io("reading the map `device_slots`");
+        let mut known = Vec::new();
+        let mut key = None;
+        // A key that is taken out meanwhile begins the walk anew: no further than there are entries.
+        while known.len() < TARGET_SLOTS
+            && let Some(next) = sys::map_next_key(map, key).map_err(reading())?
+        {
+            known.push(next);
+            key = Some(next);
+        }
+        for ifindex in known.into_iter().filter(|ifindex| !used.contains(ifindex)) {
+            self.set_slot_of_device(ifindex, None)?;
+        }
+        Ok(())
+    }
+
     /// How many packets may wait for a CPU, 0 if none are handed to it.
     pub(super) fn queue(&self, cpu: u32) -> Result<u32, Error> {
         let mut value = [0; 4];
@@ -552,21 +571,25 @@ impl Maps {
     pub(super) fn counters(&self, slot: u32) -> Result<Vec<Counters>, Error> {
         let mut found = Vec::new();
         for pages in sizes() {
-            let path = self.instance.counters_pin(slot, pages);
-            let exists = path
-                .try_exists()
-                .map_err(Error::io(format!("looking at the map {}", path.display())))?;
-            if exists {
-                let shape = MapShape {
-                    map_type: map_type::PERCPU_ARRAY,
-                    ..array(size_of::<CounterPage>(), pages)
-                };
-                let name = format!("counters_{slot}_{pages}");
-                let (map, _) = open(&self.instance, &name, shape, None)?;
+            let name = counters_pin(slot, pages);
+            if self.pins.has(&name)? {
+                let (map, _) = open(&self.pins, &name, counters_shape(pages), None)?;
                 found.push(Counters { map, values: possible_cpus()?, pages });
             }
         }
         Ok(found)
+    }
+
+    /// The counters that a program of this slot is to count in, made and pinned if they are missing.
+    pub(super) fn counters_to_load(&self, slot: u32) -> Result<OwnedFd, Error> {
+        let name = counters_pin(slot, self.pages);
+        if self.pins.has(&name)? {
+            return Ok(open(&self.pins, &name, counters_shape(self.pages), None)?.0);
+        }
+        let creating = || Error::io(format!("creating the map `{name}`"));
+        let map = sys::map_create(COUNTERS, counters_shape(self.pages), None).map_err(creating())?;
+        self.pins.pin(map.as_fd(), &name).map_err(creating())?;
+        Ok(map)
     }
 
     /// Makes room for at least so many pages of counters. Programs have to be loaded anew to count in them;
@@ -599,55 +622,20 @@ impl Maps {
         for (number, page) in (0..).zip(&sums.pages) {
             sys::map_update(map.as_fd(), number, bytemuck::bytes_of(page)).map_err(making())?;
         }
-        let new = self.instance.pin(NEW_RETIRED);
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(making()(error)),
-            _ => {}
-        }
-        sys::pin(map.as_fd(), &new).map_err(making())?;
-        fs::rename(&new, self.instance.pin(RETIRED)).map_err(making())
+        self.pins.replace(map.as_fd(), RETIRED)
     }
 
     /// The error for counters that must be there and are not.
     pub(super) fn missing_counters(&self, slot: u32) -> Error {
-        Error::OtherLayout {
-            instance: self.instance.name().to_owned(),
-            directory: self.instance.directory(),
-            detail: format!("the maps `counters_{slot}_*` are missing"),
-        }
+        Error::other_layout(&self.pins, format!("the maps `{COUNTERS}_{slot}_*` are missing"))
     }
 
     /// What interfaces had counted that are no longer attached.
     pub(super) fn retired(&self) -> Result<Retired, Error> {
-        let (map, shape) = open_retired(&self.instance)?;
+        let (map, shape) = open_retired(&self.pins)?;
         let name = sys::map_name(map.as_fd()).map_err(Error::io("reading the map `retired`"))?;
         let newest = name.strip_prefix(INCLUDES).and_then(|id| u32::from_str_radix(id, 16).ok());
         Ok(Retired { counters: Counters { map, values: 1, pages: shape.max_entries }, newest })
-    }
-
-    /// The policy on trial, if there ever was one.
-    pub(super) fn trial(&self) -> Result<Option<Trial>, Error> {
-        self.trial_map()?.map(trials::read).transpose()
-    }
-
-    /// Writes down what is to become of a policy on trial. There was one before.
-    pub(super) fn set_trial(&self, trial: Trial) -> Result<(), Error> {
-        self.trial_map()?.map_or(Ok(()), |map| trials::write(map, trial))
-    }
-
-    fn trial_map(&self) -> Result<Option<OwnedFd>, Error> {
-        let path = self.instance.pin(TRIAL);
-        let exists = path.try_exists();
-        if !exists.map_err(Error::io(format!("looking at the map {}", path.display())))? {
-            return Ok(None);
-        }
-        let (map, _) = open(&self.instance, TRIAL, array(trials::VALUE_SIZE, 1), None)?;
-        Ok(Some(map))
-    }
-
-    /// What the program calls the map of the policy on trial, and where it is pinned.
-    pub(super) fn trial_pin(&self) -> (&'static str, PathBuf) {
-        (TRIAL, self.instance.pin(TRIAL))
     }
 
     /// Adds what an interface has counted, which counts no more, to what is retired: once, however often it is
@@ -669,15 +657,28 @@ impl Maps {
     /// Removes the pin of a map of counters, by its id, if it is there yet.
     fn remove_counters(&self, id: u32) -> Result<(), Error> {
         let reading = || Error::io("looking for counters that are retired");
-        for name in self.instance.pins()?.iter().filter(|name| name.starts_with(COUNTERS)) {
-            let pin = self.instance.pin(name);
-            let map = sys::open_pin(&pin).map_err(reading())?;
+        for name in self.pins.names()?.iter().filter(|name| name.starts_with(COUNTERS)) {
+            let map = self.pins.get(name).map_err(reading())?;
             if sys::map_id(map.as_fd()).map_err(reading())? == id {
-                remove_pin(&self.instance, &pin)?;
+                self.pins.remove(name)?;
             }
         }
         Ok(())
     }
+}
+
+/// What a slot's counters are pinned as that have so many pages.
+pub(super) fn counters_pin(slot: u32, pages: u32) -> String {
+    format!("{COUNTERS}_{slot}_{pages}")
+}
+
+/// What the link of a slot is pinned as.
+pub(super) fn link_pin(slot: u32) -> String {
+    format!("link_{slot}")
+}
+
+const fn counters_shape(pages: u32) -> MapShape {
+    MapShape { map_type: map_type::PERCPU_ARRAY, ..array(size_of::<CounterPage>(), pages) }
 }
 
 /// What interfaces had counted that are no longer attached.
@@ -771,7 +772,7 @@ mod tests {
         assert_eq!(pages_for(65_535), 1024);
         assert_eq!(pages_for(MAX_RULES), 2048);
         for rules in [0, 1, 1_000, 3_000, 65_535, 100_000, MAX_RULES] {
-            let needed = 1 + 2 * (rules / PAGE_COUNTERS + 2);
+            let needed = OUTCOME_PAGES + 2 * (rules / PAGE_COUNTERS + 2);
             assert!(pages_for(rules) as usize >= needed, "{rules}");
             assert!(sizes().any(|size| size == pages_for(rules)), "{rules}");
         }

@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use portsteer_common::Counter;
+use portsteer_common::{Active, Counter, active::Phase};
 
 use crate::{
     compile::Compiler,
@@ -30,6 +30,7 @@ pub mod kernel;
 mod manifest;
 mod maps;
 mod object;
+mod pins;
 mod reading;
 mod repairs;
 mod report;
@@ -41,7 +42,7 @@ mod trials;
 pub use applying::{Applied, Concluded, Interfaces, Order};
 pub use detaching::{Detached, detach};
 pub use error::Error;
-pub use following::{Refreshed, Survey};
+pub use following::{InForce, Refreshed, Survey};
 pub use instance::{Instance, Lock};
 pub use manifest::{Manifest, ManifestRule, ManifestTarget, ManifestTrial};
 pub use object::DIGEST as OBJECT_DIGEST;
@@ -55,7 +56,8 @@ pub use targets::{TargetChange, TargetState, online_cpus};
 pub use trials::TrialState;
 
 use following::Known;
-use maps::{Maps, Snapshot};
+use maps::{Maps, Snapshot, link_pin};
+use pins::PinDir;
 use repairs::{Repairs, Setting};
 use slots::Slot;
 
@@ -119,6 +121,7 @@ impl Dataplane {
     pub fn lock(instance: Instance) -> Result<Self, Error> {
         kernel::check()?;
         let lock = instance.lock()?;
+        detaching::finish(lock.pins())?;
         Ok(Self { instance, lock, applied: Mutex::default(), compiler: Mutex::default() })
     }
 
@@ -128,13 +131,24 @@ impl Dataplane {
         &self.instance
     }
 
+    fn pins(&self) -> &PinDir {
+        self.lock.pins()
+    }
+
     /// Takes the dataplane off all interfaces.
     ///
     /// # Errors
     ///
     /// [`Error::NotAttached`] if there is none.
     pub fn detach(&self) -> Result<Detached, Error> {
-        detach(&self.instance)
+        detaching::take_off(self.pins())
+    }
+
+    /// Whether the pins cannot be seen where they belong, because something was mounted over them. The agent
+    /// goes on with those that it has opened.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        self.lock.holds() && !self.pins().is_in_place()
     }
 
     fn applied(&self) -> MutexGuard<'_, State> {
@@ -188,7 +202,7 @@ impl Dataplane {
         if self.is_idle() {
             return Ok(Vec::new());
         }
-        let attached = pinned(&self.instance, &Maps::open(&self.instance)?)?;
+        let attached = pinned(&Maps::open(self.pins())?)?;
         let mut links = netlink::links().map_err(Error::io("listing the interfaces"))?;
         links.retain(|link| attached.iter().any(|pinned| pinned.ifindex == link.index));
         Ok(links)
@@ -203,13 +217,13 @@ impl Dataplane {
     /// Whether no interface is attached.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.instance.linked_slots().is_ok_and(|slots| slots.is_empty())
+        self.pins().linked_slots().is_ok_and(|slots| slots.is_empty())
     }
 
     /// Gives an instance with no interface back without a trace.
     pub fn abandon(self) {
         // An empty directory does no harm, so nothing is said if it stays.
-        let _ = self.instance.remove_directory();
+        let _ = self.pins().remove_directory();
     }
 }
 
@@ -226,22 +240,61 @@ fn describe_switched(switched: &[Setting], back: &[Setting]) -> Vec<String> {
     notes
 }
 
-fn read_manifest(instance: &Instance, bank: usize) -> Result<Manifest, Error> {
-    Manifest::read(instance, bank).map_err(|detail| Error::OtherLayout {
-        instance: instance.name().to_owned(),
-        directory: instance.directory(),
-        detail,
-    })
+/// Which policy is in force, from one moment: the word, and the manifest that belongs to it. There is no manifest
+/// where a first policy's trial has lapsed, and where nothing has come into force yet.
+///
+/// # Errors
+///
+/// The manifest is missing or is another policy's.
+fn in_force(maps: &Maps) -> Result<(Active, Option<Manifest>), Error> {
+    loop {
+        let active = maps.active();
+        let read = Manifest::read(maps.pins(), active.bank());
+        if maps.active() != active {
+            // The deadline of a trial, just now.
+            continue;
+        }
+        let may_be_missing = active == Active::NOTHING || active.phase() == Phase::Lapsed;
+        return match read {
+            Ok(manifest)
+                if active.phase() == Phase::Lapsed || active.is_of(manifest.generation) =>
+            {
+                Ok((active, Some(manifest)))
+            }
+            Ok(manifest) => Err(Error::other_layout(
+                maps.pins(),
+                format!(
+                    "the map `active` names policy {}, and the manifest is that of policy {}",
+                    active.generation(),
+                    manifest.generation
+                ),
+            )),
+            Err(_) if may_be_missing && !maps.pins().has(&manifest::pin_name(active.bank()))? => {
+                Ok((active, None))
+            }
+            Err(detail) => Err(Error::other_layout(maps.pins(), detail)),
+        };
+    }
 }
 
-fn pinned(instance: &Instance, maps: &Maps) -> Result<Vec<Pinned>, Error> {
+/// The same where a policy must be in force.
+fn in_force_now(maps: &Maps) -> Result<(Active, Manifest), Error> {
+    let (active, manifest) = in_force(maps)?;
+    match manifest {
+        Some(manifest) => Ok((active, manifest)),
+        None => Err(Error::NotAttached(maps.pins().instance().name().to_owned())),
+    }
+}
+
+fn pinned(maps: &Maps) -> Result<Vec<Pinned>, Error> {
+    let pins = maps.pins();
     let mut pinned = Vec::new();
-    for slot in instance.linked_slots()? {
-        let path = instance.link_pin(slot);
-        let opening = || Error::io(format!("opening {}", path.display()));
-        let link = match sys::open_pin(&path) {
+    for slot in pins.linked_slots()? {
+        let name = link_pin(slot);
+        let opening = || Error::io(format!("opening `{name}`"));
+        let link = match pins.get(&name) {
             // Detached a moment ago.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             result => result.map_err(opening())?,
         };
         let info = sys::xdp_link_info(link.as_fd()).map_err(opening())?;

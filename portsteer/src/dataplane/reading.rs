@@ -2,14 +2,20 @@
 
 use std::os::fd::OwnedFd;
 
-use portsteer_common::{CounterPage, Reason, counters::outcome_counter};
+use portsteer_common::{
+    Active, Counter, Reason, Verdict,
+    active::Phase,
+    counters::{OUTCOME_PAGES, PAGE_COUNTERS, outcome_counter},
+};
 
 use super::{
     Error, Instance, InterfaceStats, InterfaceStatus, Manifest, OffloadStatus, PolicyInfo,
     ReasonStats, RuleStats, Stats, Status, TargetStats, TargetStatus, TrialState, check_namespace,
-    kernel,
+    in_force, in_force_now, kernel,
     maps::{Maps, Snapshot},
-    pinned, read_manifest, snapshots, sys, trials,
+    pinned,
+    pins::PinDir,
+    snapshots, sys, trials,
 };
 use crate::netlink;
 
@@ -19,30 +25,28 @@ use crate::netlink;
 ///
 /// Nothing is in force, or the kernel does not tell.
 pub fn read_trial(instance: &Instance) -> Result<TrialState, Error> {
-    let maps = running(instance)?;
-    let manifest = Manifest::read(instance, maps.active_bank()).ok();
-    trials::state(&maps, manifest.as_ref())
+    let (active, manifest) = in_force(&running(&open(instance)?)?)?;
+    trials::state(active, manifest.as_ref())
+}
+
+/// Opens the pins of an instance that has any.
+fn open(instance: &Instance) -> Result<PinDir, Error> {
+    kernel::check()?;
+    PinDir::open(instance)?.ok_or_else(|| Error::NotAttached(instance.name().to_owned()))
 }
 
 /// Opens what an instance has in force.
-pub(super) fn running(instance: &Instance) -> Result<Maps, Error> {
-    kernel::check()?;
-    if !instance.exists()? || instance.linked_slots()?.is_empty() {
-        return Err(Error::NotAttached(instance.name().to_owned()));
+pub(super) fn running(pins: &PinDir) -> Result<Maps, Error> {
+    let not_attached = || Error::NotAttached(pins.instance().name().to_owned());
+    if pins.linked_slots()?.is_empty() {
+        return Err(not_attached());
     }
-    let maps = Maps::open(instance)?;
-    // A first policy's trial is over, and nobody has taken it off: everything passes, as if nothing were there.
-    if trials::state(&maps, None)? == TrialState::Lapsed
-        && !instance.manifest_pin(maps.active_bank()).exists()
-    {
-        return Err(Error::NotAttached(instance.name().to_owned()));
+    let maps = Maps::open(pins)?;
+    // A first policy's trial is over, and it was not taken off yet: everything passes, as if nothing were there.
+    if in_force(&maps)?.1.is_none() {
+        return Err(not_attached());
     }
     Ok(maps)
-}
-
-/// Whether the policy in force is on trial.
-fn is_on_trial(maps: &Maps, manifest: &Manifest) -> Result<bool, Error> {
-    Ok(matches!(trials::state(maps, Some(manifest))?, TrialState::Running { .. }))
 }
 
 /// How often a reader starts again when a policy is swapped under it.
@@ -50,20 +54,16 @@ const READ_ATTEMPTS: usize = 20;
 
 /// The manifest in force and what `read` makes of it, from a moment without a swap.
 fn consistently<T>(
-    instance: &Instance,
     maps: &Maps,
     mut read: impl FnMut(&Manifest) -> Result<T, Error>,
-) -> Result<(Manifest, T), Error> {
+) -> Result<(Active, Manifest, T), Error> {
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let bank = maps.active_bank();
-        let manifest = read_manifest(instance, bank)?;
+        let (active, manifest) = in_force_now(maps)?;
         let value = read(&manifest)?;
-        let bank = maps.active_bank();
-        let unchanged = read_manifest(instance, bank)?.generation == manifest.generation;
-        if unchanged || attempt == READ_ATTEMPTS {
-            return Ok((manifest, value));
+        if maps.active() == active || attempt == READ_ATTEMPTS {
+            return Ok((active, manifest, value));
         }
     }
 }
@@ -74,11 +74,12 @@ fn consistently<T>(
 ///
 /// [`Error::NotAttached`] if nothing is.
 pub fn read_status(instance: &Instance) -> Result<Status, Error> {
-    let maps = running(instance)?;
-    let (manifest, on_trial) =
-        consistently(instance, &maps, |manifest| is_on_trial(&maps, manifest))?;
+    let pins = open(instance)?;
+    let maps = running(&pins)?;
+    let (active, manifest, ()) = consistently(&maps, |_| Ok(()))?;
+    let on_trial = active.phase() == Phase::Running;
     let targets = manifest.targets.iter().map(|target| TargetStatus::new(target, &maps)).collect();
-    let interfaces = pinned(instance, &maps)?.iter().map(InterfaceStatus::new).collect();
+    let interfaces = pinned(&maps)?.iter().map(InterfaceStatus::new).collect();
     let offloads = maps.repairs.present()?.iter().map(OffloadStatus::new).collect();
     Ok(Status {
         instance: instance.name().to_owned(),
@@ -95,11 +96,12 @@ pub fn read_status(instance: &Instance) -> Result<Status, Error> {
 ///
 /// [`Error::NotAttached`] if nothing is attached.
 pub fn read_stats(instance: &Instance) -> Result<Stats, Error> {
-    let maps = running(instance)?;
+    let pins = open(instance)?;
+    let maps = running(&pins)?;
     let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
-    let (manifest, (rules, targets, reasons, interfaces, on_trial)) =
-        consistently(instance, &maps, |manifest| {
-            let pinned = pinned(instance, &maps)?;
+    let (active, manifest, (rules, targets, reasons, interfaces)) =
+        consistently(&maps, |manifest| {
+            let pinned = pinned(&maps)?;
             // Those of another network namespace say nothing.
             let is_here = check_namespace(instance, &pinned, &links).is_ok();
             let links = if is_here { &links[..] } else { &[] };
@@ -121,9 +123,9 @@ pub fn read_stats(instance: &Instance) -> Result<Stats, Error> {
                 .iter()
                 .map(|target| TargetStats::new(target, manifest, &counted, &maps, links))
                 .collect::<Result<Vec<_>, Error>>()?;
-            let on_trial = is_on_trial(&maps, manifest)?;
-            Ok((rules, targets, reasons, interfaces, on_trial))
+            Ok((rules, targets, reasons, interfaces))
         })?;
+    let on_trial = active.phase() == Phase::Running;
     Ok(Stats {
         instance: instance.name().to_owned(),
         policy: PolicyInfo::new(&manifest, on_trial),
@@ -140,16 +142,17 @@ pub fn read_stats(instance: &Instance) -> Result<Stats, Error> {
 ///
 /// Nothing is attached there.
 pub fn program_in_slot(instance: &Instance, slot: u32) -> Result<OwnedFd, Error> {
-    let maps = running(instance)?;
+    let pins = open(instance)?;
+    let maps = running(&pins)?;
     let not_attached = || Error::NotAttached(instance.name().to_owned());
-    let pinned = pinned(instance, &maps)?;
+    let pinned = pinned(&maps)?;
     let pinned = pinned.iter().find(|pinned| pinned.slot == slot).ok_or_else(not_attached)?;
     sys::program_by_id(pinned.program_id).map_err(Error::io("opening the attached program"))
 }
 
-/// What was counted by verdict and reason, laid out as page 0 is.
-fn outcomes(snapshots: &[Snapshot], manifest: &Manifest) -> Box<CounterPage> {
-    let mut outcomes: Box<CounterPage> = bytemuck::zeroed_box();
+/// What was counted by verdict and reason, laid out as the first pages are.
+fn outcomes(snapshots: &[Snapshot], manifest: &Manifest) -> Outcomes {
+    let mut outcomes = Outcomes::default();
     for snapshot in snapshots {
         for (number, page) in snapshot.pages.iter().enumerate() {
             // In the pages of rules, all counters have one verdict.
@@ -157,11 +160,45 @@ fn outcomes(snapshots: &[Snapshot], manifest: &Manifest) -> Box<CounterPage> {
                 .page_verdict(number)
                 .map(|verdict| outcome_counter(verdict, Reason::Rule) as usize);
             for (index, counter) in page.counters.iter().enumerate() {
-                let sum = &mut outcomes.counters[rules.unwrap_or(index)];
-                sum.packets += counter.packets;
-                sum.bytes += counter.bytes;
+                let own = number * PAGE_COUNTERS + index;
+                outcomes.add(rules.unwrap_or(own), *counter);
             }
         }
     }
     outcomes
+}
+
+/// What was counted, by verdict and reason.
+#[derive(Debug)]
+pub(super) struct Outcomes(Vec<Counter>);
+
+impl Default for Outcomes {
+    fn default() -> Self {
+        Self(vec![Counter::default(); OUTCOME_PAGES * PAGE_COUNTERS])
+    }
+}
+
+impl Outcomes {
+    fn add(&mut self, index: usize, counter: Counter) {
+        // A page of rules that the manifest does not know has counted nothing.
+        if let Some(sum) = self.0.get_mut(index) {
+            sum.packets += counter.packets;
+            sum.bytes += counter.bytes;
+        }
+    }
+
+    /// All of it.
+    pub(super) fn total(&self) -> Counter {
+        let mut total = Counter::default();
+        for counter in &self.0 {
+            total.packets += counter.packets;
+            total.bytes += counter.bytes;
+        }
+        total
+    }
+
+    /// What was counted with this verdict for this reason.
+    pub(super) fn get(&self, verdict: Verdict, reason: Reason) -> Counter {
+        self.0.get(outcome_counter(verdict, reason) as usize).copied().unwrap_or_default()
+    }
 }

@@ -19,6 +19,7 @@ use portsteer_common::{INTERFACE_SLOTS, steering::MAX_TARGETS};
 use super::{
     AttachedMode, Error,
     instance::Instance,
+    pins::{self, PinDir},
     slots::{padded, unpadded},
     sys::{self, MapShape, map_type},
 };
@@ -159,9 +160,9 @@ impl Repairs {
     }
 
     /// Opens the pinned map by itself; `None` if it is missing or has another shape.
-    pub(super) fn open(instance: &Instance) -> Option<Self> {
-        let map = sys::open_pin(&instance.pin(PIN)).ok()?;
-        (sys::map_shape(map.as_fd()).ok()? == SHAPE).then(|| Self::new(instance, map))
+    pub(super) fn open(pins: &PinDir) -> Option<Self> {
+        let map = pins.get(PIN).ok()?;
+        (sys::map_shape(map.as_fd()).ok()? == SHAPE).then(|| Self::new(pins.instance(), map))
     }
 
     fn records(&self) -> Result<Vec<Record>, Error> {
@@ -287,11 +288,12 @@ impl Repairs {
 
     /// Whether another instance needs it too; it is that one's to switch back then.
     fn is_taken_over(&self, network: u32, setting: &Setting) -> Result<bool, Error> {
-        for instance in Instance::all() {
+        for instance in pins::instances() {
             if instance == self.instance {
                 continue;
             }
-            let Some(other) = Self::open(&instance) else { continue };
+            let Ok(Some(pins)) = PinDir::open(&instance) else { continue };
+            let Some(other) = Self::open(&pins) else { continue };
             let records = other.records()?;
             if let Some(index) = records.iter().position(|record| record.is(network, setting)) {
                 other.write(index, &Record { switched: 1, ..records[index] })?;

@@ -2,9 +2,7 @@
 
 use std::borrow::Cow;
 
-use portsteer_common::{
-    Counter, CounterPage, Reason, Verdict, counters::outcome_counter, steering::Losses,
-};
+use portsteer_common::{Counter, Reason, Verdict, steering::Losses};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -12,6 +10,7 @@ use super::{
     AttachedMode, Error, Manifest, ManifestRule, ManifestTarget, Pinned,
     manifest::Share,
     maps::{Maps, Snapshot},
+    reading::Outcomes,
     repairs::Setting,
     targets::{TargetState, losses, state_of},
     total,
@@ -290,12 +289,12 @@ impl RuleStats {
 }
 
 impl ReasonStats {
-    /// All that were counted, from a page of outcomes.
-    pub(super) fn all(outcomes: &CounterPage) -> Vec<Self> {
+    /// All that were counted.
+    pub(super) fn all(outcomes: &Outcomes) -> Vec<Self> {
         let mut reasons = Vec::new();
         for verdict in Verdict::ALL {
             for &reason in Reason::ALL {
-                let counter = outcomes.counters[outcome_counter(verdict, reason) as usize];
+                let counter = outcomes.get(verdict, reason);
                 if counter.packets > 0 {
                     reasons.push(Self {
                         verdict: verdict.name().into(),
@@ -312,21 +311,17 @@ impl ReasonStats {
 }
 
 impl InterfaceStats {
-    pub(super) fn new(pinned: &Pinned, outcomes: &CounterPage) -> Self {
+    pub(super) fn new(pinned: &Pinned, outcomes: &Outcomes) -> Self {
         let InterfaceStatus { name, index, mode, attached } = InterfaceStatus::new(pinned);
-        let packets = |verdict| {
-            Reason::ALL
-                .iter()
-                .map(|&reason| outcomes.counters[outcome_counter(verdict, reason) as usize].packets)
-                .sum()
-        };
+        let packets =
+            |verdict| Reason::ALL.iter().map(|&reason| outcomes.get(verdict, reason).packets).sum();
         Self {
             name,
             index,
             mode,
             attached,
-            packets: outcomes.counters.iter().map(|counter| counter.packets).sum(),
-            bytes: outcomes.counters.iter().map(|counter| counter.bytes).sum(),
+            packets: outcomes.total().packets,
+            bytes: outcomes.total().bytes,
             passed: packets(Verdict::Pass),
             steered: packets(Verdict::Steer),
             dropped: packets(Verdict::Drop),

@@ -14,7 +14,7 @@ use std::{
     },
     path::Path,
     ptr::NonNull,
-    sync::atomic::AtomicU32,
+    sync::atomic::{AtomicU32, AtomicU64},
 };
 
 use bytemuck::AnyBitPattern;
@@ -86,6 +86,7 @@ pub mod map_type {
 
     pub const ARRAY: u32 = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
     pub const PERCPU_ARRAY: u32 = bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32;
+    pub const HASH: u32 = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
     pub const LRU_HASH: u32 = bpf_map_type::BPF_MAP_TYPE_LRU_HASH as u32;
     pub const DEVMAP: u32 = bpf_map_type::BPF_MAP_TYPE_DEVMAP as u32;
     pub const CPUMAP: u32 = bpf_map_type::BPF_MAP_TYPE_CPUMAP as u32;
@@ -100,9 +101,32 @@ pub fn map_create(
     shape: MapShape,
     inner: Option<BorrowedFd<'_>>,
 ) -> io::Result<OwnedFd> {
+    map_create_typed(name, shape, inner, None)
+}
+
+/// What a map's keys and values are, by the numbers that types have in BTF that is loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct MapTypes<'a> {
+    pub btf: BorrowedFd<'a>,
+    pub key: u32,
+    pub value: u32,
+}
+
+/// The same, with types: the kernel finds timers in values by them.
+pub fn map_create_typed(
+    name: &str,
+    shape: MapShape,
+    inner: Option<BorrowedFd<'_>>,
+    types: Option<MapTypes<'_>>,
+) -> io::Result<OwnedFd> {
     let mut attributes = attributes();
     // SAFETY: the structure that BPF_MAP_CREATE reads.
     let create = unsafe { &mut attributes.__bindgen_anon_1 };
+    if let Some(types) = types {
+        create.btf_fd = raw(types.btf);
+        create.btf_key_type_id = types.key;
+        create.btf_value_type_id = types.value;
+    }
     create.map_type = shape.map_type;
     create.key_size = shape.key_size;
     create.value_size = shape.value_size;
@@ -160,6 +184,41 @@ pub fn map_delete(fd: BorrowedFd<'_>, key: u32) -> io::Result<()> {
         Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The key that comes after this one in a hash map, in its own order: the first without one. `None` at the end.
+pub fn map_next_key(fd: BorrowedFd<'_>, key: Option<u32>) -> io::Result<Option<u32>> {
+    let mut next = 0_u32;
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_MAP_GET_NEXT_KEY reads.
+    let element = unsafe { &mut attributes.__bindgen_anon_2 };
+    element.map_fd = raw(fd);
+    element.key = key.as_ref().map_or(0, |key| std::ptr::from_ref(key) as u64);
+    element.__bindgen_anon_1.next_key = &raw mut next as u64;
+    match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
+        Ok(_) => Ok(Some(next)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Keeps user space from ever changing a map again: the verifier takes its values as constants then, if programs may
+/// not change it either ([`READ_ONLY`]).
+pub fn map_freeze(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_MAP_FREEZE reads.
+    unsafe { &mut attributes.__bindgen_anon_2 }.map_fd = raw(fd);
+    bpf(bpf_cmd::BPF_MAP_FREEZE, &mut attributes).map(drop)
+}
+
+/// Loads types (kernel Documentation/bpf/btf.rst).
+pub fn btf_load(btf: &[u8]) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    // SAFETY: the structure that BPF_BTF_LOAD reads.
+    let load = unsafe { &mut attributes.__bindgen_anon_7 };
+    load.btf = btf.as_ptr() as u64;
+    load.btf_size = btf.len() as u32;
+    bpf_fd(bpf_cmd::BPF_BTF_LOAD, &mut attributes)
 }
 
 /// Values of an array map that was made with `BPF_F_MMAPABLE`, mapped into memory.
@@ -232,6 +291,16 @@ impl<T: AnyBitPattern> Mapping<T> {
         assert!(offset + size_of::<u32>() <= self.len && offset.is_multiple_of(4));
         // SAFETY: an aligned word within the mapping, which lives as long as `self`.
         unsafe { AtomicU32::from_ptr(word) }
+    }
+
+    /// The same for a double word.
+    #[must_use]
+    pub fn double_word(&self, of: impl FnOnce(*mut T) -> *mut u64) -> &AtomicU64 {
+        let word = of(self.value.as_ptr());
+        let offset = word as usize - self.value.as_ptr() as usize;
+        assert!(offset + size_of::<u64>() <= self.len && offset.is_multiple_of(8));
+        // SAFETY: an aligned double word within the mapping, which lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(word) }
     }
 
     /// A part of the first value, to be written to.
@@ -455,7 +524,6 @@ fn load(
     flags: u32,
     instructions: &[Instruction],
 ) -> io::Result<OwnedFd> {
-    const _: () = assert!(size_of::<bpf_insn>() == 8);
     let encoded: Vec<[u8; 8]> = instructions
         .iter()
         .map(|insn| {
@@ -465,17 +533,90 @@ fn load(
             bytes
         })
         .collect();
+    let program = Program {
+        name,
+        kind: kind as u32,
+        attach_type,
+        flags,
+        instructions: encoded.as_flattened(),
+        info: None,
+    };
+    prog_load(&program, &mut [])
+}
+
+/// A program as the kernel takes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Program<'a> {
+    pub name: &'a str,
+    /// `BPF_PROG_TYPE_*`.
+    pub kind: u32,
+    /// `expected_attach_type`.
+    pub attach_type: u32,
+    /// `prog_flags`.
+    pub flags: u32,
+    /// Eight bytes each (RFC 9669 section 3).
+    pub instructions: &'a [u8],
+    pub info: Option<ProgramInfo<'a>>,
+}
+
+/// What types tell about a program.
+#[derive(Debug, Clone, Copy)]
+pub struct ProgramInfo<'a> {
+    /// BTF that is loaded.
+    pub btf: BorrowedFd<'a>,
+    /// Records of `struct bpf_func_info`, and the size of one in bytes.
+    pub functions: (&'a [u8], usize),
+    /// Records of `struct bpf_line_info`, and the size of one in bytes.
+    pub lines: (&'a [u8], usize),
+}
+
+/// `struct bpf_insn` of aya-obj, as bytes.
+pub fn instruction_bytes(instructions: &[bpf_insn]) -> &[u8] {
+    const _: () = assert!(size_of::<bpf_insn>() == INSTRUCTION_LEN);
+    // SAFETY: structures of eight bytes without padding.
+    unsafe { std::slice::from_raw_parts(instructions.as_ptr().cast(), size_of_val(instructions)) }
+}
+
+const INSTRUCTION_LEN: usize = 8;
+
+/// Loads a program. With room for it, the verifier writes down what it did.
+pub fn prog_load(program: &Program<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
+    // A signal interrupts the verifier; libbpf tries as often.
+    const ATTEMPTS: usize = 5;
     let mut attributes = attributes();
     // SAFETY: the structure that BPF_PROG_LOAD reads.
     let load = unsafe { &mut attributes.__bindgen_anon_3 };
-    load.prog_type = kind as u32;
-    load.insns = encoded.as_ptr() as u64;
-    load.insn_cnt = encoded.len() as u32;
+    load.prog_type = program.kind;
+    load.insns = program.instructions.as_ptr() as u64;
+    load.insn_cnt = (program.instructions.len() / INSTRUCTION_LEN) as u32;
     load.license = c"Dual MIT/GPL".as_ptr() as u64;
-    load.expected_attach_type = attach_type;
-    load.prog_flags = flags;
-    copy_name(&mut load.prog_name, name);
-    bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attributes)
+    load.expected_attach_type = program.attach_type;
+    load.prog_flags = program.flags;
+    if let Some(info) = &program.info {
+        load.prog_btf_fd = raw(info.btf);
+        let count = |(records, size): (&[u8], usize)| records.len().checked_div(size).unwrap_or(0);
+        load.func_info = info.functions.0.as_ptr() as u64;
+        load.func_info_rec_size = info.functions.1 as u32;
+        load.func_info_cnt = count(info.functions) as u32;
+        load.line_info = info.lines.0.as_ptr() as u64;
+        load.line_info_rec_size = info.lines.1 as u32;
+        load.line_info_cnt = count(info.lines) as u32;
+    }
+    if !log.is_empty() {
+        load.log_level = 1;
+        load.log_buf = log.as_mut_ptr() as u64;
+        load.log_size = log.len() as u32;
+    }
+    copy_name(&mut load.prog_name, program.name);
+    let mut attempt = 1;
+    loop {
+        match bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attributes) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && attempt < ATTEMPTS => {
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Attaches an XDP program to an interface until the descriptor is closed.
@@ -603,18 +744,4 @@ pub fn try_lock(directory: BorrowedFd<'_>) -> io::Result<bool> {
     }
     let error = io::Error::last_os_error();
     if error.raw_os_error() == Some(libc::EWOULDBLOCK) { Ok(false) } else { Err(error) }
-}
-
-/// Whether a path lies on a bpffs.
-pub fn is_bpffs(path: &Path) -> io::Result<bool> {
-    // include/uapi/linux/magic.h
-    const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
-    let path = path_string(path)?;
-    // SAFETY: a structure of integers.
-    let mut status: libc::statfs = unsafe { mem::zeroed() };
-    // SAFETY: a terminated string and a structure of the right type, both alive.
-    if unsafe { libc::statfs(path.as_ptr(), &raw mut status) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(status.f_type as u32 == BPF_FS_MAGIC)
 }

@@ -464,6 +464,7 @@ pub(super) fn refresh(
                         maps.set_slot_of_device(present, None)?;
                     }
                     maps.set_device(slot, ifindex)?;
+                    maps.forget_gone_devices()?;
                     let first = first_on_device(maps, targets, ifindex)?;
                     maps.set_slot_of_device(ifindex, first)?;
                 }
@@ -627,14 +628,14 @@ pub(super) fn losses(maps: &Maps, slot: u16, kind: &TargetKind) -> Result<Losses
 /// links are pinned under the name of the object that they came from, so that another version
 /// replaces them.
 pub(super) fn watch<'a>(
-    instance: &Instance,
     maps: &Maps,
     targets: impl Iterator<Item = &'a ManifestTarget> + Clone,
 ) -> Result<(), Error> {
     let is_needed = |watcher: &Watcher| targets.clone().any(|target| watcher.is_for(&target.kind));
     let needed: Vec<Watcher> = object::WATCHERS.into_iter().filter(is_needed).collect();
-    let (current, others): (Vec<String>, Vec<String>) = instance
-        .pins()?
+    let pins = maps.pins();
+    let (current, others): (Vec<String>, Vec<String>) = pins
+        .names()?
         .into_iter()
         .filter(|name| name.starts_with("watch_"))
         .partition(|name| needed.iter().any(|watcher| watcher.pin_name() == *name));
@@ -642,19 +643,15 @@ pub(super) fn watch<'a>(
     let missing: Vec<Watcher> = needed.iter().copied().filter(is_missing).collect();
     if !missing.is_empty() {
         for (watcher, link) in object::watch(maps, &missing)? {
-            let pin = instance.pin(&watcher.pin_name());
-            match sys::pin(link.as_fd(), &pin) {
+            let name = watcher.pin_name();
+            match pins.pin(link.as_fd(), &name) {
                 // That one stays; this one ends here.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-                result => result.map_err(Error::io(format!("pinning {}", pin.display())))?,
+                result => result.map_err(Error::io(format!("pinning `{name}`")))?,
             }
         }
     }
-    for name in others {
-        let pin = instance.pin(&name);
-        fs::remove_file(&pin).map_err(Error::io(format!("removing {}", pin.display())))?;
-    }
-    Ok(())
+    others.iter().try_for_each(|name| pins.remove(name))
 }
 
 /// A CPU has one queue, as long as the most demanding of its targets wants it.

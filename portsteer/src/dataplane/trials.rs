@@ -3,20 +3,22 @@
 //! Until the trial is confirmed or over, everything that either policy needs stays in place: the other bank,
 //! the targets, the offloads, and the interfaces, of which those that only one policy names have a program
 //! that judges by that policy or passes everything.
+//!
+//! What becomes of a trial stands in one word ([`portsteer_common::active`]), which is only ever changed from what it is
+//! known to be. So a trial is confirmed or over, whoever comes first, and never both.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{os::fd::AsFd as _, time::Duration};
 
-use portsteer_common::{
-    image::{BANKS, FIRST_BANK, SECOND_BANK},
-    trial::{HeldTrial, Trial, state},
-};
+use portsteer_common::{Active, active::Phase, trial::Trial};
 
 use super::{
     Concluded, Dataplane, Error, Manifest, Pinned, State,
     applying::Conclusion,
     following::Known,
-    maps::Maps,
-    object, pinned, read_manifest, repairs,
+    in_force,
+    maps::{Maps, TRIAL},
+    object::{Begun, TrialProgram},
+    pinned, repairs,
     slots::{ALONE, alone},
     sys,
 };
@@ -36,56 +38,55 @@ pub enum TrialState {
     Lapsed,
 }
 
-/// Starts the timer that puts a bank back in force.
-pub(super) fn start(maps: &Maps, time: Duration, bank: usize) -> Result<(), Error> {
+/// A trial that is ready to begin.
+pub(super) struct Prepared(TrialProgram);
+
+/// Makes a trial ready: from `before` to `running`. Nothing is changed by it but a pin that no word refers to.
+pub(super) fn prepare(
+    maps: &Maps,
+    time: Duration,
+    before: Active,
+    running: Active,
+) -> Result<Prepared, Error> {
     let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let trial = Trial { nanoseconds, back: word(bank), state: state::RUNNING };
-    object::start_trial(maps, trial)
+    let program = TrialProgram::load(maps, Trial { nanoseconds, before, running })?;
+    // The timer lives as long as the map is pinned; that of an earlier trial ends here.
+    maps.pins().replace(program.map.as_fd(), TRIAL)?;
+    Ok(Prepared(program))
 }
 
-/// Stops the timer, if one runs. Whether one did.
-pub(super) fn cancel(maps: &Maps) -> Result<bool, Error> {
-    match maps.trial()? {
-        Some(trial) if trial.state == state::RUNNING => {
-            let ran = object::end_trial(maps)?;
-            if ran {
-                forget(maps)?;
-            }
-            Ok(ran)
+impl Prepared {
+    /// Puts the policy in force and starts its deadline, both at once.
+    pub(super) fn begin(self) -> Result<(), Error> {
+        match self.0.run()? {
+            Begun::Running => Ok(()),
+            Begun::Outdated => Err(Error::Outdated),
         }
-        _ => Ok(false),
     }
 }
 
-/// Writes down that there is no trial.
-pub(super) fn forget(maps: &Maps) -> Result<(), Error> {
-    match maps.trial()? {
-        Some(trial) if trial.state != state::NONE => {
-            maps.set_trial(Trial { state: state::NONE, ..trial })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The word that names a bank.
-fn word(bank: usize) -> u32 {
-    if bank == 0 { FIRST_BANK } else { SECOND_BANK }
-}
-
-/// What has become of the trial, and the bank that comes back, or has.
-pub(super) fn state(maps: &Maps, manifest: Option<&Manifest>) -> Result<TrialState, Error> {
-    let Some(trial) = maps.trial()? else { return Ok(TrialState::None) };
-    Ok(match trial.state {
-        state::LAPSED => TrialState::Lapsed,
-        // An agent was killed between starting the timer and the flip.
-        state::RUNNING if trial.back == word(maps.active_bank()) => TrialState::None,
-        state::RUNNING => {
+/// What has become of the trial. `manifest` is that of the policy in force.
+pub(super) fn state(active: Active, manifest: Option<&Manifest>) -> Result<TrialState, Error> {
+    Ok(match active.phase() {
+        Phase::None => TrialState::None,
+        Phase::Lapsed => TrialState::Lapsed,
+        Phase::Running => {
             let ends = manifest.and_then(|manifest| manifest.trial).map_or(0, |trial| trial.ends);
             let now = sys::boot_time().map_err(Error::io("asking for the time"))?;
             TrialState::Running { left: Duration::from_nanos(ends.saturating_sub(now)) }
         }
-        _ => TrialState::None,
     })
+}
+
+/// Says that all has been tidied up after a trial that has lapsed, if there is one.
+pub(super) fn settle(maps: &Maps) -> Result<(), Error> {
+    let active = maps.active();
+    let generation = Manifest::read(maps.pins(), active.bank()).map_or(0, |it| it.generation);
+    match active.settle(generation) {
+        // No other process changes a word in this phase: the lock keeps agents out, and no timer has it.
+        Some(settled) => maps.swap_active(active, settled).map_err(|_| Error::Outdated),
+        None => Ok(()),
+    }
 }
 
 impl Dataplane {
@@ -98,22 +99,31 @@ impl Dataplane {
         if self.is_idle() {
             return Ok(TrialState::None);
         }
-        let maps = Maps::open(&self.instance)?;
-        let manifest = Manifest::read(&self.instance, maps.active_bank()).ok();
-        state(&maps, manifest.as_ref())
+        let (active, manifest) = in_force(&Maps::open(self.pins())?)?;
+        state(active, manifest.as_ref())
     }
 
-    /// Refuses to change anything while a policy is on trial.
+    /// Whether the kernel still has the timer of a trial that runs: its map is pinned.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not tell.
+    pub fn has_timer(&self) -> Result<bool, Error> {
+        self.pins().has(TRIAL)
+    }
+
+    /// Refuses to change anything while a policy is on trial. Returns which policy is in force.
     pub(super) fn refuse_trial(&self) -> Result<(), Error> {
         match self.trial()? {
             TrialState::Running { left } => {
-                Err(Error::OnTrial { instance: self.instance.name().to_owned(), left })
+                Err(Error::OnTrial { instance: self.instance().name().to_owned(), left })
             }
             // The policy before is in force; what the other needed is in the way.
-            TrialState::Lapsed => self.drop_strangers(),
-            TrialState::None if self.is_idle() => Ok(()),
-            // An agent may have been killed between starting the timer and the flip.
-            TrialState::None => cancel(&Maps::open(&self.instance)?).map(drop),
+            TrialState::Lapsed => {
+                self.drop_strangers()?;
+                settle(&Maps::open(self.pins())?)
+            }
+            TrialState::None => Ok(()),
         }
     }
 
@@ -123,17 +133,14 @@ impl Dataplane {
     ///
     /// [`Error::NoTrial`], or [`Error::TrialOver`] if the time was up before.
     pub fn confirm(&self, policy: &Policy) -> Result<Concluded, Error> {
-        match self.trial()? {
-            TrialState::Running { .. } => {}
-            TrialState::Lapsed => return Err(Error::TrialOver),
-            TrialState::None => return Err(Error::NoTrial),
-        }
-        let maps = Maps::open(&self.instance)?;
-        let bank = maps.active_bank();
-        if !cancel(&maps)? || maps.active_bank() != bank {
-            // It was up just now; cancelling has waited for the flip.
-            return Err(Error::TrialOver);
-        }
+        let maps = Maps::open(self.pins())?;
+        let active = maps.active();
+        let confirmed = active.confirm().ok_or(match active.phase() {
+            Phase::Lapsed => Error::TrialOver,
+            _ => Error::NoTrial,
+        })?;
+        // Where the kernel was faster, the word is another one.
+        maps.swap_active(active, confirmed).map_err(|_| Error::TrialOver)?;
         self.conclude_trial(Some(policy))
     }
 
@@ -144,22 +151,25 @@ impl Dataplane {
     ///
     /// [`Error::NoTrial`], or the kernel refuses.
     pub fn end_trial(&self, before: Option<&Policy>) -> Result<Concluded, Error> {
-        let state = self.trial()?;
-        if state == TrialState::None {
+        if self.is_idle() {
             return Err(Error::NoTrial);
         }
-        let maps = Maps::open(&self.instance)?;
-        let trial = maps.trial()?.ok_or(Error::NoTrial)?;
-        cancel(&maps)?;
-        maps.set_active_bank(usize::from(trial.back != FIRST_BANK));
+        let maps = Maps::open(self.pins())?;
+        let active = maps.active();
+        match (active.phase(), active.lapse()) {
+            (Phase::None, _) => return Err(Error::NoTrial),
+            // Where this fails, the kernel has done it.
+            (_, Some(lapsed)) => drop(maps.swap_active(active, lapsed)),
+            (_, None) => {}
+        }
         self.conclude_trial(before)
     }
 
     /// Takes off what an interface has of the policy that is not in force.
     fn drop_strangers(&self) -> Result<(), Error> {
-        let maps = Maps::open(&self.instance)?;
-        let pinned = pinned(&self.instance, &maps)?;
-        let other = alone((maps.active_bank() + 1) % BANKS);
+        let maps = Maps::open(self.pins())?;
+        let pinned = pinned(&maps)?;
+        let other = alone(maps.active().other_bank());
         let strangers: Vec<&Pinned> =
             pinned.iter().filter(|pinned| pinned.record.features & ALONE == other).collect();
         self.retire(&maps, &strangers)
@@ -167,9 +177,9 @@ impl Dataplane {
 
     /// Leaves the policy in force alone.
     fn conclude_trial(&self, policy: Option<&Policy>) -> Result<Concluded, Error> {
-        let mut maps = Maps::open(&self.instance)?;
-        let active = maps.active_bank();
-        let (Ok(manifest), Some(policy)) = (read_manifest(&self.instance, active), policy) else {
+        let mut maps = Maps::open(self.pins())?;
+        let (active, manifest) = in_force(&maps)?;
+        let (Some(manifest), Some(policy)) = (manifest, policy) else {
             // There was no policy before.
             let detached = self.detach()?;
             return Ok(Concluded {
@@ -179,8 +189,8 @@ impl Dataplane {
             });
         };
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
-        let pinned = pinned(&self.instance, &maps)?;
-        let other = alone((active + 1) % BANKS);
+        let pinned = pinned(&maps)?;
+        let other = alone(active.other_bank());
         let (unwanted, kept): (Vec<&Pinned>, Vec<&Pinned>) =
             pinned.iter().partition(|pinned| pinned.record.features & ALONE == other);
         let present = kept.iter().filter(|pinned| pinned.ifindex != 0);
@@ -192,7 +202,7 @@ impl Dataplane {
                 Some((link, pinned.record.mode()))
             })
             .collect();
-        let other_manifest = Manifest::read(&self.instance, (active + 1) % BANKS).ok();
+        let other_manifest = Manifest::read(self.pins(), active.other_bank()).ok();
         let conclusion = Conclusion {
             manifest: &manifest,
             other: other_manifest.as_ref(),
@@ -202,7 +212,7 @@ impl Dataplane {
             switched: &[],
         };
         let concluded = self.conclude(&mut maps, &links, &conclusion)?;
-        forget(&maps)?;
+        settle(&maps)?;
         *self.applied() = State {
             targets: manifest.targets,
             attached: Known::of(modes.iter().map(|(link, _)| link.name.as_str()), &links),
@@ -210,22 +220,4 @@ impl Dataplane {
         };
         Ok(concluded)
     }
-}
-
-/// What the kernel has for the map's value.
-pub(super) const VALUE_SIZE: usize = size_of::<HeldTrial>();
-
-/// Reads the map's value through its descriptor.
-pub(super) fn read(map: impl AsFd) -> Result<Trial, Error> {
-    let mut held: HeldTrial = bytemuck::Zeroable::zeroed();
-    sys::map_lookup(map.as_fd(), 0, bytemuck::bytes_of_mut(&mut held))
-        .map_err(Error::io("reading the map `trial`"))?;
-    Ok(held.trial)
-}
-
-/// Writes it; the kernel leaves the timer alone.
-pub(super) fn write(map: impl AsFd, trial: Trial) -> Result<(), Error> {
-    let held = HeldTrial { timer: [0; 2], trial };
-    sys::map_update(map.as_fd(), 0, bytemuck::bytes_of(&held))
-        .map_err(Error::io("writing the map `trial`"))
 }

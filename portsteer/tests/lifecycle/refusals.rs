@@ -116,7 +116,10 @@ fn without_a_bpffs_the_mount_command_is_told() {
     sandbox(|| {
         let site = Site::quiet();
         lab::private_tmpfs(Path::new("/sys/fs/bpf")).unwrap();
-        let said = ["no BPF file system is mounted on /sys/fs/bpf", "mount -t bpf bpf /sys/fs/bpf"];
+        let said = [
+            "no BPF file system is mounted on /sys/fs/bpf",
+            "mount -t bpf -o mode=0700 bpf /sys/fs/bpf",
+        ];
         refused(&site, &policy(&["uplink"]), &said);
         for command in ["status", "stats", "detach"] {
             run(&site.host, &[command]).expect(3, &said);
@@ -133,7 +136,7 @@ fn a_directory_of_another_user_is_not_trusted() {
         for foreign in [all, &own] {
             fs::create_dir_all(&own).unwrap();
             chown(foreign, Some(65_534), None).unwrap();
-            let said = [foreign.to_str().unwrap(), "belongs to another user", "rm -r"];
+            let said = [foreign.to_str().unwrap(), "it belongs to user 65534", "rm -r"];
             run_agent(&site.host, INSTANCE, &policy(&["uplink"])).expect(3, &said);
             fs::remove_dir_all(all).unwrap();
         }

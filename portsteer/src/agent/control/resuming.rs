@@ -16,7 +16,7 @@ use crate::{
     },
     api::How,
     compile::Interrupt,
-    dataplane::{Error as DataplaneError, Interfaces, Manifest, TrialState},
+    dataplane::{Error as DataplaneError, InForce, Interfaces, Manifest, TrialState},
     policy::{self, Policy},
 };
 
@@ -29,8 +29,10 @@ impl Control {
         reporter: &mut dyn Reporter,
     ) -> Result<(), Error> {
         let dataplane = self.lock()?;
-        if dataplane.trial()? != TrialState::None {
-            let before = dataplane.manifest_before_trial()?;
+        let InForce { manifest, before_trial, trial } = dataplane.in_force()?;
+        if trial != TrialState::None {
+            // What has lapsed is over, and the policy before is in force.
+            let before = if trial == TrialState::Lapsed { manifest } else { before_trial };
             let before = before.and_then(|manifest| policy_of(&manifest));
             dataplane.end_trial(before.as_ref())?;
             self.discard();
@@ -48,9 +50,11 @@ impl Control {
         reporter: &mut dyn Reporter,
     ) -> Result<(), Error> {
         let dataplane = self.lock()?;
-        match (dataplane.manifest()?, dataplane.trial()?) {
+        // From one moment: the word that the kernel judges by decides what is in force, and whether it is on trial.
+        let in_force = dataplane.in_force()?;
+        match (in_force.manifest, in_force.trial) {
             (Some(manifest), state) => {
-                let result = self.take_over(&manifest, state, reporter);
+                let result = self.take_over(&manifest, in_force.before_trial, state, reporter);
                 // Whatever it was, the policy is in force.
                 if let Err(error) = result {
                     self.complain(&error, reporter);
@@ -98,6 +102,7 @@ impl Control {
     fn take_over(
         &mut self,
         manifest: &Manifest,
+        before_trial: Option<Manifest>,
         state: TrialState,
         reporter: &mut dyn Reporter,
     ) -> Result<(), Error> {
@@ -111,8 +116,7 @@ impl Control {
             TrialState::Running { left } => {
                 let record = pending.filter(|record| record.id == manifest.id);
                 self.desired = Some(self.reconstruct(&manifest, record, reporter));
-                let before = self.dataplane()?.manifest_before_trial()?;
-                self.before_trial = before.map(|before| {
+                self.before_trial = before_trial.map(|before| {
                     let record = accepted.filter(|record| record.id == before.id);
                     self.reconstruct(&before, record, reporter)
                 });
