@@ -63,6 +63,13 @@ impl Active {
         )
     }
 
+    /// The word of an instance that is carried over from another layout, where it is said in another way. `bank` is
+    /// 0 or 1.
+    #[must_use]
+    pub const fn carried(bank: usize, phase: Phase, generation: u64) -> Self {
+        Self::new(if bank == 0 { FIRST_BANK } else { SECOND_BANK }, phase, generation)
+    }
+
     /// From [`Active::to_bits`].
     #[inline(always)]
     #[must_use]

@@ -211,6 +211,17 @@ impl Decision {
         counter << Self::COUNTER_AT
     }
 
+    /// The same decision, but counted in another counter, below 524,288.
+    ///
+    /// # Panics
+    ///
+    /// If the counter is beyond.
+    #[must_use]
+    pub const fn counted_in(self, counter: u32) -> Self {
+        const MASK: u32 = ((1 << Decision::COUNTER_BITS) - 1) << Decision::COUNTER_AT;
+        Self(self.0 & !MASK | Self::with_counter(counter))
+    }
+
     /// A decision for another reason than a rule.
     #[inline(always)]
     #[must_use]

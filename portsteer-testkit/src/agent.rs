@@ -54,6 +54,23 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// The binary of the version before, whose pins have another layout: `PORTSTEER_BEFORE`, which `cargo xtask test`
+/// builds and sets. `None` where it is not set, which is said.
+///
+/// # Panics
+///
+/// If it is not set where everything has to be tried (`CI`).
+#[must_use]
+pub fn binary_before() -> Option<PathBuf> {
+    let path = env::var_os("PORTSTEER_BEFORE").map(PathBuf::from);
+    if path.is_none() {
+        let why = "PORTSTEER_BEFORE does not name the binary of the version before: `cargo xtask test` builds it";
+        assert!(env::var_os("CI").is_none(), "{why}");
+        crate::sandbox::skip(why);
+    }
+    path
+}
+
 /// `portsteer ARGUMENTS` in a namespace, to its end.
 ///
 /// # Panics
@@ -156,6 +173,8 @@ fn wait(child: &mut Child) -> Option<ExitStatus> {
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
+    /// What is started.
+    program: PathBuf,
     namespace: Namespace,
     instance: String,
     arguments: Vec<String>,
@@ -216,15 +235,35 @@ impl Agent {
         policy: &str,
         arguments: &[&str],
     ) -> Self {
+        Self::serve_by(&binary(), namespace, instance, policy, arguments)
+    }
+
+    fn serve_by(
+        program: &Path,
+        namespace: &Namespace,
+        instance: &str,
+        policy: &str,
+        arguments: &[&str],
+    ) -> Self {
         let home = TempDir::new().expect("a temporary directory");
         let path = |name: &str| home.path().join(name).display().to_string();
         let (state, socket) = (path("state"), path("agent.sock"));
         let mut all = vec!["--state-dir", &state, "--socket", &socket];
         all.extend(arguments);
-        let mut agent = Self::launch(namespace, instance, policy, &all);
+        let mut agent = Self::launch_by(program, namespace, instance, policy, &all);
         agent.home = Some(home);
         agent.wait_for_log("in force:", 1);
         agent
+    }
+
+    /// The same with another binary than that under test.
+    ///
+    /// # Panics
+    ///
+    /// With what the agent said, if it ends instead.
+    #[must_use]
+    pub fn serve_of(program: &Path, namespace: &Namespace, instance: &str, policy: &str) -> Self {
+        Self::serve_by(program, namespace, instance, policy, &[])
     }
 
     /// The control socket.
@@ -262,7 +301,7 @@ impl Agent {
         let mut all = arguments.to_vec();
         all.extend(["--instance", &self.instance]);
         all.extend(["--socket", socket.to_str().expect("a path of text")]);
-        let mut command = self.namespace.command(binary());
+        let mut command = self.namespace.command(&self.program);
         // Whoever runs the tests may be here by SSH.
         command.env("SSH_CONNECTION", "").args(all);
         Outcome::of(&mut command)
@@ -330,7 +369,17 @@ impl Agent {
         if !self.arguments.contains(&"--resume".to_owned()) {
             self.arguments.push("--resume".to_owned());
         }
-        self.child = spawn(&self.namespace, &self.arguments, &self.log);
+        self.child = spawn(&self.program, &self.namespace, &self.arguments, &self.log);
+    }
+
+    /// Ends the agent and has another version go on: the next start is that of `program`.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be waited for.
+    pub fn kill_for(&mut self, program: &Path) {
+        self.kill();
+        program.clone_into(&mut self.program);
     }
 
     /// Starts an agent and does not wait for anything.
@@ -340,6 +389,16 @@ impl Agent {
     /// If it cannot be started.
     #[must_use]
     pub fn launch(namespace: &Namespace, instance: &str, policy: &str, arguments: &[&str]) -> Self {
+        Self::launch_by(&binary(), namespace, instance, policy, arguments)
+    }
+
+    fn launch_by(
+        program: &Path,
+        namespace: &Namespace,
+        instance: &str,
+        policy: &str,
+        arguments: &[&str],
+    ) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let path = policy_file(directory.path(), policy);
         let log = directory.path().join("log");
@@ -350,9 +409,10 @@ impl Agent {
             all.push("--ephemeral".to_owned());
         }
         all.extend(arguments.iter().map(|&argument| argument.to_owned()));
-        let child = spawn(namespace, &all, &log);
+        let program = program.to_owned();
+        let child = spawn(&program, namespace, &all, &log);
         let (namespace, instance) = (namespace.clone(), instance.to_owned());
-        Self { child, namespace, instance, arguments: all, directory, log, home: None }
+        Self { child, program, namespace, instance, arguments: all, directory, log, home: None }
     }
 
     /// Starts an agent that has ended again, with the same arguments and the policy file as it is
@@ -365,7 +425,7 @@ impl Agent {
         let before = self.log().matches("in force:").count();
         let ended = self.child.try_wait().expect("the agent can be waited for");
         assert!(ended.is_some(), "the agent has not ended");
-        self.child = spawn(&self.namespace, &self.arguments, &self.log);
+        self.child = spawn(&self.program, &self.namespace, &self.arguments, &self.log);
         self.wait_for_log("in force:", before + 1);
     }
 
@@ -662,10 +722,10 @@ impl Stats {
 }
 
 /// Starts an agent that appends to its log.
-fn spawn(namespace: &Namespace, arguments: &[String], log: &Path) -> Child {
+fn spawn(program: &Path, namespace: &Namespace, arguments: &[String], log: &Path) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log file");
     namespace
-        .command(binary())
+        .command(program)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a log file"))

@@ -13,6 +13,8 @@ mod kills;
 mod starts;
 #[path = "agent/trials.rs"]
 mod trials;
+#[path = "agent/upgrades.rs"]
+mod upgrades;
 
 use portsteer::{
     lab::{Device, End, Namespace, Veth},

@@ -9,6 +9,7 @@ use super::{
     Attached, AttachedMode, Change, Dataplane, Error, Manifest, ManifestRule, ManifestTarget,
     Pinned, State,
     attaching::Attaching,
+    attachments,
     capabilities::Capabilities,
     check_namespace, describe_switched,
     detaching::{force_detach, remove_slot},
@@ -16,7 +17,7 @@ use super::{
     in_force, in_force_now,
     interfaces::{self, Selected},
     manifest::{self, Context},
-    maps::{self, Maps, counters_pin, link_pin},
+    maps::{self, Maps, link_pin},
     object, pinned,
     repairs::{self, Repairs, Setting},
     slots::Slot,
@@ -192,7 +193,7 @@ impl Dataplane {
         let (active, previous) = in_force(&maps)?;
         let bank = active.bank();
         let pinned = pinned(&maps)?;
-        check_namespace(&self.instance, &pinned, links)?;
+        check_namespace(&self.instance, attachments(&pinned), links)?;
         begun.is_under_way = true;
 
         // From here on no program reads the idle bank, nor counts for a rule that only it knew.
@@ -449,7 +450,7 @@ impl Dataplane {
     pub(super) fn retire_counters(&self, maps: &Maps, slot: u32) -> Result<(), Error> {
         for counters in maps.counters(slot)? {
             maps.retire(&counters)?;
-            self.pins().remove(&counters_pin(slot, counters.pages))?;
+            self.pins().remove(&counters.pin)?;
         }
         Ok(())
     }

@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{
-    Error, Instance, describe_switched, kernel,
-    maps::{self, counters_pin, link_pin},
+    Error, Instance, carrying, describe_switched, kernel,
+    maps::{self, carried_pin, counters_pin, link_pin},
     pins::PinDir,
     repairs::{self, Repairs},
     slots::Slot,
@@ -44,6 +44,7 @@ pub(super) fn finish(pins: &PinDir) -> Result<(), Error> {
         return Ok(());
     }
     detach_links(pins)?;
+    carrying::forget_next(pins)?;
     pins.clear().map(drop)
 }
 
@@ -64,6 +65,7 @@ pub(super) fn take_off(pins: &PinDir) -> Result<Detached, Error> {
             ));
         }
     }
+    carrying::forget_next(pins)?;
     for round in 1.. {
         let left = pins.clear()?;
         if !left.is_empty() {
@@ -131,6 +133,7 @@ pub(super) fn force_detach(link: &OwnedFd, slot: u32) -> Result<(), Error> {
 /// Removes a slot's pins, that of the link last: as long as it is there, the slot is taken.
 pub(super) fn remove_slot(pins: &PinDir, slot: u32) -> Result<(), Error> {
     maps::sizes().try_for_each(|pages| pins.remove(&counters_pin(slot, pages)))?;
+    pins.remove(&carried_pin(slot))?;
     let link = link_pin(slot);
     match pins.remove(&link) {
         // A directory in its place is left and named in the end.

@@ -139,8 +139,9 @@ impl Error {
                  of its own needs another name than `--instance {instance}`"
             ),
             Self::OtherLayout { instance, .. } => format!(
-                "another version of portsteer has put them there, or somebody has removed some; \
-                 `portsteer detach --instance {instance}` takes its dataplane off"
+                "pins of the version before are carried over when the agent starts; of any other pins, \
+                 and where some are missing, `portsteer detach --instance {instance}` takes the \
+                 dataplane off"
             ),
             Self::ForeignDirectory { directory, .. } => format!(
                 "look at it (`ls -lad {path}`) and remove it (`rm -r {path}`); `chmod 0700 \

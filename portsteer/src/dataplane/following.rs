@@ -10,6 +10,7 @@ use super::{
     TargetChange, TargetState, TrialState,
     applying::{Conclusion, expected_mode, place_interfaces},
     attaching::Attaching,
+    attachments,
     capabilities::Capabilities,
     check_namespace, describe_switched, in_force, in_force_now,
     interfaces::{self, Selected},
@@ -143,7 +144,7 @@ impl Dataplane {
         let mut maps = Maps::open(self.pins())?;
         let (active, manifest) = in_force_now(&maps)?;
         let attached = pinned(&maps)?;
-        check_namespace(&self.instance, &attached, &links)?;
+        check_namespace(&self.instance, attachments(&attached), &links)?;
         let with_index = |index: u32| links.iter().find(|link| link.index == index);
         let present = attached.iter().filter_map(|pinned| with_index(pinned.ifindex));
         let present = present.map(|link| Known::new(link, &links)).collect();
@@ -217,7 +218,7 @@ impl Dataplane {
         let maps = Maps::open(self.pins())?;
         let (_, mut manifest) = in_force_now(&maps)?;
         let attached = pinned(&maps)?;
-        check_namespace(&self.instance, &attached, &links)?;
+        check_namespace(&self.instance, attachments(&attached), &links)?;
         let is_attached = |link: &Link| attached.iter().any(|pinned| pinned.ifindex == link.index);
         let Selected { links: selected, waiting } = self.selected(policy, &links)?;
         let mut wanted: Vec<Link> =
@@ -281,7 +282,7 @@ impl Dataplane {
             return Ok(Applied { generation: manifest.generation, ..Applied::default() });
         }
         let attached = pinned(&maps)?;
-        check_namespace(&self.instance, &attached, &links)?;
+        check_namespace(&self.instance, attachments(&attached), &links)?;
         let is_attached = |link: &Link| attached.iter().any(|pinned| pinned.ifindex == link.index);
         let Selected { links: mut wanted, waiting } = self.selected(policy, &links)?;
         wanted.retain(|link| !is_attached(link));
@@ -344,7 +345,8 @@ impl Dataplane {
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
         let pinned = pinned(&maps)?;
         let is_here = |pinned: &&Pinned| {
-            check_namespace(&self.instance, std::slice::from_ref(*pinned), &links).is_ok()
+            check_namespace(&self.instance, attachments(std::slice::from_ref(*pinned)), &links)
+                .is_ok()
                 && pinned.ifindex != 0
         };
         let mut survey = Survey::default();

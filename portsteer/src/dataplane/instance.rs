@@ -2,11 +2,14 @@
 //!
 //! ```text
 //! /sys/fs/bpf/portsteer/NAME/
+//!     active                   which bank is in force, and whether it is on trial
 //!     policy                   the compiled policy, in two banks
 //!     manifest_0, manifest_1   what the image in that bank was compiled from
 //!     interfaces               which interface has which slot
 //!     link_SLOT                the attachment, one per interface
-//!     counters_SLOT            what its program has counted
+//!     counters_SLOT_PAGES      what its program has counted
+//!     counters_SLOT_carried    what it had counted in the layout of the version before
+//!     trial                    the timer of a policy on trial
 //!     retired                  what interfaces had counted that are no longer attached
 //!     devices, device_slots    the interfaces of targets, by target and the other way round
 //!     cpus                     the CPUs of targets, and their queues
@@ -39,6 +42,11 @@ impl Lock {
     /// Whether it is still the right to change the instance: `detach` removes the directory.
     pub(super) fn holds(&self) -> bool {
         !self.pins.is_given_up()
+    }
+
+    /// The right to change what has taken the place of what was locked, and is locked itself.
+    pub(super) fn of(pins: PinDir) -> Self {
+        Self { pins }
     }
 
     /// What is locked.

@@ -375,6 +375,11 @@ impl Manifest {
     ///
     /// A text of what is wrong with it.
     pub(super) fn read(pins: &PinDir, bank: usize) -> Result<Self, String> {
+        Self::read_of(pins, bank, LAYOUT_VERSION)
+    }
+
+    /// The same, of another version.
+    pub(super) fn read_of(pins: &PinDir, bank: usize, version: u32) -> Result<Self, String> {
         let name = pin_name(bank);
         let map = pins.get(&name).map_err(|error| format!("`{name}`: {error}"))?;
         let json = read_chunks(map.as_fd()).map_err(|error| format!("the manifest: {error}"))?;
@@ -383,11 +388,8 @@ impl Manifest {
         if manifest.rules.iter().any(|rule| rule.shares.is_empty()) {
             return Err("the manifest: a rule has no counter".to_owned());
         }
-        if manifest.layout != LAYOUT_VERSION {
-            return Err(format!(
-                "it is of version {}, and this portsteer's is {LAYOUT_VERSION}",
-                manifest.layout
-            ));
+        if manifest.layout != version {
+            return Err(format!("it is of version {}, expected was {version}", manifest.layout));
         }
         Ok(manifest)
     }

@@ -33,15 +33,15 @@ const ACTIVE: &str = "active";
 const POLICY_SECTION: &str = ".bss";
 const ACTIVE_SECTION: &str = ".bss.active";
 const SMALL_TABLES_SECTION: &str = ".bss.tables";
-const TABLES: &str = "tables";
-const SMALL_TABLES: &str = "small_tables";
+pub(super) const TABLES: &str = "tables";
+pub(super) const SMALL_TABLES: &str = "small_tables";
 /// Where larger or smaller tables are pinned until programs use them.
 const NEW_TABLES: &str = "tables_new";
 const DEVICES: &str = "devices";
 const DEVICE_SLOTS: &str = "device_slots";
 const CPUS: &str = "cpus";
 const LOSSES: &str = "losses";
-const INTERFACES: &str = "interfaces";
+pub(super) const INTERFACES: &str = "interfaces";
 pub(super) const TRIAL: &str = "trial";
 /// What the names of counters' pins begin with, behind an underscore, and what the object calls its own.
 pub(super) const COUNTERS: &str = "counters";
@@ -163,6 +163,30 @@ fn open_retired(pins: &PinDir) -> Result<(OwnedFd, MapShape), Error> {
     open(pins, RETIRED, array(size_of::<CounterPage>(), 1), Some(MAX_PAGES as u32))
 }
 
+/// Creates the maps that no other directory has.
+fn create_own(pins: &PinDir, pages: u32, segments: u32) -> Result<(), Error> {
+    let shapes = [
+        (ACTIVE, ACTIVE_SHAPE),
+        (POLICY, POLICY_SHAPE),
+        (TABLES, tables_shape(segments)),
+        (SMALL_TABLES, SMALL_TABLES_SHAPE),
+        (DEVICE_SLOTS, DEVICE_SLOTS_SHAPE),
+        (INTERFACES, slots::SHAPE),
+        (RETIRED, array(size_of::<CounterPage>(), pages)),
+        (repairs::PIN, repairs::SHAPE),
+    ];
+    create_all(pins, &shapes)
+}
+
+fn create_all(pins: &PinDir, shapes: &[(&str, MapShape)]) -> Result<(), Error> {
+    for &(name, shape) in shapes {
+        let creating = || Error::io(format!("creating the map `{name}`"));
+        let map = sys::map_create(name, shape, None).map_err(creating())?;
+        pins.pin(map.as_fd(), name).map_err(creating())?;
+    }
+    Ok(())
+}
+
 /// The maps that all programs of an instance share.
 #[derive(Debug)]
 pub(super) struct Maps {
@@ -236,24 +260,28 @@ impl Maps {
     /// Creates and pins the maps that all programs share: the policy, with nothing in it, and those
     /// that the programs do not know of.
     pub(super) fn create(pins: &PinDir, pages: u32) -> Result<(), Error> {
+        create_own(pins, pages, 1)?;
         let shapes = [
-            (ACTIVE, ACTIVE_SHAPE),
-            (POLICY, POLICY_SHAPE),
-            (TABLES, tables_shape(1)),
-            (SMALL_TABLES, SMALL_TABLES_SHAPE),
             // The kernel adds the flag itself, and refuses to be told.
             (DEVICES, MapShape { flags: 0, ..DEVICES_SHAPE }),
-            (DEVICE_SLOTS, DEVICE_SLOTS_SHAPE),
             (CPUS, cpus_shape()?),
             (LOSSES, losses_shape()?),
-            (INTERFACES, slots::SHAPE),
-            (RETIRED, array(size_of::<CounterPage>(), pages)),
-            (repairs::PIN, repairs::SHAPE),
         ];
-        for (name, shape) in shapes {
-            let creating = || Error::io(format!("creating the map `{name}`"));
-            let map = sys::map_create(name, shape, None).map_err(creating())?;
-            pins.pin(map.as_fd(), name).map_err(creating())?;
+        create_all(pins, &shapes)
+    }
+
+    /// The same, but those that know of targets' devices, CPUs and losses are another directory's.
+    pub(super) fn create_beside(
+        pins: &PinDir,
+        other: &PinDir,
+        pages: u32,
+        segments: u32,
+    ) -> Result<(), Error> {
+        create_own(pins, pages, segments)?;
+        for name in [DEVICES, CPUS, LOSSES] {
+            let sharing = || Error::io(format!("sharing the map `{name}`"));
+            let map = other.get(name).map_err(sharing())?;
+            pins.pin(map.as_fd(), name).map_err(sharing())?;
         }
         Ok(())
     }
@@ -292,6 +320,30 @@ impl Maps {
         let swapped =
             self.active_word().compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
         swapped.map(drop).map_err(Active::from_bits)
+    }
+
+    /// How many segments the tables have.
+    pub(super) fn segments(&self) -> usize {
+        self.segments
+    }
+
+    /// Writes a segment of tables that no program uses yet.
+    pub(super) fn set_segment(&self, number: usize, segment: &Segment) -> Result<(), Error> {
+        sys::map_update(self.tables_map.as_fd(), number as u32, bytemuck::bytes_of(segment))
+            .map_err(Error::io("writing the tables"))
+    }
+
+    /// Writes everything else that programs judge by, of which none does yet.
+    pub(super) fn set_policy(
+        &self,
+        policy: &PolicyBanks,
+        small_tables: &SmallTables,
+    ) -> Result<(), Error> {
+        let writing = || Error::io("writing the policy");
+        sys::map_update(self.policy_map.as_fd(), 0, bytemuck::bytes_of(policy))
+            .map_err(writing())?;
+        let small_tables = bytemuck::cast_slice(small_tables);
+        sys::map_update(self.small_tables_map.as_fd(), 0, small_tables).map_err(writing())
     }
 
     /// The bank that is in force.
@@ -566,18 +618,9 @@ impl Maps {
         Ok(sum)
     }
 
-    /// The counters of an interface slot: none if the slot is being given up, several if it had to grow.
-    /// What it has counted is the sum of all of them.
+    /// The counters of an interface slot, as [`counters`] has them.
     pub(super) fn counters(&self, slot: u32) -> Result<Vec<Counters>, Error> {
-        let mut found = Vec::new();
-        for pages in sizes() {
-            let name = counters_pin(slot, pages);
-            if self.pins.has(&name)? {
-                let (map, _) = open(&self.pins, &name, counters_shape(pages), None)?;
-                found.push(Counters { map, values: possible_cpus()?, pages });
-            }
-        }
-        Ok(found)
+        counters(&self.pins, slot)
     }
 
     /// The counters that a program of this slot is to count in, made and pinned if they are missing.
@@ -615,14 +658,25 @@ impl Maps {
         sums: &Snapshot,
         newest: Option<u32>,
     ) -> Result<(), Error> {
-        let making = || Error::io(format!("making a map `{RETIRED}` of {pages} pages"));
         let name = newest.map_or_else(|| RETIRED.to_owned(), name_with);
-        let map = sys::map_create(&name, array(size_of::<CounterPage>(), pages), None)
-            .map_err(making())?;
+        self.replace_sums(&name, RETIRED, pages, sums)
+    }
+
+    /// Puts another map of sums in the place of what is pinned.
+    fn replace_sums(
+        &self,
+        name: &str,
+        pin: &str,
+        pages: u32,
+        sums: &Snapshot,
+    ) -> Result<(), Error> {
+        let making = || Error::io(format!("making a map `{pin}` of {pages} pages"));
+        let map =
+            sys::map_create(name, array(size_of::<CounterPage>(), pages), None).map_err(making())?;
         for (number, page) in (0..).zip(&sums.pages) {
             sys::map_update(map.as_fd(), number, bytemuck::bytes_of(page)).map_err(making())?;
         }
-        self.pins.replace(map.as_fd(), RETIRED)
+        self.pins.replace(map.as_fd(), pin)
     }
 
     /// The error for counters that must be there and are not.
@@ -632,10 +686,19 @@ impl Maps {
 
     /// What interfaces had counted that are no longer attached.
     pub(super) fn retired(&self) -> Result<Retired, Error> {
-        let (map, shape) = open_retired(&self.pins)?;
-        let name = sys::map_name(map.as_fd()).map_err(Error::io("reading the map `retired`"))?;
-        let newest = name.strip_prefix(INCLUDES).and_then(|id| u32::from_str_radix(id, 16).ok());
-        Ok(Retired { counters: Counters { map, values: 1, pages: shape.max_entries }, newest })
+        retired(&self.pins)
+    }
+
+    /// Says what they had counted, as far as there is room: what is beyond has counted nothing.
+    pub(super) fn set_retired(&self, mut sums: Snapshot) -> Result<(), Error> {
+        sums.pages.truncate(self.pages as usize);
+        self.replace_retired(self.pages, &sums, None)
+    }
+
+    /// Says what a slot has counted besides what its program counts.
+    pub(super) fn set_carried(&self, slot: u32, mut sums: Snapshot) -> Result<(), Error> {
+        sums.pages.truncate(self.pages as usize);
+        self.replace_sums(COUNTERS, &carried_pin(slot), self.pages, &sums)
     }
 
     /// Adds what an interface has counted, which counts no more, to what is retired: once, however often it is
@@ -667,9 +730,43 @@ impl Maps {
     }
 }
 
+/// The counters of an interface slot: none if the slot is being given up, several if it had to grow or was carried over.
+/// What it has counted is the sum of all of them.
+pub(super) fn counters(pins: &PinDir, slot: u32) -> Result<Vec<Counters>, Error> {
+    let mut found = Vec::new();
+    for pages in sizes() {
+        let name = counters_pin(slot, pages);
+        if pins.has(&name)? {
+            let (map, _) = open(pins, &name, counters_shape(pages), None)?;
+            found.push(Counters { map, values: possible_cpus()?, pages, pin: name });
+        }
+    }
+    let name = carried_pin(slot);
+    if pins.has(&name)? {
+        let (map, shape) =
+            open(pins, &name, array(size_of::<CounterPage>(), 1), Some(MAX_PAGES as u32))?;
+        found.push(Counters { map, values: 1, pages: shape.max_entries, pin: name });
+    }
+    Ok(found)
+}
+
+/// What interfaces had counted that are no longer attached.
+pub(super) fn retired(pins: &PinDir) -> Result<Retired, Error> {
+    let (map, shape) = open_retired(pins)?;
+    let name = sys::map_name(map.as_fd()).map_err(Error::io("reading the map `retired`"))?;
+    let newest = name.strip_prefix(INCLUDES).and_then(|id| u32::from_str_radix(id, 16).ok());
+    let pin = RETIRED.to_owned();
+    Ok(Retired { counters: Counters { map, values: 1, pages: shape.max_entries, pin }, newest })
+}
+
 /// What a slot's counters are pinned as that have so many pages.
 pub(super) fn counters_pin(slot: u32, pages: u32) -> String {
     format!("{COUNTERS}_{slot}_{pages}")
+}
+
+/// What is pinned as that a slot has counted in the layout of the version before.
+pub(super) fn carried_pin(slot: u32) -> String {
+    format!("{COUNTERS}_{slot}_carried")
 }
 
 /// What the link of a slot is pinned as.
@@ -704,6 +801,8 @@ pub(super) struct Counters {
     /// One, or as many as there may be CPUs.
     values: usize,
     pub(super) pages: u32,
+    /// What it is pinned as.
+    pub(super) pin: String,
 }
 
 impl Counters {

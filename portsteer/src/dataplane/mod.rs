@@ -21,6 +21,7 @@ mod applying;
 mod attaching;
 mod btf;
 mod capabilities;
+mod carrying;
 mod detaching;
 mod error;
 mod following;
@@ -66,6 +67,8 @@ use slots::Slot;
 pub struct Dataplane {
     instance: Instance,
     lock: Lock,
+    /// Whether its pins were of the layout before.
+    was_carried_over: bool,
     applied: Mutex<State>,
     /// Has what it made of the last policy, so that an edit of a large set is quick.
     compiler: Mutex<Compiler>,
@@ -120,9 +123,26 @@ impl Dataplane {
     /// The kernel lacks what is needed, or another agent has the instance.
     pub fn lock(instance: Instance) -> Result<Self, Error> {
         kernel::check()?;
-        let lock = instance.lock()?;
+        let mut lock = instance.lock()?;
         detaching::finish(lock.pins())?;
-        Ok(Self { instance, lock, applied: Mutex::default(), compiler: Mutex::default() })
+        let carried = carrying::carry_over(lock.pins())?;
+        let was_carried_over = carried.is_some();
+        if let Some(pins) = carried {
+            lock = Lock::of(pins);
+        }
+        Ok(Self {
+            instance,
+            lock,
+            was_carried_over,
+            applied: Mutex::default(),
+            compiler: Mutex::default(),
+        })
+    }
+
+    /// Whether what is in force was carried over from the layout of the version before.
+    #[must_use]
+    pub fn was_carried_over(&self) -> bool {
+        self.was_carried_over
     }
 
     /// The instance.
@@ -307,18 +327,27 @@ fn pinned(maps: &Maps) -> Result<Vec<Pinned>, Error> {
 
 /// Interface indices mean something only in their own network namespace: each link must show up
 /// on the interface of this one that has its index.
-fn check_namespace(instance: &Instance, pinned: &[Pinned], links: &[Link]) -> Result<(), Error> {
-    let strange = |pinned: &&Pinned| {
-        let here = links.iter().any(|link| {
-            link.index == pinned.ifindex
-                && link.xdp.is_some_and(|xdp| xdp.program_id == Some(pinned.program_id))
-        });
-        pinned.ifindex != 0 && !here
+fn check_namespace(
+    instance: &Instance,
+    mut attached: impl Iterator<Item = (u32, u32)>,
+    links: &[Link],
+) -> Result<(), Error> {
+    let is_here = |(ifindex, program_id): (u32, u32)| {
+        ifindex == 0
+            || links.iter().any(|link| {
+                link.index == ifindex
+                    && link.xdp.is_some_and(|xdp| xdp.program_id == Some(program_id))
+            })
     };
-    match pinned.iter().find(strange) {
-        Some(_) => Err(Error::OtherNamespace { instance: instance.name().to_owned() }),
-        None => Ok(()),
+    match attached.all(is_here) {
+        true => Ok(()),
+        false => Err(Error::OtherNamespace { instance: instance.name().to_owned() }),
     }
+}
+
+/// The interface and the program of each, as [`check_namespace`] asks for them.
+fn attachments(pinned: &[Pinned]) -> impl Iterator<Item = (u32, u32)> {
+    pinned.iter().map(|pinned| (pinned.ifindex, pinned.program_id))
 }
 
 /// What all interfaces have counted in the first `pages` pages: first those that are no longer

@@ -19,8 +19,8 @@ use std::{
 use caps::{CapSet, Capability};
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fchmod, fstat, fstatfs,
-        mkdirat, openat, openat2, renameat, statat, symlinkat, unlinkat,
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fchmod, fstat,
+        fstatfs, mkdirat, openat, openat2, renameat, renameat_with, statat, symlinkat, unlinkat,
     },
     io::Errno,
     process::geteuid,
@@ -237,6 +237,27 @@ impl PinDir {
         Self { instance: instance.clone(), name: name.to_owned(), directory: Arc::new(directory) }
     }
 
+    /// Opens what is to take the place of an instance's directory, or has. `None` where there is none.
+    pub(super) fn open_next(instance: &Instance) -> Result<Option<Self>, Error> {
+        Self::open_named(instance, &next_name(instance))
+    }
+
+    /// The same, and makes it if it is missing.
+    pub(super) fn make_next(instance: &Instance) -> Result<Self, Error> {
+        Self::make_named(instance, &next_name(instance))
+    }
+
+    /// Exchanges two directories of an instance, in one step. Returns the one that has the instance's name then, and
+    /// the other one.
+    pub(super) fn exchange(now: &Self, next: &Self) -> Result<(Self, Self), Error> {
+        let exchanging = || Error::io(format!("putting {} in place", next.path().display()));
+        let all = AllPins::open()?.ok_or_else(|| exchanging()(Errno::NOENT.into()))?;
+        renameat_with(&all.0, &*now.name, &all.0, &*next.name, RenameFlags::EXCHANGE)
+            .map_err(|error| exchanging()(error.into()))?;
+        let named = |pins: &Self, name: &str| Self { name: name.to_owned(), ..pins.clone() };
+        Ok((named(next, &now.name), named(now, &next.name)))
+    }
+
     /// Whose pins these are.
     pub(super) fn instance(&self) -> &Instance {
         &self.instance
@@ -318,6 +339,16 @@ impl PinDir {
         let number = |name: &CString| name.to_str().ok()?.strip_prefix("link_")?.parse().ok();
         let mut slots: Vec<u32> = pins.filter_map(|(name, _)| number(name)).collect();
         slots.sort_unstable();
+        Ok(slots)
+    }
+
+    /// The slots that have counters, ascending.
+    pub(super) fn counted_slots(&self) -> Result<Vec<u32>, Error> {
+        let number =
+            |name: &String| name.strip_prefix("counters_")?.split('_').next()?.parse().ok();
+        let mut slots: Vec<u32> = self.names()?.iter().filter_map(number).collect();
+        slots.sort_unstable();
+        slots.dedup();
         Ok(slots)
     }
 
@@ -412,6 +443,12 @@ impl PinDir {
             }
         }
     }
+}
+
+/// What a directory is called that is to take the place of an instance's. No instance has such a name, and the
+/// BPF file system allows no dot in one.
+fn next_name(instance: &Instance) -> String {
+    format!("{}+next", instance.name())
 }
 
 fn through_proc(fd: i32) -> PathBuf {

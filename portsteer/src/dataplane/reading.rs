@@ -10,8 +10,8 @@ use portsteer_common::{
 
 use super::{
     Error, Instance, InterfaceStats, InterfaceStatus, Manifest, OffloadStatus, PolicyInfo,
-    ReasonStats, RuleStats, Stats, Status, TargetStats, TargetStatus, TrialState, check_namespace,
-    in_force, in_force_now, kernel,
+    ReasonStats, RuleStats, Stats, Status, TargetStats, TargetStatus, TrialState, attachments,
+    check_namespace, in_force, in_force_now, kernel,
     maps::{Maps, Snapshot},
     pinned,
     pins::PinDir,
@@ -103,7 +103,7 @@ pub fn read_stats(instance: &Instance) -> Result<Stats, Error> {
         consistently(&maps, |manifest| {
             let pinned = pinned(&maps)?;
             // Those of another network namespace say nothing.
-            let is_here = check_namespace(instance, &pinned, &links).is_ok();
+            let is_here = check_namespace(instance, attachments(&pinned), &links).is_ok();
             let links = if is_here { &links[..] } else { &[] };
             // Everything is told from the same snapshots, so that it adds up.
             let counted = snapshots(&maps, &pinned, manifest.pages())?;

@@ -165,6 +165,20 @@ impl Repairs {
         (sys::map_shape(map.as_fd()).ok()? == SHAPE).then(|| Self::new(pins.instance(), map))
     }
 
+    /// Takes over what is written down in another directory, whose map may have fewer records.
+    pub(super) fn copy_from(&self, pins: &PinDir) -> Result<(), Error> {
+        let reading = || Error::io("reading the map `repairs` of the layout before");
+        let map = pins.get(PIN).map_err(reading())?;
+        let records = sys::map_shape(map.as_fd()).map_err(reading())?.max_entries.min(RECORDS);
+        for index in 0..records {
+            let mut record = Record::zeroed();
+            sys::map_lookup(map.as_fd(), index, bytemuck::bytes_of_mut(&mut record))
+                .map_err(reading())?;
+            self.write(index as usize, &record)?;
+        }
+        Ok(())
+    }
+
     fn records(&self) -> Result<Vec<Record>, Error> {
         let read = |index| {
             let mut record = Record::zeroed();

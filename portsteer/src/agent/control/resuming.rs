@@ -16,7 +16,7 @@ use crate::{
     },
     api::How,
     compile::Interrupt,
-    dataplane::{Error as DataplaneError, InForce, Interfaces, Manifest, TrialState},
+    dataplane::{Dataplane, Error as DataplaneError, InForce, Interfaces, Manifest, TrialState},
     policy::{self, Policy},
 };
 
@@ -29,6 +29,7 @@ impl Control {
         reporter: &mut dyn Reporter,
     ) -> Result<(), Error> {
         let dataplane = self.lock()?;
+        note_carried_over(dataplane, reporter);
         let InForce { manifest, before_trial, trial } = dataplane.in_force()?;
         if trial != TrialState::None {
             // What has lapsed is over, and the policy before is in force.
@@ -50,6 +51,7 @@ impl Control {
         reporter: &mut dyn Reporter,
     ) -> Result<(), Error> {
         let dataplane = self.lock()?;
+        note_carried_over(dataplane, reporter);
         // From one moment: the word that the kernel judges by decides what is in force, and whether it is on trial.
         let in_force = dataplane.in_force()?;
         match (in_force.manifest, in_force.trial) {
@@ -223,6 +225,12 @@ impl Control {
             is_whole,
             unkept,
         }
+    }
+}
+
+fn note_carried_over(dataplane: &Dataplane, reporter: &mut dyn Reporter) {
+    if dataplane.was_carried_over() {
+        reporter.note("what the version before had in force was carried over, with its counters");
     }
 }
 
