@@ -4,6 +4,7 @@
 //! object, [`digest`] says what it was built from, [`run`] runs the demo and the tests on this
 //! machine, [`vm`] on other kernels, [`fuzz`] the fuzzers, [`dist`] packs it all.
 
+mod before;
 mod debian;
 mod digest;
 mod dist;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
-    ebpf,
+    before, ebpf,
     process::{is_root, run, say, shown},
     workspace,
 };
@@ -87,8 +87,12 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     ensure_root("test")?;
     ensure_bpffs()?;
     ebpf::check_digest()?;
+    let before = before::binary()?;
     // The whole workspace, with the parts of the eBPF crate that do not touch the kernel.
-    run(cargo()?.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(arguments))
+    run(cargo()?
+        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .args(arguments)
+        .envs(before.map(|binary| (before::VARIABLE, binary))))
 }
 
 /// The tests that can go on for as long as they are told to, which share the time: by test binary.
@@ -200,7 +204,7 @@ pub(crate) fn ensure_bpffs() -> Result<()> {
         bail!("this kernel has no {BPFFS}: it was built without CONFIG_BPF_SYSCALL");
     }
     let mut mount = Command::new("mount");
-    mount.args(["-t", "bpf", "bpf", BPFFS]);
+    mount.args(["-t", "bpf", "-o", "mode=0700", "bpf", BPFFS]);
     say(format!("{BPFFS} is not mounted: {}", shown(&mount)));
     run(&mut mount)
 }

@@ -11,7 +11,7 @@ use std::{
 
 use portsteer::dataplane::sys;
 use portsteer_testkit::{
-    agent::{Agent, Stats, binary, binary_before, run},
+    agent::{Agent, Stats, binary, binary_before, is_slow, run},
     flood::{FLOODED_PORT, assert_all_judged, under_flood},
     sandbox::{assert_no_pins, sandbox},
     site::{HOST_V4, Site, wait_until},
@@ -162,12 +162,11 @@ fn interfaces_of_both_policies_of_a_trial_are_carried_over() {
 /// An agent that is killed at any moment of it leaves one of the two layouts whole: either version goes on.
 #[test]
 fn an_agent_killed_at_any_moment_of_it_leaves_one_layout_whole() {
-    const ROUNDS: u32 = 24;
     let Some(before) = binary_before() else { return };
     sandbox(|| {
         let site = Site::quiet();
         let mut seen = (0, 0);
-        for round in 0..ROUNDS {
+        for round in 0..if is_slow() { 4 } else { 24 } {
             let mut agent = begin(&site, &before, &rich_policy(2000));
             let on_trial = round % 3 == 2;
             let (_, account) = under_flood(&site, || {

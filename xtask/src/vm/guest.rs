@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::{initramfs::Initramfs, kernel::Promise, modules::Module};
 use crate::{
+    before,
     musl::{self, TARGET, link_statically, this_cargo},
     process::{output, run, say, shown},
     workspace,
@@ -23,7 +24,7 @@ const TESTS: &[&str] = &["verdicts", "end_to_end", "fuzz"];
 const INPUTS: [&str; 2] = ["fuzz/seeds", "fuzz/regressions"];
 /// Of another one, those tests that ask most of the kernel, and for no programs that a guest lacks.
 const TESTS_IN_PART: (&str, &[&str]) =
-    ("agent", &["trials::", "clocks::", "kills::the_next", "kills::an_upgrade"]);
+    ("agent", &["trials::", "clocks::", "kills::the_next", "kills::an_upgrade", "upgrades::"]);
 /// Those that run where the kernel is too old.
 const TESTS_BELOW_FLOOR: &[&str] = &["floor"];
 /// How long such a test binary may take there.
@@ -87,6 +88,9 @@ impl Guest {
             inputs: Vec::new(),
             own,
         };
+        if let Some(before) = before::binary()? {
+            guest.programs.push(("bin/portsteer-before".to_owned(), before));
+        }
         for directory in INPUTS {
             read_all(&root.join(directory), &mut guest.inputs)?;
         }
