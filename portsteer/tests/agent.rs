@@ -11,6 +11,8 @@ mod interfaces;
 mod kills;
 #[path = "agent/starts.rs"]
 mod starts;
+#[path = "agent/tampering.rs"]
+mod tampering;
 #[path = "agent/trials.rs"]
 mod trials;
 #[path = "agent/upgrades.rs"]

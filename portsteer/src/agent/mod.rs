@@ -448,6 +448,10 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
                 if detached {
                     agent.work(|hands, _| hands.control.notice_detach(&mut *hands.reporter)).await;
                 }
+                agent.work(|hands, interrupt| {
+                    let Hands { control, reporter } = hands;
+                    control.guard(interrupt, &mut **reporter);
+                }).await;
                 if std::mem::take(&mut agent.has_worked) {
                     memory::trim();
                 }

@@ -153,6 +153,7 @@ impl Dataplane {
                 self.remove_debris(&links)?;
                 // What fails now is left to the error that is already on its way.
                 let _ = self.undo(begun, &links);
+                self.believe();
                 Err(error)
             }
         }
@@ -339,7 +340,9 @@ impl Dataplane {
             targets: followed,
             attached: Known::of(done.attached.iter().map(|done| done.name.as_str()), links),
             repairs: Some(maps.repairs),
+            belief: None,
         };
+        self.believe();
         Ok(Applied { notes, ..done })
     }
 

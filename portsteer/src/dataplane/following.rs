@@ -160,7 +160,9 @@ impl Dataplane {
             targets: manifest.targets.iter().cloned().chain(others.filter(is_new)).collect(),
             attached: present,
             repairs: repairs::Repairs::open(self.pins()),
+            belief: None,
         };
+        self.believe();
         // A trial is left alone until it is over, and so is what is left of one that is.
         if active.phase() != Phase::None {
             return Ok(Default::default());
@@ -238,6 +240,7 @@ impl Dataplane {
             Ok(done) => done,
             Err(error) => {
                 work.undo();
+                self.believe();
                 let needed = repairs::wanted(policy, &expected, &links);
                 let _ = maps.repairs.undo(&links, |setting| {
                     needed.contains(setting) && !switched.contains(setting)
@@ -253,6 +256,7 @@ impl Dataplane {
         }
         self.applied().attached =
             Known::of(done.iter().map(|attached| attached.name.as_str()), &links);
+        self.believe();
         Ok(Applied {
             generation: manifest.generation,
             attached: done,
@@ -322,6 +326,7 @@ impl Dataplane {
         notes.extend(describe_switched(&switched, &[]));
         let new = Known::of(done.iter().map(|attached| attached.name.as_str()), &links);
         self.applied().attached.extend(new);
+        self.believe();
         let generation = manifest.generation;
         Ok(Applied { generation, attached: done, waiting, notes, ..Applied::default() })
     }

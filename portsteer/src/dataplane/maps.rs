@@ -4,6 +4,7 @@
 use std::{
     cell::Cell,
     collections::HashSet,
+    mem::offset_of,
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
@@ -372,7 +373,28 @@ impl Maps {
         (0..BANKS).map(of).fold(0, |all, features| all | features)
     }
 
+    /// A bank's image, as bytes.
+    pub(super) fn image_bytes(&self, bank: usize) -> Result<Vec<u8>, Error> {
+        let mut policy = vec![0; size_of::<PolicyBanks>()];
+        sys::map_lookup(self.policy_map.as_fd(), 0, &mut policy)
+            .map_err(Error::io("reading the policy"))?;
+        let start = offset_of!(PolicyBanks, banks) + bank * size_of::<Image>();
+        Ok(policy[start..start + size_of::<Image>()].to_vec())
+    }
+
+    /// A segment of the tables, as bytes, and where programs have it as a small one as well, that too.
+    pub(super) fn segment_bytes(&self, number: usize) -> Result<Vec<u8>, Error> {
+        let mut segment = vec![0; size_of::<Segment>()];
+        sys::map_lookup(self.tables_map.as_fd(), number as u32, &mut segment)
+            .map_err(Error::io("reading the tables"))?;
+        Ok(segment)
+    }
+
     /// The segments of the tables that the policy in force uses.
+    pub(super) fn segments_of_active(&self) -> Range<usize> {
+        self.active_segments()
+    }
+
     fn active_segments(&self) -> Range<usize> {
         let bank = self.active_bank();
         // SAFETY: the address of a field of a bank.

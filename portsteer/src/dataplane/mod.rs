@@ -25,6 +25,7 @@ mod carrying;
 mod detaching;
 mod error;
 mod following;
+mod guarding;
 mod instance;
 mod interfaces;
 pub mod kernel;
@@ -44,6 +45,7 @@ pub use applying::{Applied, Concluded, Interfaces, Order};
 pub use detaching::{Detached, detach};
 pub use error::Error;
 pub use following::{InForce, Refreshed, Survey};
+pub use guarding::Findings;
 pub use instance::{Instance, Lock};
 pub use manifest::{Manifest, ManifestRule, ManifestTarget, ManifestTrial};
 pub use object::DIGEST as OBJECT_DIGEST;
@@ -57,6 +59,7 @@ pub use targets::{TargetChange, TargetState, online_cpus};
 pub use trials::TrialState;
 
 use following::Known;
+use guarding::Belief;
 use maps::{Maps, Snapshot, link_pin};
 use pins::PinDir;
 use repairs::{Repairs, Setting};
@@ -82,6 +85,8 @@ struct State {
     attached: Vec<Known>,
     /// Kept open: somebody may take the dataplane off from another network namespace.
     repairs: Option<Repairs>,
+    /// What the kernel was left with.
+    belief: Option<Belief>,
 }
 
 /// An interface that a policy was applied to.

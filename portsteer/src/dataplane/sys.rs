@@ -408,6 +408,15 @@ pub fn xdp_link_info(fd: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
     Ok(XdpLinkInfo { program_id: info.prog_id, ifindex })
 }
 
+/// The tag of the program that a link holds: the kernel's hash over its instructions, as hexadecimal digits. From
+/// `/proc/self/fdinfo`, since asking for a program by its id takes CAP_SYS_ADMIN.
+pub fn link_program_tag(fd: BorrowedFd<'_>) -> io::Result<String> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let tag = text.lines().find_map(|line| line.strip_prefix("prog_tag:"));
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "the kernel does not tell the tag");
+    tag.map(|tag| tag.trim().to_owned()).ok_or_else(missing)
+}
+
 /// Takes a link off its interface, whoever else holds it.
 pub fn link_detach(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = attributes();

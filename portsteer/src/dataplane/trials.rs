@@ -217,7 +217,9 @@ impl Dataplane {
             targets: manifest.targets,
             attached: Known::of(modes.iter().map(|(link, _)| link.name.as_str()), &links),
             repairs: Some(maps.repairs),
+            belief: None,
         };
+        self.believe();
         Ok(concluded)
     }
 }

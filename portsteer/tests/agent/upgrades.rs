@@ -166,7 +166,7 @@ fn an_agent_killed_at_any_moment_of_it_leaves_one_layout_whole() {
     sandbox(|| {
         let site = Site::quiet();
         let mut seen = (0, 0);
-        for round in 0..if is_slow() { 4 } else { 24 } {
+        for round in 0..if is_slow() { 4_u64 } else { 24 } {
             let mut agent = begin(&site, &before, &rich_policy(2000));
             let on_trial = round % 3 == 2;
             let (_, account) = under_flood(&site, || {
@@ -175,7 +175,7 @@ fn an_agent_killed_at_any_moment_of_it_leaves_one_layout_whole() {
                 }
                 agent.kill_for(&binary());
                 agent.resume_without_waiting();
-                thread::sleep(Duration::from_micros(u64::from(round) * 12_000 + 3_000));
+                thread::sleep(Duration::from_micros(round * 12_000 + 3_000));
                 agent.kill();
                 let is_carried = Path::new("/sys/fs/bpf/portsteer/main/active").exists();
                 let is_begun = Path::new(NEXT).exists();

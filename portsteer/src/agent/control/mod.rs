@@ -23,6 +23,7 @@ mod applying;
 mod detaching;
 mod edits;
 mod following;
+mod guarding;
 mod keeping;
 mod resuming;
 mod trials;
@@ -131,6 +132,10 @@ pub struct Control {
     was_detached: bool,
     /// What was said last of what could not be done, so that it is said once.
     last_problem: Option<String>,
+    /// What was changed behind the agent's back, in words, the latest last.
+    tampered: Vec<String>,
+    /// Whether another file system hides the pins.
+    is_hidden: bool,
     pub history: History,
 }
 
@@ -151,6 +156,8 @@ impl Control {
             is_stale: false,
             was_detached: false,
             last_problem: None,
+            tampered: Vec::new(),
+            is_hidden: false,
             history,
         }
     }
@@ -164,8 +171,20 @@ impl Control {
             was_detached: self.was_detached,
             waiting: self.waiting.clone(),
             not_kept: self.not_kept.clone(),
-            problems: self.last_problem.iter().cloned().collect(),
+            problems: self.problems(),
         }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let hidden = || {
+            format!(
+                "another file system is mounted over {}: the policy is in force, and only this agent can reach it",
+                self.instance.directory().display()
+            )
+        };
+        let hidden = self.is_hidden.then(hidden);
+        let tampered = self.tampered.iter().map(|what| format!("{what}, and was put right"));
+        self.last_problem.iter().cloned().chain(hidden).chain(tampered).collect()
     }
 
     /// Whether any interface is attached.

@@ -1,0 +1,145 @@
+//! What a process with the right to it changes behind the agent's back: seen, put right, and said.
+
+use std::{fs, os::fd::AsFd as _, path::Path};
+
+use portsteer::dataplane::sys::{self, Instruction, map_type};
+use portsteer_testkit::{
+    agent::Agent,
+    sandbox::sandbox,
+    site::{Site, wait_until},
+};
+
+use crate::{INSTANCE, attached, is_open, policy, status, wait_until_open};
+
+fn pin(name: &str) -> std::path::PathBuf {
+    Path::new("/sys/fs/bpf/portsteer").join(INSTANCE).join(name)
+}
+
+fn problems(agent: &Agent) -> String {
+    status(agent)["problems"].to_string()
+}
+
+fn pass_all() -> std::os::fd::OwnedFd {
+    let instruction = |code, immediate| Instruction { code, registers: 0, offset: 0, immediate };
+    // r0 = XDP_PASS; exit
+    sys::load_xdp("pass_all", &[instruction(0xb7, 2), instruction(0x95, 0)]).expect("a program")
+}
+
+#[test]
+fn what_is_changed_behind_the_agents_back_is_put_right() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        assert!(!is_open(&site, 2000));
+
+        // Another program on the link.
+        let link = sys::open_pin(&pin("link_0")).unwrap();
+        sys::link_update(link.as_fd(), pass_all().as_fd()).unwrap();
+        assert!(is_open(&site, 2000));
+        wait_until_open(&site, 2000, false);
+        wait_until("it is said", || problems(&agent).contains("was replaced from outside"));
+
+        // The link taken off its interface, and then its pin removed.
+        let link = sys::open_pin(&pin("link_0")).unwrap();
+        sys::link_detach(link.as_fd()).unwrap();
+        drop(link);
+        wait_until("it is attached again", || attached(&site.host) == ["uplink"]);
+        wait_until_open(&site, 2000, false);
+        wait_until("it is said", || problems(&agent).contains("was taken off uplink"));
+
+        // The word.
+        let active = sys::open_pin(&pin("active")).unwrap();
+        let mut word = [0; 8];
+        sys::map_lookup(active.as_fd(), 0, &mut word).unwrap();
+        let other: Vec<u8> =
+            word.iter().enumerate().map(|(at, byte)| if at < 4 { !byte } else { *byte }).collect();
+        sys::map_update(active.as_fd(), 0, &other).unwrap();
+        wait_until("the word is put right", || {
+            let mut now = [0; 8];
+            sys::map_lookup(active.as_fd(), 0, &mut now).unwrap();
+            now == word
+        });
+        wait_until("it is said", || problems(&agent).contains("the word that says"));
+        assert!(!is_open(&site, 2000));
+        agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
+    });
+}
+
+#[test]
+fn a_trial_whose_timer_is_removed_ends_all_the_same() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        let path = agent.other_policy("trial.toml", &policy(&["uplink"], 3000));
+        let trial = ["apply", path.to_str().unwrap(), "--confirm", "6s", "--force"];
+        agent.ask(&trial).expect(0, &[]);
+        fs::remove_file(pin("trial")).unwrap();
+        wait_until("there is a timer again", || pin("trial").exists());
+        // Which needs no agent.
+        agent.kill();
+        wait_until_open(&site, 3000, true);
+        assert!(!is_open(&site, 2000));
+        agent.resume();
+        // A timer that is pinned, but was stopped.
+        agent.ask(&trial).expect(0, &[]);
+        let map = sys::open_pin(&pin("trial")).unwrap();
+        assert_eq!(sys::map_shape(map.as_fd()).unwrap().map_type, map_type::ARRAY);
+        sys::map_update(map.as_fd(), 0, &[0; 40]).unwrap();
+        wait_until_open(&site, 3000, true);
+        assert!(!is_open(&site, 2000));
+        wait_until("it is said", || problems(&agent).contains("timer for the trial was removed"));
+        agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
+    });
+}
+
+#[test]
+fn an_image_that_is_changed_is_put_in_force_anew() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        let shown = agent.ask(&["show"]).stdout;
+        wait_until("it was looked at", || {
+            // The first look comes two seconds after the start.
+            status(&agent)["started_at"].as_u64().is_some_and(|at| now() >= at + 5)
+        });
+        let map = sys::open_pin(&pin("policy")).unwrap();
+        let shape = sys::map_shape(map.as_fd()).unwrap();
+        let mut policy = vec![0; shape.value_size as usize];
+        sys::map_lookup(map.as_fd(), 0, &mut policy).unwrap();
+        // Every decision of both banks is to pass.
+        let banks = 2 * size_of::<portsteer_common::Image>();
+        for word in policy[..banks].chunks_exact_mut(4) {
+            if word[0] & 7 == 1 {
+                word[0] = word[0] & !7 | 2;
+            }
+        }
+        sys::map_update(map.as_fd(), 0, &policy).unwrap();
+        assert!(is_open(&site, 2000));
+        wait_until_open(&site, 2000, false);
+        assert!(problems(&agent).contains("image was changed"), "{}", agent.log());
+        let rules = |shown: &str| shown.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(rules(&agent.ask(&["show"]).stdout), rules(&shown));
+        agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
+    });
+}
+
+fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.expect("a clock").as_secs()
+}
+
+/// Whoever mounts something over the pins hides them from commands, not from the agent.
+#[test]
+fn pins_that_are_mounted_over_are_not_called_detached() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        portsteer::lab::private_tmpfs(Path::new("/sys/fs/bpf")).unwrap();
+        wait_until("it is said", || problems(&agent).contains("is mounted over"));
+        assert_eq!(status(&agent)["state"], "in force");
+        agent.apply(&policy(&["uplink"], 3000), &[]);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
+        agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
+        assert_eq!(attached(&site.host), [] as [String; 0]);
+    });
+}
