@@ -1,13 +1,13 @@
 //! Policies on trial: the policy before comes back by itself, whatever becomes of the agent.
 
 use std::{
-    fs,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use portsteer::ethtool::Offload;
 use portsteer_testkit::{
-    agent::{Agent, is_slow, run},
+    agent::{Agent, is_slow, run, soak_minutes},
     flood::{assert_all_judged, under_flood},
     sandbox::{assert_no_pins, sandbox},
     site::{HOST_V4, Site, wait_until},
@@ -357,4 +357,74 @@ fn interfaces_that_come_during_a_trial_are_attached() {
             late.delete().unwrap();
         }
     });
+}
+
+/// Whatever happens at the moment when the time is up: confirmed or over, never both, and what is over stays over, in the
+/// kernel, for the agent and on disk.
+#[test]
+fn at_the_deadline_a_trial_is_confirmed_or_over() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink", "more*"], 2000));
+        let end =
+            soak_minutes().map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes));
+        let (mut round, mut confirmed_in_time) = (0_u64, 0);
+        while round < 12 || end.is_some_and(|end| Instant::now() < end) {
+            try_out(&agent, &policy(&["uplink", "more*"], 3000), 1);
+            let deadline = Instant::now() + Duration::from_secs(1);
+            // From 145 ms before it to some after, in an order in which each kind comes at each time.
+            let early = Duration::from_micros(round * 17_389 % 160_000);
+            let start = deadline + Duration::from_millis(15) - early;
+            thread::sleep(start.saturating_duration_since(Instant::now()));
+            let mut device = None;
+            let mut confirmed = false;
+            match round % 4 {
+                0 => confirmed = agent.ask(&["confirm"]).code == Some(0),
+                1 => {
+                    agent.kill();
+                    agent.resume_without_waiting();
+                }
+                2 => {
+                    let name = format!("more{round}");
+                    device = Some(another_device(&site, &name));
+                    wait_until("it is attached", || attached(&site.host).contains(&name));
+                }
+                _ => {
+                    agent.kill();
+                    agent.resume_without_waiting();
+                    wait_until("the agent listens", || agent.ask(&["status"]).code == Some(0));
+                    confirmed = agent.ask(&["confirm"]).code == Some(0);
+                }
+            }
+            wait_until("the trial is over", || {
+                let status = agent.ask(&["status", "--json"]);
+                status.code == Some(0) && status.stdout.contains("\"state\":\"in force\"")
+                    || status.stdout.contains("\"state\": \"in force\"")
+            });
+            confirmed_in_time += u32::from(confirmed);
+            let said = format!("round {round}, confirmed {confirmed}:\n{}", agent.log());
+            for _ in 0..2 {
+                assert_eq!(is_open(&site, 2000), confirmed, "{said}");
+                assert_eq!(is_open(&site, 3000), !confirmed, "{said}");
+                thread::sleep(Duration::from_millis(30));
+            }
+            assert_eq!(agent.ask(&["show"]).stdout.contains("3000"), confirmed, "{said}");
+            assert_eq!(accepted_text(&agent).contains("dst_port = 3000"), confirmed, "{said}");
+            if confirmed {
+                agent.apply(&policy(&["uplink", "more*"], 2000), &[]);
+            }
+            drop(device);
+            round += 1;
+        }
+        eprintln!("deadlines: {round}, of which {confirmed_in_time} were confirmed in time");
+        agent.ask(&["detach"]).expect(0, &[]);
+    });
+}
+
+/// The text of the policy that a restarted machine would begin with.
+fn accepted_text(agent: &Agent) -> String {
+    let accepted = fs::read_to_string(agent.state().join("accepted.json")).expect("it is kept");
+    let accepted: serde_json::Value = serde_json::from_str(&accepted).expect("JSON");
+    let content = agent.state().join("content").join(accepted["text"].as_str().expect("a hash"));
+    fs::read_to_string(content).expect("the text")
 }
