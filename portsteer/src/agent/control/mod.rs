@@ -9,7 +9,7 @@ use std::{
 use super::{
     Bundle, Error, LoadedPolicy, Reporter,
     bundle::SetFile,
-    config::Protected,
+    config::{OnFailure, Protected},
     history::History,
     store::{Record, Store},
 };
@@ -25,6 +25,7 @@ mod edits;
 mod following;
 mod keeping;
 mod resuming;
+mod starting;
 mod trials;
 
 /// A policy that is in force, or waits for its interfaces.
@@ -39,6 +40,8 @@ pub struct Desired {
     pub is_whole: bool,
     /// What could not be kept, to be kept later.
     unkept: Option<Bundle>,
+    /// Why it is not to be kept at all: it stands in for the policy that was accepted.
+    unkeepable: Option<String>,
 }
 
 /// Where nobody knows what the sets of the policy in force have.
@@ -69,6 +72,7 @@ impl Desired {
             generation: 0,
             is_whole: true,
             unkept: Some(loaded.bundle),
+            unkeepable: None,
         }
     }
 
@@ -83,6 +87,7 @@ impl Desired {
             Some(bundle) if bundle.files.len() == self.record.files.len() => bundle.clone(),
             _ => Bundle {
                 path: self.record.path.clone(),
+                is_path_trusted: self.record.is_path_trusted,
                 text: self.text.to_string(),
                 files: self
                     .record
@@ -125,17 +130,25 @@ pub struct Control {
     store: Option<Store>,
     not_kept: Option<String>,
     protected: Vec<Protected>,
+    on_failure: OnFailure,
     waiting: Vec<String>,
     /// Whether interfaces were attached during a trial, for which rules by interface were not compiled.
     is_stale: bool,
     was_detached: bool,
     /// What was said last of what could not be done, so that it is said once.
     last_problem: Option<String>,
+    /// What is in force since the start instead of what should be, until something else is.
+    start_problem: Option<String>,
     pub history: History,
 }
 
 impl Control {
-    pub fn new(instance: Instance, store: Option<Store>, protected: Vec<Protected>) -> Self {
+    pub fn new(
+        instance: Instance,
+        store: Option<Store>,
+        protected: Vec<Protected>,
+        on_failure: OnFailure,
+    ) -> Self {
         let history = store.as_ref().map_or_else(History::default, History::read);
         Self {
             instance,
@@ -147,10 +160,12 @@ impl Control {
             store,
             not_kept: None,
             protected,
+            on_failure,
             waiting: Vec::new(),
             is_stale: false,
             was_detached: false,
             last_problem: None,
+            start_problem: None,
             history,
         }
     }
@@ -164,7 +179,7 @@ impl Control {
             was_detached: self.was_detached,
             waiting: self.waiting.clone(),
             not_kept: self.not_kept.clone(),
-            problems: self.last_problem.iter().cloned().collect(),
+            problems: self.start_problem.iter().chain(&self.last_problem).cloned().collect(),
         }
     }
 
