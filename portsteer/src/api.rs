@@ -174,7 +174,12 @@ pub struct DoneAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PolicyAnswer {
     pub generation: u64,
+    /// Where the policy came from, as its client called it.
     pub path: String,
+    /// The file that the commands' `--save` writes to when no other is named: `path`, if root or the agent
+    /// itself has said so.
+    #[serde(default)]
+    pub saves_to: Option<String>,
     /// Its text, edits at the prompt included.
     pub policy: String,
     /// How long it is on trial yet, if it is.

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod compile;
 pub mod dataplane;
 pub mod demo;
+pub mod directory;
 pub mod ethtool;
 pub mod explain;
 pub mod lab;

@@ -11,6 +11,8 @@ use crate::policy::file::SetFiles;
 pub struct Bundle {
     /// The policy file's path, for listings.
     pub path: String,
+    /// Whether root or the agent itself has named it, so that root may write where it says.
+    pub is_path_trusted: bool,
     pub text: String,
     /// In the order in which the policy names them.
     pub files: Vec<SetFile>,
@@ -54,7 +56,8 @@ impl Bundle {
     /// A policy whose sets all stand in it.
     #[must_use]
     pub fn of_text(path: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { path: path.into(), text: text.into(), files: Vec::new() }
+        let (path, text) = (path.into(), text.into());
+        Self { path, is_path_trusted: false, text, files: Vec::new() }
     }
 
     /// The files of sets, for the parser.

@@ -2,16 +2,18 @@
 //! cut.
 
 use std::{
-    fmt, fs,
-    io::Read as _,
+    fmt,
     path::{Path, PathBuf},
     str::FromStr as _,
 };
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::loading::services;
-use crate::explain::described::{self, Described};
+use super::{loading::services, reading::read_still};
+use crate::{
+    compile::Interrupt,
+    explain::described::{self, Described},
+};
 
 /// What stands in `agent.toml`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -29,6 +31,20 @@ pub struct Config {
     pub monitor_socket_mode: Option<SocketMode>,
     /// Packets that no policy may keep from the host.
     pub protect: Vec<Protected>,
+    /// What is in force where no policy can be put in force at the start.
+    pub on_failure: OnFailure,
+}
+
+/// What is in force where the agent starts on a machine without a dataplane, and can put no policy in force:
+/// neither the one that was accepted last, nor the one before, nor the policy file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// Nothing.
+    #[default]
+    Pass,
+    /// A built-in policy, which drops all but what `protect` names, SSH, and what gives the host its address.
+    ClosedButProtected,
 }
 
 /// Permissions of a socket, as text in octal digits.
@@ -114,13 +130,10 @@ impl Config {
     /// In words, what is wrong and where.
     pub fn read(path: &Path) -> Result<Self, String> {
         const MOST: u64 = 1 << 20;
-        let failed = |error| format!("{}: {error}", path.display());
-        let mut text = String::new();
-        let file = fs::File::open(path).map_err(failed)?;
-        file.take(MOST + 1).read_to_string(&mut text).map_err(failed)?;
-        if text.len() as u64 > MOST {
-            return Err(format!("{}: it is longer than a MiB", path.display()));
-        }
+        let bytes = read_still(path, MOST, &Interrupt::default())
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        let text =
+            String::from_utf8(bytes).map_err(|_| format!("{}: it is not UTF-8", path.display()))?;
         let config: Self =
             toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
         config.check().map_err(|why| format!("{}: {why}", path.display()))?;
@@ -155,6 +168,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -170,6 +185,29 @@ mod tests {
         let Protected::Packet(packet) = &config.protect[2] else { panic!("a packet") };
         assert_eq!(packet.dst_port, Some(9000));
         assert!(toml::from_str::<Config>("").unwrap().protect.is_empty());
+    }
+
+    #[test]
+    fn what_happens_on_failure_is_read() {
+        let read = |text| toml::from_str::<Config>(text).map(|config| config.on_failure);
+        assert_eq!(read("").unwrap(), OnFailure::Pass);
+        assert_eq!(read("on_failure = 'pass'").unwrap(), OnFailure::Pass);
+        let closed = read("on_failure = 'closed-but-protected'").unwrap();
+        assert_eq!(closed, OnFailure::ClosedButProtected);
+        assert!(read("on_failure = 'closed'").is_err());
+    }
+
+    /// A pipe would keep the agent waiting, and a directory says nothing.
+    #[test]
+    fn settings_stand_in_a_regular_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        for (path, said) in [(&*pipe, "a pipe"), (directory.path(), "a directory")] {
+            let error = Config::read(path).unwrap_err();
+            assert!(error.ends_with(&format!("it is {said}, no regular file")), "{error}");
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Who is connected to a socket: whoever may be, and no more at a time than the agent has room for.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs, io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -23,6 +24,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::{fs::FileType, process::geteuid};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
@@ -35,6 +37,7 @@ use super::{
     busy::{Busy, Watched},
     server::no_room,
 };
+use crate::directory::{Directory, Others};
 
 /// How many are connected at a time at most. Whoever has stood still for longest makes room for a newcomer.
 const MOST: usize = 64;
@@ -68,6 +71,9 @@ pub struct Address {
 pub struct Socket {
     listener: UnixListener,
     address: Address,
+    /// Where the file is, and its name there.
+    directory: Directory,
+    name: OsString,
     /// The file's device and number, by which it is told from somebody else's.
     file: (u64, u64),
 }
@@ -77,28 +83,30 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// Somebody else listens there, or the file cannot be made.
+    /// Another agent listens there, the file cannot be made, or other users may write to its directory.
     pub fn bind(address: &Address) -> io::Result<Self> {
-        let path = &address.path;
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        remove_stale(path)?;
+        let no_file = || io::Error::new(io::ErrorKind::InvalidInput, "it is no path of a file");
+        let name = address.path.file_name().ok_or_else(no_file)?.to_owned();
+        let parent = address.path.parent().ok_or_else(no_file)?;
+        let here = Path::new(".");
+        let parent = if parent.as_os_str().is_empty() { here } else { parent };
+        let directory = Directory::make_without_links(parent, DIRECTORY_MODE, Others::IfSticky)?;
+        remove_stale(&directory, &name)?;
         // Bound under another name, so that nobody finds it with other permissions than it is to have.
-        let new = path.with_added_extension("new");
-        let _ = fs::remove_file(&new);
-        let listener = UnixListener::bind(&new)?;
+        let mut new = name.clone();
+        new.push(".new");
+        remove_stale(&directory, &new)?;
+        let listener = UnixListener::bind(directory.path_of(&new))?;
         let finish = || -> io::Result<_> {
-            chown(&new, None, address.group)?;
-            fs::set_permissions(&new, fs::Permissions::from_mode(address.mode))?;
-            let file = identity(&new)?;
-            fs::rename(&new, path)?;
+            directory.set_access(&new, address.group, address.mode)?;
+            let file = identity(&directory, &new)?;
+            directory.rename(&new, &name)?;
             Ok(file)
         };
         let file = finish().inspect_err(|_| {
-            let _ = fs::remove_file(&new);
+            let _ = directory.remove(&new);
         })?;
-        Ok(Self { listener, address: address.clone(), file })
+        Ok(Self { listener, address: address.clone(), directory, name, file })
     }
 
     /// Answers whoever connects, for ever.
@@ -134,30 +142,35 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         // Whoever comes next removes it otherwise.
-        if identity(&self.address.path).is_ok_and(|file| file == self.file) {
-            let _ = fs::remove_file(&self.address.path);
+        if identity(&self.directory, &self.name).is_ok_and(|file| file == self.file) {
+            let _ = self.directory.remove(&self.name);
         }
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|it| (it.dev(), it.ino()))
+/// Of directories that are made for sockets: who may use one is up to its own permissions.
+const DIRECTORY_MODE: u32 = 0o755;
+
+fn identity(directory: &Directory, name: &OsStr) -> io::Result<(u64, u64)> {
+    let stat = directory.stat(name)?.ok_or(io::ErrorKind::NotFound)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Removes what an agent left that was killed, and nothing else.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    let metadata = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        metadata => metadata?,
-    };
+fn remove_stale(directory: &Directory, name: &OsStr) -> io::Result<()> {
+    let Some(stat) = directory.stat(name)? else { return Ok(()) };
     // The kernel refuses connections to other files in the same words.
-    if !metadata.file_type().is_socket() {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
         let message = "there is something else, which is no socket";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    if !geteuid().is_root() && stat.st_uid != geteuid().as_raw() {
+        let message = format!("there is a socket of user {}", stat.st_uid);
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+    }
+    match std::os::unix::net::UnixStream::connect(directory.path_of(name)) {
         Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens there")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => directory.remove(name),
         Err(error) => Err(error),
     }
 }
@@ -178,6 +191,12 @@ pub fn group_id(name: &str) -> Result<u32, String> {
         (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
     };
     groups.lines().find_map(id).ok_or_else(|| format!("there is no group `{name}`"))
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    pub is_root: bool,
 }
 
 /// Who is connected.
@@ -213,13 +232,14 @@ impl Connections {
     }
 
     fn begin(&self, stream: UnixStream, router: Router) {
+        let peer = Peer { is_root: stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let busy = Busy::default();
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let task = tokio::spawn({
             let (connections, busy) = (self.clone(), busy.clone());
             async move {
-                connections.answer(stream, router, busy).await;
+                connections.answer(stream, router, busy, peer).await;
                 connections.forget(number);
             }
         });
@@ -261,7 +281,7 @@ impl Connections {
         }
     }
 
-    async fn answer(&self, stream: UnixStream, router: Router, busy: Busy) {
+    async fn answer(&self, stream: UnixStream, router: Router, busy: Busy, peer: Peer) {
         let stream = Watched::new(stream, busy.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             // Of a longer one, whoever reads its body says when it is whole.
@@ -269,6 +289,7 @@ impl Connections {
                 busy.begin();
             }
             request.extensions_mut().insert(busy.clone());
+            request.extensions_mut().insert(peer);
             let (router, busy, connections) = (router.clone(), busy.clone(), self.clone());
             async move {
                 let answer = router.oneshot(request.map(Body::new)).await;
@@ -291,6 +312,59 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn bind(path: PathBuf) -> io::Result<Socket> {
+        Socket::bind(&Address { path, mode: 0o600, group: None })
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[tokio::test]
+    async fn a_socket_has_its_permissions_and_goes_with_the_agent() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a/b/agent.sock");
+        let address = Address { path: path.clone(), mode: 0o640, group: None };
+        let socket = Socket::bind(&address).unwrap();
+        assert_eq!(
+            (mode(&path), fs::read_dir(place.path().join("a/b")).unwrap().count()),
+            (0o640, 1)
+        );
+        assert_eq!(bind(path.clone()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(socket);
+        assert!(!path.exists());
+        // What was left by one that was killed does not count.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(bind(path).is_ok());
+    }
+
+    /// Links, and directories in which other users may put some: root would change what they lead to.
+    #[tokio::test]
+    async fn nobody_leads_a_socket_elsewhere() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        fs::create_dir(path("real")).unwrap();
+        symlink("real", path("link")).unwrap();
+        let error = bind(path("link/agent.sock")).unwrap_err();
+        assert!(error.to_string().contains("a symbolic link"), "{error}");
+        fs::set_permissions(path("real"), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = bind(path("real/agent.sock")).unwrap_err();
+        assert!(error.to_string().contains("may be written to by other users"), "{error}");
+        fs::set_permissions(path("real"), fs::Permissions::from_mode(0o1777)).unwrap();
+        fs::write(path("theirs"), "").unwrap();
+        fs::set_permissions(path("theirs"), fs::Permissions::from_mode(0o644)).unwrap();
+        for name in ["agent.sock", "agent.sock.new"] {
+            symlink("../theirs", path("real").join(name)).unwrap();
+            let error = bind(path("real/agent.sock")).unwrap_err();
+            assert!(error.to_string().contains("which is no socket"), "{error}");
+            fs::remove_file(path("real").join(name)).unwrap();
+        }
+        assert_eq!(mode(&path("theirs")), 0o644);
+        assert!(bind(path("real/agent.sock")).is_ok());
+    }
 
     #[test]
     fn groups_have_ids() {

@@ -1,14 +1,20 @@
 //! Reading a policy file, and what the lints want to know of this host.
 
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use super::{Bundle, Error, bundle::Recorded, set_files::PolicyFiles};
+use super::{
+    Bundle, Error,
+    bundle::Recorded,
+    reading::{ReadError, read_still},
+    set_files::{MAX_SET_FILES_LEN, PolicyFiles},
+};
 use crate::{
     api::Refusal,
+    compile::{CompileError, Interrupt},
+    dataplane::Error as DataplaneError,
     policy::{self, Policy, diagnostic::Diagnostic, services::Services},
 };
 
@@ -55,14 +61,15 @@ pub const MAX_POLICY_LEN: u64 = 32 << 20;
 ///
 /// It cannot be read, or it has errors, which those of the sets' files are among.
 pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
+    load(path, &Interrupt::default())
+}
+
+fn load(path: &Path, interrupt: &Interrupt) -> Result<LoadedPolicy, Error> {
     let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(unreadable)?;
-    file.take(MAX_POLICY_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_POLICY_LEN {
-        let text = format!("it is longer than {} MiB", MAX_POLICY_LEN >> 20);
-        return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, text)));
-    }
+    let bytes = read_still(path, MAX_POLICY_LEN, interrupt).map_err(|error| match error {
+        ReadError::Interrupted => interrupted(),
+        error => unreadable(error.into()),
+    })?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         unreadable(io::Error::new(
@@ -70,10 +77,21 @@ pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
             format!("it is not UTF-8 from byte {at} on"),
         ))
     })?;
-    let mut files = Recorded::new(PolicyFiles::beside(path));
+    let mut files = Recorded::new(PolicyFiles::beside(path).until(interrupt));
     let parsed = policy::file::parse_with(&text, &services(), &mut files);
+    check(interrupt)?;
     let path = path.display().to_string();
-    understood(Bundle { path, text, files: files.into_files() }, parsed)
+    let files = files.into_files();
+    understood(Bundle { path, is_path_trusted: false, text, files }, parsed)
+}
+
+/// Reads a policy file or a set's file as it is, for what is written there later.
+///
+/// # Errors
+///
+/// It is no regular file, cannot be read, or does not stand still.
+pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    Ok(read_still(path, MAX_SET_FILES_LEN, &Interrupt::default())?)
 }
 
 /// Reads the agent's own policy file. In listings it has a path that says where it is to whoever reads them elsewhere.
@@ -81,10 +99,11 @@ pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
 /// # Errors
 ///
 /// As those of [`load_policy`].
-pub(super) fn load_own(path: &Path) -> Result<LoadedPolicy, Error> {
-    let mut loaded = load_policy(path)?;
+pub(super) fn load_own(path: &Path, interrupt: &Interrupt) -> Result<LoadedPolicy, Error> {
+    let mut loaded = load(path, interrupt)?;
     if let Ok(path) = std::path::absolute(path) {
         loaded.bundle.path = path.display().to_string();
+        loaded.bundle.is_path_trusted = true;
     }
     Ok(loaded)
 }
@@ -98,6 +117,26 @@ pub fn understand(bundle: Bundle) -> Result<LoadedPolicy, Error> {
     check_len(&bundle.text)?;
     let parsed = policy::file::parse_with(&bundle.text, &services(), &mut bundle.set_files());
     understood(bundle, parsed)
+}
+
+/// As [`understand`], unless the agent is to end.
+pub(super) fn understand_until(
+    bundle: Bundle,
+    interrupt: &Interrupt,
+) -> Result<LoadedPolicy, Error> {
+    check(interrupt)?;
+    let loaded = understand(bundle)?;
+    check(interrupt)?;
+    Ok(loaded)
+}
+
+fn check(interrupt: &Interrupt) -> Result<(), Error> {
+    if interrupt.is_set() { Err(interrupted()) } else { Ok(()) }
+}
+
+/// Of work that is not waited for any more.
+pub(super) fn interrupted() -> Error {
+    Error::Dataplane(DataplaneError::Compile(CompileError::Interrupted))
 }
 
 /// Refuses a policy that is longer than a file may be.

@@ -29,15 +29,18 @@ use crate::{
     policy::diagnostic::{self, Diagnostic, Source},
 };
 
+mod built_in;
 pub mod bundle;
 mod busy;
 pub mod config;
 mod connections;
 mod control;
+mod file_edits;
 mod history;
 mod loading;
 mod memory;
 mod privileges;
+mod reading;
 mod server;
 mod set_files;
 mod store;
@@ -46,7 +49,7 @@ mod way_in;
 pub use bundle::Bundle;
 pub use config::Config;
 pub use control::Desired;
-pub use loading::{LoadedPolicy, load_policy, services};
+pub use loading::{LoadedPolicy, load_policy, read_file, services};
 pub use server::Description;
 pub use set_files::{MAX_SET_FILES_LEN, PolicyFiles};
 pub use store::{DEFAULT_DIRECTORY, Store, StoreError};
@@ -365,14 +368,18 @@ impl Agent {
 pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<(), Error> {
     // Listened for before anything is attached, so that no signal finds the agent deaf.
     let mut hangup = listen(SignalKind::hangup())?;
-    let ends = Ends::listen()?;
+    let mut ends = Ends::listen()?;
     let loaded = match &options.policy {
-        Some(path) if !options.resume => Some(loading::load_own(path)?),
+        Some(path) if !options.resume => match load_first(path, &mut ends).await? {
+            Some(loaded) => Some(loaded),
+            None => return Ok(()),
+        },
         _ => None,
     };
     let store = options.state.as_ref().map(|state| Store::new(state, &options.instance));
     let instance = options.instance.clone();
-    let mut control = Control::new(instance.clone(), store, options.config.protect.clone());
+    let (protected, on_failure) = (options.config.protect.clone(), options.config.on_failure);
+    let mut control = Control::new(instance.clone(), store, protected, on_failure);
     control.lock_instance()?;
     let shared = Arc::new(Shared::new(instance));
     let (jobs, mut ordered) = mpsc::channel(server::JOBS);
@@ -489,6 +496,33 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
     match (agent.ended, agent.hands) {
         (Some(end), Some(hands)) => finish(&options, end, hands),
         _ => Ok(()),
+    }
+}
+
+/// Reads the policy file to begin with. `None` if the agent is to end first.
+async fn load_first(path: &Path, ends: &mut Ends) -> Result<Option<LoadedPolicy>, Error> {
+    let (path, interrupt) = (path.to_owned(), Interrupt::default());
+    let (reply, mut loaded) = oneshot::channel();
+    // A thread that ends: one that did other work later would keep the capabilities that are given up.
+    let reader = std::thread::Builder::new().name("reader".to_owned()).spawn({
+        let interrupt = interrupt.clone();
+        move || reply.send(loading::load_own(&path, &interrupt)).is_ok()
+    });
+    let refused =
+        |why: &str| Error::Refused(Refusal::refused(format!("reading the policy: {why}")));
+    let reader = reader.map_err(|error| refused(&error.to_string()))?;
+    let loaded = tokio::select! {
+        loaded = &mut loaded => Some(loaded),
+        _ = ends.next() => None,
+    };
+    interrupt.set();
+    if let Err(panicked) = reader.join() {
+        std::panic::resume_unwind(panicked);
+    }
+    match loaded {
+        Some(Ok(loaded)) => loaded.map(Some),
+        Some(Err(_)) => Err(refused("the reader is gone")),
+        None => Ok(None),
     }
 }
 

@@ -31,6 +31,7 @@ use super::{
     Bundle,
     bundle::SetFile,
     busy::Busy,
+    connections::Peer,
     control::{View, content_is_lost},
     history,
     loading::understand,
@@ -300,6 +301,7 @@ async fn policy(State(context): State<Context>) -> Answer<PolicyAnswer> {
         });
         Ok(PolicyAnswer {
             generation: desired.generation,
+            saves_to: desired.record.is_path_trusted.then(|| desired.record.path.clone()),
             path: desired.record.path,
             policy: desired.text.to_string(),
             trial_seconds_left,
@@ -415,10 +417,12 @@ struct Parameters {
 async fn put_policy(
     State(context): State<Context>,
     Extension(busy): Extension<Busy>,
+    Extension(peer): Extension<Peer>,
     parameters: Sent<Parameters>,
     request: Request<Body>,
 ) -> Answer<ApplyAnswer> {
-    let (bundle, how, room) = read_policy(&context, &busy, parameters, request).await?;
+    let (mut bundle, how, room) = read_policy(&context, &busy, parameters, request).await?;
+    bundle.is_path_trusted = peer.is_root && std::path::Path::new(&bundle.path).is_absolute();
     check_how(&how)?;
     order(&context, |reply| Job::Apply(bundle, how, room, reply)).await
 }
@@ -664,7 +668,6 @@ async fn read_policy(
         return Err(refuse(refusal.help("in JSON they are fields of the request")));
     }
     let (body, room) = read_body(context, busy, request).await?;
-    const UNNAMED: &str = "(control socket)";
     if !is_json {
         if body.starts_with(b"{") {
             let refusal = Refusal::bad_input("this is no policy file's text");
@@ -674,7 +677,7 @@ async fn read_policy(
             let at = error.utf8_error().valid_up_to();
             refuse(Refusal::bad_input(format!("the policy is not UTF-8 from byte {at} on")))
         })?;
-        let path = parameters.path.unwrap_or_else(|| UNNAMED.to_owned());
+        let path = checked_path(parameters.path)?;
         let how = How {
             confirm_seconds: parameters.confirm_seconds,
             force: parameters.force,
@@ -688,9 +691,29 @@ async fn read_policy(
         .into_iter()
         .map(|file| SetFile { name: file.name, content: file.content.into_bytes() });
     let bundle = Bundle {
-        path: request.path.unwrap_or_else(|| UNNAMED.to_owned()),
+        path: checked_path(request.path)?,
+        is_path_trusted: false,
         text: request.policy,
         files: files.collect(),
     };
     Ok((bundle, request.how, room))
+}
+
+/// The longest path that a client may give its policy, in bytes: the kernel's `PATH_MAX`.
+const MAX_PATH_LEN: usize = 4096;
+
+/// What the policy is called in listings and logs.
+fn checked_path(path: Option<String>) -> Result<String, Refused> {
+    let Some(path) = path else { return Ok("(control socket)".to_owned()) };
+    let why = if path.chars().any(char::is_control) {
+        "has control characters"
+    } else if path.len() > MAX_PATH_LEN {
+        "is longer than 4096 bytes"
+    } else {
+        return Ok(path);
+    };
+    let refusal = Refusal::bad_input(format!("the policy's path {why}"));
+    Err(refuse(
+        refusal.help("it is for listings and logs: leave it out, or give one of plain text"),
+    ))
 }

@@ -1,13 +1,9 @@
 //! The files that a policy's sets name, relative to the policy's own place.
 
-use std::{
-    fs::{File, FileType, Metadata, OpenOptions},
-    io::{self, Read},
-    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use crate::policy::file::SetFiles;
+use super::reading::{ReadError, read_still};
+use crate::{compile::Interrupt, policy::file::SetFiles};
 
 /// How long the set files of one policy are altogether at most, in bytes.
 pub const MAX_SET_FILES_LEN: u64 = 256 << 20;
@@ -19,6 +15,8 @@ pub struct PolicyFiles {
     directory: PathBuf,
     /// How many bytes may still be read.
     room: u64,
+    /// Ends reading.
+    interrupt: Interrupt,
 }
 
 impl PolicyFiles {
@@ -26,80 +24,42 @@ impl PolicyFiles {
     #[must_use]
     pub fn beside(path: &Path) -> Self {
         let directory = path.parent().unwrap_or(Path::new("")).to_owned();
-        Self { directory, room: MAX_SET_FILES_LEN }
+        Self { directory, room: MAX_SET_FILES_LEN, interrupt: Interrupt::default() }
     }
 
-    fn read_file(&mut self, path: &Path) -> Result<Vec<u8>, String> {
-        let in_words = |error: io::Error| error.to_string();
-        // Opening a device can already do something, and so can opening a pipe.
-        regular(&path.metadata().map_err(in_words)?)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)
-            .map_err(in_words)?;
-        let before = file.metadata().map_err(in_words)?;
-        regular(&before)?;
-        let content = self.read_content(&file, &before)?;
-        let after = file.metadata().map_err(in_words)?;
-        let state = |metadata: &Metadata| (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
-        if state(&before) != state(&after) || after.len() != content.len() as u64 {
-            return Err("it changed while it was read; put a whole new file in its place \
-                        (`mv`) rather than write to it"
-                .to_owned());
-        }
-        self.room -= after.len();
-        Ok(content)
-    }
-
-    fn read_content(&self, file: &File, metadata: &Metadata) -> Result<Vec<u8>, String> {
-        let too_long = || {
-            let most = MAX_SET_FILES_LEN >> 20;
-            Err(format!("with it, the set files of the policy are longer than {most} MiB"))
-        };
-        if metadata.len() > self.room {
-            return too_long();
-        }
-        let mut content = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-        file.take(self.room + 1).read_to_end(&mut content).map_err(|error| error.to_string())?;
-        if content.len() as u64 > self.room {
-            return too_long();
-        }
-        Ok(content)
+    /// The same, read until they are not waited for any more.
+    #[must_use]
+    pub fn until(self, interrupt: &Interrupt) -> Self {
+        Self { interrupt: interrupt.clone(), ..self }
     }
 }
 
 impl SetFiles for PolicyFiles {
     fn read(&mut self, name: &str) -> Result<Vec<u8>, String> {
         let path = self.directory.join(name);
-        self.read_file(&path).map_err(|reason| format!("{}: {reason}", path.display()))
-    }
-}
-
-/// Refuses whatever is no regular file.
-fn regular(metadata: &Metadata) -> Result<(), String> {
-    let kind = metadata.file_type();
-    if kind.is_file() {
-        return Ok(());
-    }
-    Err(format!("it is {}, no regular file", kind_name(kind)))
-}
-
-fn kind_name(kind: FileType) -> &'static str {
-    if kind.is_dir() {
-        "a directory"
-    } else if kind.is_fifo() {
-        "a pipe"
-    } else if kind.is_socket() {
-        "a socket"
-    } else {
-        "a device"
+        let read = read_still(&path, self.room, &self.interrupt);
+        let content = read.map_err(|error| {
+            let reason = match error {
+                ReadError::TooLong(_) => {
+                    let most = MAX_SET_FILES_LEN >> 20;
+                    format!("with it, the set files of the policy are longer than {most} MiB")
+                }
+                error => error.to_string(),
+            };
+            format!("{}: {reason}", path.display())
+        })?;
+        self.room -= content.len() as u64;
+        Ok(content)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{ffi::CString, fs, os::unix::net::UnixListener};
+    use std::{
+        ffi::CString,
+        fs::{self, File},
+        os::unix::net::UnixListener,
+    };
 
     use tempfile::TempDir;
 

@@ -13,24 +13,30 @@
 //! ```
 //!
 //! Every file is written beside its place, synced and renamed, so that it is there whole or not at all; what
-//! is read is compared with its hash.
+//! is read is compared with its hash, and so is what is there already before it is said to be kept. No other user
+//! may write to the directories, and no link in them is followed.
 
 use std::{
-    collections::HashSet,
-    fmt::Write as _,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    collections::{HashMap, HashSet},
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use ipnet::IpNet;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::bundle::{Bundle, ContentHash, SetFile};
+use super::{
+    bundle::{Bundle, ContentHash, SetFile},
+    file_edits::{FileEdit, Folded},
+    reading::{ReadError, read_open},
+};
 use crate::{
+    compile::Interrupt,
     dataplane::Instance,
-    policy::edit::{Edit, edit_set_file},
+    directory::{Directory, FileState, Others},
 };
 
 /// Where policies are kept, unless the agent is told otherwise.
@@ -75,6 +81,9 @@ pub struct Record {
     pub id: String,
     /// The policy file's path, for listings.
     pub path: String,
+    /// Whether root or the agent itself has named it.
+    #[serde(default)]
+    pub is_path_trusted: bool,
     pub text: ContentHash,
     pub files: Vec<FileRecord>,
 }
@@ -86,51 +95,8 @@ pub struct FileRecord {
     /// As the policy names it.
     pub name: String,
     pub content: ContentHash,
-    /// What was changed since, in this order: writing a few lines is quicker than writing a million.
+    /// What was changed since: one removal and one addition at most, but for what older versions have kept.
     pub edits: Vec<FileEdit>,
-}
-
-/// A change of a set's file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FileEdit {
-    /// Else they are removed.
-    adds: bool,
-    /// With a space between: as one text, thousands are read and written in no time.
-    prefixes: String,
-}
-
-impl FileEdit {
-    /// Puts prefixes in, or takes them out.
-    #[must_use]
-    pub fn new(adds: bool, prefixes: &[IpNet]) -> Self {
-        let mut text = String::new();
-        for prefix in prefixes {
-            let space = if text.is_empty() { "" } else { " " };
-            // A string takes whatever is written to it.
-            let _ = write!(text, "{space}{prefix}");
-        }
-        Self { adds, prefixes: text }
-    }
-
-    fn count(&self) -> usize {
-        self.prefixes.split_ascii_whitespace().count()
-    }
-
-    /// The file's content with the change. What is wrong is said in words.
-    pub(super) fn apply(&self, content: &[u8]) -> Result<Vec<u8>, String> {
-        let prefixes = self.prefixes.split_ascii_whitespace().map(str::parse);
-        let prefixes: Vec<IpNet> = prefixes.collect::<Result<_, _>>().map_err(|error| {
-            let error: ipnet::AddrParseError = error;
-            format!("an edit: {error}")
-        })?;
-        let set = String::new();
-        let edit = match self.adds {
-            true => Edit::AddPrefixes { set, prefixes },
-            false => Edit::RemovePrefixes { set, prefixes },
-        };
-        edit_set_file(content, &edit).map_err(|error| error.to_string())
-    }
 }
 
 impl Record {
@@ -150,6 +116,7 @@ impl Record {
             version: VERSION,
             id: String::new(),
             path: bundle.path.clone(),
+            is_path_trusted: bundle.is_path_trusted,
             text: ContentHash::of(bundle.text.as_bytes()),
             files,
         }
@@ -162,12 +129,20 @@ impl Record {
         Self { text: ContentHash::of(text.as_bytes()), ..self.clone() }.with_id()
     }
 
-    /// The same policy with a change of a set's file.
+    /// The same policy with changes of set files, each with the file's name, which are folded with those before.
     #[must_use]
-    pub fn with_edit(&self, file: &str, edit: FileEdit) -> Self {
+    pub fn with_edits(&self, edits: &[(&str, FileEdit)]) -> Self {
         let mut record = self.clone();
-        for known in record.files.iter_mut().filter(|known| known.name == file) {
-            known.edits.push(edit.clone());
+        for known in &mut record.files {
+            let mut more = edits.iter().filter(|(file, _)| *file == known.name).peekable();
+            if more.peek().is_none() {
+                continue;
+            }
+            known.edits.extend(more.map(|(_, edit)| edit.clone()));
+            // What cannot be read is told where it is applied.
+            if let Ok(folded) = Folded::of(&known.edits) {
+                known.edits = folded.into_edits();
+            }
         }
         record.with_id()
     }
@@ -202,33 +177,63 @@ pub enum StoreError {
     Io { path: PathBuf, source: io::Error },
     #[error("{} is damaged: {detail}", path.display())]
     Damaged { path: PathBuf, detail: String },
+    #[error("interrupted while {} was read", path.display())]
+    Interrupted { path: PathBuf },
 }
 
 /// A directory in which policies are kept.
 #[derive(Debug, Clone)]
 pub struct Store {
-    directory: PathBuf,
+    /// That of all instances.
+    base: PathBuf,
+    /// The instance's own, in it.
+    name: String,
+    /// Content that was compared with its hash, as its file was then.
+    compared: Arc<Mutex<HashMap<ContentHash, FileState>>>,
 }
 
 impl Store {
     /// That of an instance, below `directory`. Nothing is made before something is written.
     #[must_use]
     pub fn new(directory: &Path, instance: &Instance) -> Self {
-        Self { directory: directory.join(instance.name()) }
+        let (base, name) = (directory.to_owned(), instance.name().to_owned());
+        Self { base, name, compared: Arc::default() }
     }
 
     /// Whether anything was ever kept.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.directory.is_dir()
+        self.path("").is_dir()
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
+        self.base.join(&self.name).join(name)
     }
 
     fn content_path(&self, hash: &ContentHash) -> PathBuf {
-        self.directory.join("content").join(hash.digits())
+        self.path(CONTENT).join(hash.digits())
+    }
+
+    /// The instance's directory, if there is one.
+    fn open(&self) -> Result<Option<Directory>, StoreError> {
+        let base = match Directory::open(&self.base, Others::IfSticky) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            result => result.map_err(self.failed(""))?,
+        };
+        base.find(&self.name).map_err(self.failed(""))
+    }
+
+    /// The instance's directory, made if it is missing.
+    fn make(&self) -> Result<Directory, StoreError> {
+        let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&self.base);
+        let base = made.and_then(|()| Directory::open(&self.base, Others::IfSticky));
+        base.and_then(|base| base.find_or_make(&self.name, DIRECTORY_MODE)).map_err(self.failed(""))
+    }
+
+    /// What cannot be done with an entry.
+    fn failed(&self, name: &str) -> impl Fn(io::Error) -> StoreError {
+        let path = self.path(name);
+        move |source| StoreError::Io { path: path.clone(), source }
     }
 
     /// Keeps a policy as the one that is being put in force.
@@ -237,15 +242,15 @@ impl Store {
     ///
     /// The disk is full, or may not be written to. What was kept before is not lost.
     pub fn stage(&self, record: &Record, bundle: &Bundle) -> Result<(), StoreError> {
-        self.make_directory(&self.directory)?;
-        self.make_directory(&self.path("content"))?;
-        self.keep_content(&record.text, bundle.text.as_bytes())?;
+        let directory = self.make()?;
+        let contents = directory.find_or_make(CONTENT, DIRECTORY_MODE);
+        let contents = contents.map_err(self.failed(CONTENT))?;
+        self.keep_content(&contents, &record.text, Some(bundle.text.as_bytes()))?;
         for file in &record.files {
             let content = bundle.files.iter().find(|content| content.name == file.name);
-            // That of an edited policy is there already.
-            if let Some(content) = content {
-                self.keep_content(&file.content, &content.content)?;
-            }
+            // That of an edited policy is there already, unless it was damaged.
+            let content = content.map(|content| &content.content[..]);
+            self.keep_content(&contents, &file.content, content)?;
         }
         self.write_json(Which::Pending.file(), record)
     }
@@ -257,6 +262,7 @@ impl Store {
     ///
     /// The disk may not be written to.
     pub fn accept(&self) -> Result<(), StoreError> {
+        let Some(directory) = self.open()? else { return Ok(()) };
         let pending = self.read_record(Which::Pending)?;
         let accepted = self.read_record(Which::Accepted).unwrap_or(None);
         let is_same = match (&pending, &accepted) {
@@ -267,10 +273,11 @@ impl Store {
             return Ok(());
         }
         if accepted.is_some() && !is_same {
-            self.link(Which::Accepted, Which::Previous)?;
+            self.link(&directory, Which::Accepted, Which::Previous)?;
         }
-        self.rename(Which::Pending, Which::Accepted)?;
-        self.collect_garbage();
+        let (from, to) = (Which::Pending.file(), Which::Accepted.file());
+        directory.rename(from.as_ref(), to.as_ref()).map_err(self.failed(to))?;
+        self.collect_garbage(&directory);
         Ok(())
     }
 
@@ -280,16 +287,11 @@ impl Store {
     ///
     /// The disk may not be written to.
     pub fn discard(&self) -> Result<(), StoreError> {
-        let path = self.path(Which::Pending.file());
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::Io { path, source })
-            }
-            _ => {
-                self.collect_garbage();
-                Ok(())
-            }
-        }
+        let Some(directory) = self.open()? else { return Ok(()) };
+        let pending = Which::Pending.file();
+        directory.remove(pending).map_err(self.failed(pending))?;
+        self.collect_garbage(&directory);
+        Ok(())
     }
 
     /// One of the kept policies, without its content.
@@ -315,31 +317,46 @@ impl Store {
         Ok(Some(record))
     }
 
+    /// A kept policy's text alone.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or is damaged, or reading it was interrupted.
+    pub fn read_text(&self, record: &Record, interrupt: &Interrupt) -> Result<String, StoreError> {
+        let content = self.read_content(&record.text, interrupt)?;
+        String::from_utf8(content).map_err(|_| StoreError::Damaged {
+            path: self.content_path(&record.text),
+            detail: "it is not UTF-8".to_owned(),
+        })
+    }
+
     /// A kept policy's content, edits included.
     ///
     /// # Errors
     ///
-    /// Some of it cannot be read, or is damaged.
-    pub fn read_bundle(&self, record: &Record) -> Result<Bundle, StoreError> {
-        let text_path = self.content_path(&record.text);
-        let text = String::from_utf8(self.read_content(&record.text)?).map_err(|_| {
-            StoreError::Damaged { path: text_path, detail: "it is not UTF-8".to_owned() }
-        })?;
-        let files = record.files.iter().map(|file| self.read_file(file));
-        Ok(Bundle { path: record.path.clone(), text, files: files.collect::<Result<_, _>>()? })
+    /// Some of it cannot be read, or is damaged, or reading it was interrupted.
+    pub fn read_bundle(
+        &self,
+        record: &Record,
+        interrupt: &Interrupt,
+    ) -> Result<Bundle, StoreError> {
+        let text = self.read_text(record, interrupt)?;
+        let files = record.files.iter().map(|file| self.read_file(file, interrupt));
+        let files = files.collect::<Result<_, _>>()?;
+        let (path, is_path_trusted) = (record.path.clone(), record.is_path_trusted);
+        Ok(Bundle { path, is_path_trusted, text, files })
     }
 
-    fn read_file(&self, file: &FileRecord) -> Result<SetFile, StoreError> {
-        let content = self.read_content(&file.content)?;
-        if file.edits.is_empty() {
-            return Ok(SetFile { name: file.name.clone(), content });
-        }
-        let mut content = content;
-        for edit in &file.edits {
-            content = edit.apply(&content).map_err(|detail| StoreError::Damaged {
-                path: self.content_path(&file.content),
-                detail,
-            })?;
+    fn read_file(&self, file: &FileRecord, interrupt: &Interrupt) -> Result<SetFile, StoreError> {
+        let mut content = self.read_content(&file.content, interrupt)?;
+        if !file.edits.is_empty() {
+            let path = || self.content_path(&file.content);
+            let damaged = |detail| StoreError::Damaged { path: path(), detail };
+            let folded = Folded::of(&file.edits).map_err(damaged)?;
+            if interrupt.is_set() {
+                return Err(StoreError::Interrupted { path: path() });
+            }
+            content = folded.apply(&content).map_err(damaged)?;
         }
         Ok(SetFile { name: file.name.clone(), content })
     }
@@ -351,7 +368,9 @@ impl Store {
     /// It cannot be read, or is damaged.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
         let path = self.path(name);
-        let Some(bytes) = read_whole(&path, MAX_RECORD_LEN)? else { return Ok(None) };
+        let Some(directory) = self.open()? else { return Ok(None) };
+        let read = read_whole(&directory, name, MAX_RECORD_LEN, &Interrupt::default())?;
+        let Some((bytes, _)) = read else { return Ok(None) };
         serde_json::from_slice(&bytes)
             .map(Some)
             .map_err(|error| StoreError::Damaged { path, detail: error.to_string() })
@@ -363,11 +382,9 @@ impl Store {
     ///
     /// The disk is full, or may not be written to. What was there before is there still.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), StoreError> {
-        self.make_directory(&self.directory)?;
-        let path = self.path(name);
-        let json = serde_json::to_vec(value)
-            .map_err(|error| StoreError::Io { path: path.clone(), source: error.into() })?;
-        write_whole(&path, &json)
+        let directory = self.make()?;
+        let json = serde_json::to_vec(value).map_err(io::Error::from);
+        json.and_then(|json| directory.replace(name, &json)).map_err(self.failed(name))
     }
 
     /// Notes that the dataplane was taken off by hand, so that it stays off until somebody applies a policy or
@@ -383,7 +400,9 @@ impl Store {
     /// Notes that a policy was applied.
     pub fn note_applied(&self) {
         // Missing, mostly.
-        let _ = fs::remove_file(self.path("detached"));
+        if let Ok(Some(directory)) = self.open() {
+            let _ = directory.remove("detached");
+        }
     }
 
     /// Whether the dataplane was taken off by hand since the machine started.
@@ -392,59 +411,99 @@ impl Store {
         self.read_json::<String>("detached").ok().flatten() == Some(boot_id())
     }
 
-    fn keep_content(&self, hash: &ContentHash, content: &[u8]) -> Result<(), StoreError> {
+    /// Sees that content is there, and writes it where it is not, or is damaged.
+    fn keep_content(
+        &self,
+        contents: &Directory,
+        hash: &ContentHash,
+        content: Option<&[u8]>,
+    ) -> Result<(), StoreError> {
+        let damage = match self.find_content(contents, hash, &Interrupt::default()) {
+            Ok(()) => return Ok(()),
+            Err(damage) => damage,
+        };
+        let Some(content) = content else { return Err(damage) };
         let path = self.content_path(hash);
-        let is_there = fs::metadata(&path).is_ok_and(|known| known.len() == content.len() as u64);
-        if is_there { Ok(()) } else { write_whole(&path, content) }
+        // A directory in its place is not removed: it is another one's doing, and is told.
+        contents
+            .replace(hash.digits(), content)
+            .map_err(|source| StoreError::Io { path, source })?;
+        self.compared().remove(hash);
+        Ok(())
     }
 
-    fn read_content(&self, hash: &ContentHash) -> Result<Vec<u8>, StoreError> {
-        let path = self.content_path(hash);
-        let missing = || StoreError::Damaged { path: path.clone(), detail: "it is missing".into() };
-        let content = read_whole(&path, MAX_CONTENT_LEN)?.ok_or_else(missing)?;
-        if ContentHash::of(&content) != *hash {
-            return Err(StoreError::Damaged { path, detail: "its sum is wrong".to_owned() });
+    /// Compares content with its hash, unless that was done before and its file is the same still.
+    fn find_content(
+        &self,
+        contents: &Directory,
+        hash: &ContentHash,
+        interrupt: &Interrupt,
+    ) -> Result<(), StoreError> {
+        let known = self.compared().get(hash).copied();
+        if let Some(known) = known
+            && let Ok(file) = contents.open_file(hash.digits())
+            && file.metadata().is_ok_and(|now| FileState::of(&now) == known)
+        {
+            return Ok(());
         }
-        Ok(content)
+        self.read_from(contents, hash, interrupt).map(drop)
     }
 
-    fn make_directory(&self, path: &Path) -> Result<(), StoreError> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|source| StoreError::Io { path: path.to_owned(), source })
+    fn compared(&self) -> std::sync::MutexGuard<'_, HashMap<ContentHash, FileState>> {
+        self.compared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_content(
+        &self,
+        hash: &ContentHash,
+        interrupt: &Interrupt,
+    ) -> Result<Vec<u8>, StoreError> {
+        let contents = match self.open()? {
+            Some(directory) => directory.find(CONTENT).map_err(self.failed(CONTENT))?,
+            None => None,
+        };
+        let missing = || StoreError::Damaged {
+            path: self.content_path(hash),
+            detail: "it is missing".to_owned(),
+        };
+        self.read_from(&contents.ok_or_else(missing)?, hash, interrupt)
+    }
+
+    fn read_from(
+        &self,
+        contents: &Directory,
+        hash: &ContentHash,
+        interrupt: &Interrupt,
+    ) -> Result<Vec<u8>, StoreError> {
+        let path = self.content_path(hash);
+        let damaged =
+            |detail: &str| StoreError::Damaged { path: path.clone(), detail: detail.into() };
+        let read = read_whole(contents, hash.digits(), MAX_CONTENT_LEN, interrupt)?;
+        let (content, state) = read.ok_or_else(|| damaged("it is missing"))?;
+        if ContentHash::of(&content) != *hash {
+            self.compared().remove(hash);
+            return Err(damaged("its sum is wrong"));
+        }
+        self.compared().insert(hash.clone(), state);
+        Ok(content)
     }
 
     /// Gives a file a second name, so that it is not lost when another takes its place. What a file holds never
     /// changes.
-    fn link(&self, from: Which, to: Which) -> Result<(), StoreError> {
-        let (from, to) = (self.path(from.file()), self.path(to.file()));
-        let new = to.with_added_extension("new");
-        let link = || {
-            match fs::remove_file(&new) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            fs::hard_link(&from, &new)?;
-            fs::rename(&new, &to)
-        };
-        link().or_else(|_| match read_whole(&from, MAX_RECORD_LEN)? {
-            // Not every file system has links.
-            Some(content) => write_whole(&to, &content),
+    fn link(&self, directory: &Directory, from: Which, to: Which) -> Result<(), StoreError> {
+        let (from, to) = (from.file(), to.file());
+        if directory.link(from, to).is_ok() {
+            return Ok(());
+        }
+        // Not every file system has links.
+        match read_whole(directory, from, MAX_RECORD_LEN, &Interrupt::default())? {
+            Some((content, _)) => directory.replace(to, &content).map_err(self.failed(to)),
             None => Ok(()),
-        })
-    }
-
-    fn rename(&self, from: Which, to: Which) -> Result<(), StoreError> {
-        let (from, to) = (self.path(from.file()), self.path(to.file()));
-        fs::rename(&from, &to)
-            .and_then(|()| sync_directory(&self.directory))
-            .map_err(|source| StoreError::Io { path: to, source })
+        }
     }
 
     /// Removes content that no kept policy has.
-    fn collect_garbage(&self) {
+    fn collect_garbage(&self, directory: &Directory) {
         let mut used = HashSet::new();
         for which in [Which::Accepted, Which::Previous, Which::Pending] {
             match self.read_record(which) {
@@ -453,62 +512,53 @@ impl Store {
                 Err(_) => return,
             }
         }
+        self.compared().retain(|hash, _| used.contains(hash));
         let used: HashSet<&str> = used.iter().map(ContentHash::digits).collect();
-        for entry in fs::read_dir(self.path("content")).into_iter().flatten().flatten() {
-            if entry.file_name().to_str().is_none_or(|name| !used.contains(name)) {
+        let Ok(Some(contents)) = directory.find(CONTENT) else { return };
+        for name in contents.names().unwrap_or_default() {
+            if !used.contains(name.as_str()) {
                 // The next time will do as well.
-                let _ = fs::remove_file(entry.path());
+                let _ = contents.remove(&name);
             }
         }
     }
 }
+
+/// Where texts and set files are, in the instance's directory.
+const CONTENT: &str = "content";
+
+/// Of all directories here: what is kept is for the agent's eyes.
+const DIRECTORY_MODE: u32 = 0o700;
 
 /// Which boot of the machine this is.
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-fn read_whole(path: &Path, most: u64) -> Result<Option<Vec<u8>>, StoreError> {
-    let failed = |source| StoreError::Io { path: path.to_owned(), source };
-    // A pipe in its place would keep whoever opens it waiting.
-    let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = match open {
+/// Reads a file, and what its times were then.
+fn read_whole(
+    directory: &Directory,
+    name: &str,
+    most: u64,
+    interrupt: &Interrupt,
+) -> Result<Option<(Vec<u8>, FileState)>, StoreError> {
+    let path = || directory.path().join(name);
+    let failed = |source: io::Error| StoreError::Io { path: path(), source };
+    let damaged = |detail: String| StoreError::Damaged { path: path(), detail };
+    let file = match directory.open_file(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return Err(damaged("it is a symbolic link".to_owned()));
+        }
         result => result.map_err(failed)?,
     };
-    if !file.metadata().map_err(failed)?.is_file() {
-        let detail = "it is not a regular file".to_owned();
-        return Err(StoreError::Damaged { path: path.to_owned(), detail });
+    let state = FileState::of(&file.metadata().map_err(failed)?);
+    match read_open(&file, most, interrupt) {
+        Ok(content) => Ok(Some((content, state))),
+        Err(ReadError::Io(error)) => Err(failed(error)),
+        Err(ReadError::Interrupted) => Err(StoreError::Interrupted { path: path() }),
+        Err(error) => Err(damaged(error.to_string())),
     }
-    let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > most {
-        let detail = format!("it is longer than {} MiB", most >> 20);
-        return Err(StoreError::Damaged { path: path.to_owned(), detail });
-    }
-    Ok(Some(bytes))
-}
-
-/// Writes a file beside its place, syncs it and renames it.
-pub(super) fn write_whole(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    let new = path.with_added_extension("new");
-    let write = || {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        path.parent().map_or(Ok(()), sync_directory)
-    };
-    write().map_err(|source| {
-        // Of no use to anybody.
-        let _ = fs::remove_file(&new);
-        StoreError::Io { path: path.to_owned(), source }
-    })
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]
@@ -524,6 +574,10 @@ mod tests {
     fn bundle(text: &str) -> Bundle {
         let file = SetFile { name: "a.txt".to_owned(), content: b"10.0.0.1\n10.0.0.2\n".to_vec() };
         Bundle { files: vec![file], ..Bundle::of_text("/etc/p.toml", text) }
+    }
+
+    fn never() -> Interrupt {
+        Interrupt::default()
     }
 
     fn keep(store: &Store, bundle: &Bundle) -> Record {
@@ -542,8 +596,8 @@ mod tests {
         let second = keep(&store, &bundle("second"));
         assert_eq!(store.read_record(Which::Accepted).unwrap(), Some(second.clone()));
         assert_eq!(store.read_record(Which::Previous).unwrap(), Some(first.clone()));
-        assert_eq!(store.read_bundle(&first).unwrap(), bundle("first"));
-        assert_eq!(store.read_bundle(&second).unwrap(), bundle("second"));
+        assert_eq!(store.read_bundle(&first, &never()).unwrap(), bundle("first"));
+        assert_eq!(store.read_bundle(&second, &never()).unwrap(), bundle("second"));
         // The same once more is no reason to forget what was before.
         keep(&store, &bundle("second"));
         assert_eq!(store.read_record(Which::Previous).unwrap(), Some(first));
@@ -572,12 +626,13 @@ mod tests {
         let before = bundle("text");
         let record = keep(&store, &before);
         let edit = FileEdit::new(true, &["192.0.2.0/24".parse().unwrap()]);
-        let edited = record.with_edit("a.txt", edit);
+        let edited = record.with_edits(&[("a.txt", edit)]);
         assert_ne!(edited.id, record.id);
         assert_eq!((edited.edited("a.txt"), edited.edited("b.txt")), (1, 0));
         store.stage(&edited, &Bundle::of_text("/etc/p.toml", "text")).unwrap();
         store.accept().unwrap();
-        let after = store.read_bundle(&store.read_record(Which::Accepted).unwrap().unwrap());
+        let after =
+            store.read_bundle(&store.read_record(Which::Accepted).unwrap().unwrap(), &never());
         let content = String::from_utf8(after.unwrap().files[0].content.clone()).unwrap();
         assert!(content.starts_with("10.0.0.1\n10.0.0.2\n") && content.contains("192.0.2.0/24"));
     }
@@ -610,9 +665,84 @@ mod tests {
         }
         fs::write(&accepted, &whole).unwrap();
         fs::write(store.content_path(&record.text), "texT").unwrap();
-        is_damaged(store.read_bundle(&record).map(drop));
+        is_damaged(store.read_bundle(&record, &never()).map(drop));
         fs::remove_file(store.content_path(&record.text)).unwrap();
-        is_damaged(store.read_bundle(&record).map(drop));
+        is_damaged(store.read_bundle(&record, &never()).map(drop));
+    }
+
+    /// Damaged content has the same length as before, mostly.
+    #[test]
+    fn content_is_compared_before_it_is_said_to_be_kept() {
+        let (_directory, store) = store();
+        let record = keep(&store, &bundle("text"));
+        let damage = || {
+            fs::write(store.content_path(&record.text), "texT").unwrap();
+            fs::write(store.content_path(&record.files[0].content), "10.0.0.1\n10.0.0.3\n")
+                .unwrap();
+        };
+        damage();
+        store.stage(&record, &bundle("text")).unwrap();
+        assert_eq!(store.read_bundle(&record, &never()).unwrap(), bundle("text"));
+        // What is not at hand cannot be mended.
+        damage();
+        let without_file = Bundle::of_text("/etc/p.toml", "text");
+        let refused = store.stage(&record, &without_file);
+        assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn reading_is_interrupted() {
+        let (_directory, store) = store();
+        let record = keep(&store, &bundle("text"));
+        let interrupt = Interrupt::default();
+        interrupt.set();
+        let ended = store.read_bundle(&record, &interrupt);
+        assert!(matches!(ended, Err(StoreError::Interrupted { .. })), "{ended:?}");
+    }
+
+    /// However many edits there are, two of them are kept.
+    #[test]
+    fn edits_are_folded_when_they_are_kept() {
+        let (_directory, store) = store();
+        let mut record = keep(&store, &bundle("text"));
+        for number in 0..1_000_u32 {
+            let address =
+                std::net::IpAddr::from(std::net::Ipv4Addr::from(0x0a01_0000 + number % 50));
+            let prefix = address.into();
+            let edit = FileEdit::new(number % 3 != 0, &[prefix]);
+            record = record.with_edits(&[("a.txt", edit)]);
+            assert!(record.files[0].edits.len() <= 2);
+        }
+        assert!(record.edited("a.txt") <= 100);
+        assert!(store.read_bundle(&record, &never()).is_ok());
+    }
+
+    /// Where other users may put files, they would say what is in force.
+    #[test]
+    fn directories_of_others_are_not_used() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+        let (directory, store) = store();
+        let record = keep(&store, &bundle("text"));
+        let own = store.path("");
+        for mode in [0o777, 0o1777] {
+            fs::set_permissions(&own, fs::Permissions::from_mode(mode)).unwrap();
+            for refused in [
+                store.read_record(Which::Accepted).map(drop),
+                store.stage(&record, &bundle("text")),
+                store.note_detached(),
+            ] {
+                let error = refused.unwrap_err().to_string();
+                assert!(error.contains("may be written to by other users"), "{error}");
+            }
+        }
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o700)).unwrap();
+        let elsewhere = directory.path().join("elsewhere");
+        fs::rename(&own, &elsewhere).unwrap();
+        symlink(&elsewhere, directory.path().join("test")).unwrap();
+        let error = store.note_detached().unwrap_err().to_string();
+        assert!(error.contains("a symbolic link"), "{error}");
+        assert!(!elsewhere.join("detached").exists());
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct EditArguments {
     /// Write the edit into the policy file as well, with its comments and layout kept: into that which is in force,
-    /// or into this one.
+    /// if root or the agent itself has named it, or into this one.
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     save: Option<Option<PathBuf>>,
     #[command(flatten)]
@@ -381,7 +381,15 @@ fn make(mut edits: Vec<Edit>, arguments: &EditArguments) -> u8 {
             let file = match file {
                 Some(file) => file.clone(),
                 None => match client.get::<PolicyAnswer>("/v1/policy") {
-                    Ok(answer) => PathBuf::from(answer.path),
+                    Ok(PolicyAnswer { saves_to: Some(file), .. }) => PathBuf::from(file),
+                    Ok(PolicyAnswer { path, .. }) => {
+                        let message = format!(
+                            "which file to save to is not known: only a client has said that the policy in force came \
+                             from {path}"
+                        );
+                        complain(&message, Some("--save=FILE names it"));
+                        return BAD_INPUT;
+                    }
                     Err(failure) => return failure.show(),
                 },
             };
@@ -483,7 +491,7 @@ impl Saving {
         };
         let help = "--save=FILE names another one";
         let read = |path: &Path| {
-            fs::read(path).map_err(|error| {
+            agent::read_file(path).map_err(|error| {
                 let message = format!("{} cannot be saved to: {error}", path.display());
                 bad(message, Some(help))
             })
@@ -542,7 +550,7 @@ impl Saving {
                 true => Ok(()),
                 false => Err(io::Error::other("it was changed meanwhile")),
             };
-            let replaced = fs::read(&path).and_then(is_as_it_was);
+            let replaced = agent::read_file(&path).and_then(is_as_it_was);
             if let Err(error) = replaced.and_then(|()| replace(&path, &content)) {
                 let message = format!("in force, but not saved: {}: {error}", path.display());
                 let help = "`portsteer show` prints the policy in force, comments included, and `portsteer show \

@@ -25,11 +25,13 @@ mod edits;
 mod explain;
 mod listings;
 mod looking;
+mod printable;
 mod running;
 mod table;
 mod way_here;
 
 use client::AgentArgument;
+use printable::{on_one_line, printable};
 
 /// A negative answer.
 const NEGATIVE: u8 = 1;
@@ -374,6 +376,7 @@ impl agent::Reporter for AgentLog {
     }
 
     fn note(&mut self, text: &str) {
+        let text = on_one_line(text);
         let _ = writeln!(io::stderr(), "portsteer[{}]: {text}", self.instance.name());
     }
 }
@@ -394,7 +397,7 @@ impl AgentLog {
 
 /// Prints text for people to standard error.
 fn print_error(text: &str) {
-    let _ = writeln!(io::stderr(), "{}", text.trim_end());
+    let _ = writeln!(io::stderr(), "{}", printable(text.trim_end()));
 }
 
 fn show_error(error: &agent::Error) {
@@ -431,14 +434,23 @@ fn show_diagnostics(path: &Path, text: &str, diagnostics: &[Diagnostic]) {
 
 fn complain(message: &str, help: Option<&str>) {
     let mut stderr = io::stderr();
-    let _ = writeln!(stderr, "portsteer: error: {message}");
+    let _ = writeln!(stderr, "portsteer: error: {}", on_one_line(message));
     if let Some(help) = help {
-        let _ = writeln!(stderr, "  help: {help}");
+        let _ = writeln!(stderr, "  help: {}", on_one_line(help));
     }
 }
 
 /// Prints the answer. Returns `code`, unless the answer was lost.
 fn print(text: &str, code: u8) -> u8 {
+    print_raw(&printable(text), code)
+}
+
+/// Prints a policy's text as it is, where that is for a file and not for a terminal.
+fn print_policy(text: &str) -> u8 {
+    if io::stdout().is_terminal() { print(text, 0) } else { print_raw(text, 0) }
+}
+
+fn print_raw(text: &str, code: u8) -> u8 {
     let mut output = io::stdout();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
         // Whoever reads along has seen enough.

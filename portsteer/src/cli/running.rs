@@ -12,7 +12,8 @@ use serde::Serialize;
 use super::{
     BAD_INPUT, NEGATIVE, REFUSED,
     client::{AgentArgument, Client, Failure},
-    complain, fail, lifetime, listings, print, print_error, show_diagnostics, show_error,
+    complain, fail, lifetime, listings, print, print_error, print_policy, show_diagnostics,
+    show_error,
     way_here::ssh_connection,
 };
 use crate::{
@@ -245,10 +246,13 @@ pub(super) fn show(options: &ShowOptions) -> u8 {
         }
         None => {
             let answer = client.get::<PolicyAnswer>("/v1/policy");
-            tell(answer, options.json, |answer| {
-                let end = if answer.policy.ends_with('\n') { "" } else { "\n" };
-                format!("{}{end}", answer.policy)
-            })
+            match answer {
+                Ok(answer) if !options.json => {
+                    let end = if answer.policy.ends_with('\n') { "" } else { "\n" };
+                    print_policy(&format!("{}{end}", answer.policy))
+                }
+                answer => tell(answer, options.json, |_| String::new()),
+            }
         }
     }
 }

@@ -63,18 +63,28 @@ pub enum CompileError {
 
 /// With a clone of this, another thread ends a compilation that nobody waits for any more.
 #[derive(Debug, Clone, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt {
+    own: Arc<AtomicBool>,
+    /// That of the work which this is a part of.
+    outer: Option<Arc<Self>>,
+}
 
 impl Interrupt {
+    /// Another one, for a part of the work: it is set when this one is, and can be set alone.
+    #[must_use]
+    pub fn for_a_part(&self) -> Self {
+        Self { own: Arc::default(), outer: Some(Arc::new(self.clone())) }
+    }
+
     /// Ends the compilation soon.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.own.store(true, Ordering::Relaxed);
     }
 
     /// Whether it is to end.
     #[must_use]
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.own.load(Ordering::Relaxed) || self.outer.as_ref().is_some_and(|outer| outer.is_set())
     }
 }
 

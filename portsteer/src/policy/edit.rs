@@ -19,7 +19,7 @@ pub use self::{
     error::{EditError, NotInSet},
     new_rule::{NewRule, RuleAction},
     reference::RuleRef,
-    set_file::edit_set_file,
+    set_file::{change_set_file, edit_set_file},
 };
 use super::{diagnostic::line_column, file::dismantle, prefixes};
 

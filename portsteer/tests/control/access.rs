@@ -308,3 +308,36 @@ fn settings_that_make_no_sense_are_bad_input() {
         assert_eq!(mode & 0o022, 0, "others may put nothing beside it");
     });
 }
+
+/// Where a policy came from is what its client says: root writes there only if it was root who said so.
+#[test]
+fn root_saves_nothing_where_another_client_says() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let public = Public::new();
+        let (agent, socket, _) = serve(&site, &public, "socket_mode = \"0666\"\n");
+        let socket = socket.to_str().unwrap();
+        let file = public.path("theirs.toml");
+        fs::write(&file, policy()).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let file = file.to_str().unwrap();
+        let save = ["port", "drop", "2003/udp", "--save", "--socket", socket];
+        let apply = ["apply", file, "--socket", socket];
+        public.run_as_nobody(&site, NOBODY, &apply).expect(0, &["in force"]);
+        let said = ["only a client has said", file, "--save=FILE"];
+        run(&site.host, &save).expect(2, &said);
+        assert_eq!(fs::read_to_string(file).unwrap(), policy());
+        // Nor after the agent was replaced.
+        agent.end(libc::SIGTERM);
+        let [state, config] = ["state", "agent.toml"].map(|name| public.path(name));
+        let (state, config) = (state.to_str().unwrap(), config.to_str().unwrap());
+        let arguments = ["--config", config, "--state-dir", state, "--resume"];
+        let mut agent = Agent::launch(&site.host, INSTANCE, &policy(), &arguments);
+        agent.wait_for_log("in force:", 1);
+        run(&site.host, &save).expect(2, &said);
+        assert_eq!(fs::read_to_string(file).unwrap(), policy());
+        run(&site.host, &apply).expect(0, &["in force"]);
+        run(&site.host, &save).expect(0, &["saved to"]);
+        assert!(fs::read_to_string(file).unwrap().contains("2003"));
+    });
+}

@@ -508,3 +508,39 @@ fn a_policy_that_is_too_long_is_told_so() {
         siege.end(128 * MIB);
     });
 }
+
+/// What a client calls its policy stands in logs and listings, which root reads at a terminal.
+#[test]
+fn no_client_writes_the_log_or_to_a_terminal() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy());
+        let before = in_force(&agent);
+        let text = policy();
+        let kind = "application/toml";
+        for path in [
+            "%1b%5b2Jevil",
+            "evil%0aportsteer%5Bmain%5D:%20taken%20off",
+            "%c2%9b2J",
+            &"long/".repeat(1000),
+        ] {
+            let at = format!("/v1/policy?path={path}");
+            let reply = http::ask(&agent, "PUT", &at, Some((kind, text.as_bytes())));
+            let (_, said) = reply.refusal();
+            assert_eq!(reply.status, 422, "{said}");
+            assert!(said.contains("the policy's path"), "{said}");
+        }
+        let json = serde_json::json!({ "policy": text, "path": "a\u{1b}[2Jb" });
+        assert_eq!(send_json(&agent, "PUT", "/v1/policy", &json).status, 422);
+        assert_eq!(in_force(&agent), before);
+        // What changes the order in which text is read is shown for what it is.
+        let at = "/v1/policy?path=/etc/%e2%80%aelmot.ycilop";
+        let reply = http::ask(&agent, "PUT", at, Some((kind, text.as_bytes())));
+        assert_eq!(reply.status, 200, "{reply:?}");
+        for shown in [agent.ask(&["status"]).stdout, agent.log()] {
+            assert!(shown.contains("\\u202elmot") && !shown.contains('\u{202e}'), "{shown}");
+        }
+        let log = agent.log();
+        assert!(!log.contains('\u{1b}') && !log.contains("taken off"), "{log}");
+    });
+}

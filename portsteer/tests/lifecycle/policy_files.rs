@@ -61,7 +61,7 @@ fn a_directory_is_no_policy_file() {
     sandbox(|| {
         let site = Site::quiet();
         let directory = tempfile::tempdir().unwrap();
-        run_with(&site, directory.path()).expect(2, &["Is a directory"]);
+        run_with(&site, directory.path()).expect(2, &["it is a directory, no regular file"]);
     });
 }
 
@@ -101,7 +101,7 @@ fn a_pipe_is_not_read_again() {
         fs::remove_file(&path).unwrap();
         assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
         agent.signal(libc::SIGHUP);
-        agent.wait_for_log("it is not a regular file", 1);
+        agent.wait_for_log("it is a pipe, no regular file", 1);
         agent.wait_for_log("nothing was changed", 1);
         assert_in_force(&site);
         fs::remove_file(&path).unwrap();

@@ -9,7 +9,7 @@ use super::{Control, Desired};
 use crate::{
     agent::{
         Bundle, Error, LoadedPolicy, Reporter,
-        loading::{load_own, understand},
+        loading::{load_own, understand_until},
         way_in,
     },
     api::{ApplyAnswer, Attachment, How, RemovedRule},
@@ -25,13 +25,7 @@ impl Control {
         interrupt: &Interrupt,
         reporter: &mut dyn Reporter,
     ) -> Result<(), Error> {
-        // A pipe would keep the agent waiting for whoever writes to it.
-        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-            let source =
-                std::io::Error::other("it is not a regular file, and cannot be read again");
-            return Err(Error::Unreadable { path: path.to_owned(), source });
-        }
-        let loaded = load_own(path)?;
+        let loaded = load_own(path, interrupt)?;
         let how = How::default();
         self.put_in_force(loaded, &how, Interfaces::Required, interrupt, reporter).map(drop)
     }
@@ -44,7 +38,7 @@ impl Control {
         interrupt: &Interrupt,
         reporter: &mut dyn Reporter,
     ) -> Result<ApplyAnswer, Error> {
-        let loaded = understand(bundle)?;
+        let loaded = understand_until(bundle, interrupt)?;
         self.put_in_force(loaded, how, Interfaces::Required, interrupt, reporter)
     }
 
@@ -82,7 +76,10 @@ impl Control {
         }
         self.lock()?;
         let mut bundle = next.unkept.take();
-        let staged = self.stage(&next.record, bundle.as_ref());
+        let staged = match &next.unkeepable {
+            Some(_) => Ok(()),
+            None => self.stage_or_mend(&mut next, &mut bundle, reporter),
+        };
         let trial = how.confirm_seconds.map(Duration::from_secs);
         let order = next.order(trial, interfaces);
         let applied = match self.dataplane()?.apply(&order, interrupt) {
@@ -108,12 +105,15 @@ impl Control {
             self.trial_ends = trial.map(|time| Instant::now() + time);
             self.before_trial = self.desired.take();
             self.not_kept = Some("it is on trial".to_owned());
+        } else if let Some(why) = &next.unkeepable {
+            self.not_kept = Some(why.clone());
         } else {
             self.note_staged(staged, reporter);
         }
-        if self.not_kept.is_none() {
+        if self.not_kept.is_none() || next.unkeepable.is_some() {
             bundle = None;
         }
+        self.start_problem = None;
         next.unkept = bundle;
         let mut answer = answer(&next, &applied, trial, warnings, self.not_kept.is_none());
         answer.notes.extend(waiting_notes(&applied.waiting));

@@ -9,8 +9,9 @@ use crate::{
     agent::{
         Bundle, Error, Reporter,
         bundle::{SetFile, lost_files},
+        file_edits::{FileEdit, Folded},
         loading::{check_len, host_facts, services},
-        store::{FileEdit, MAX_EDITED, Record},
+        store::{MAX_EDITED, Record},
     },
     api::{ApplyAnswer, EditRequest, Kind, Refusal},
     compile::Interrupt,
@@ -55,16 +56,13 @@ impl Control {
             answer.notes.push("nothing is changed: it is so already".to_owned());
             return Ok(answer);
         }
-        let mut record = desired.record.with_text(&plan.text);
-        for change in &plan.files {
-            record = record.with_edit(&change.file, FileEdit::new(change.adds, &change.prefixes));
-        }
+        let mut record = desired.record.with_text(&plan.text).with_edits(&plan.file_edits());
         // Content that is on disk stays there, and the edits beside it, unless they have become too many.
         let is_long = |change: &FileChange| record.edited(&change.file) > MAX_EDITED;
         let whole = match (&desired.unkept, &self.store) {
             (Some(bundle), _) if bundle.files.len() == record.files.len() => Some(bundle.clone()),
             (None, Some(store)) if plan.files.iter().any(is_long) => {
-                Some(store.read_bundle(&desired.record)?)
+                Some(store.read_bundle(&desired.record, interrupt)?)
             }
             _ => None,
         };
@@ -83,6 +81,7 @@ impl Control {
             generation: 0,
             is_whole: true,
             unkept: Some(bundle),
+            unkeepable: None,
         };
         self.swap(next, &request.how, Interfaces::Kept, warnings, interrupt, reporter)
     }
@@ -183,15 +182,20 @@ impl Plan {
         Ok((policy, text))
     }
 
+    /// What becomes of set files, each with its name.
+    fn file_edits(&self) -> Vec<(&str, FileEdit)> {
+        let edit = |change: &FileChange| FileEdit::new(change.adds, &change.prefixes);
+        self.files.iter().map(|change| (change.file.as_str(), edit(change))).collect()
+    }
+
     /// The whole policy, as it is to be kept.
     fn edited(&self, mut bundle: Bundle) -> Result<Bundle, Error> {
         bundle.text.clone_from(&self.text);
+        let edits = self.file_edits();
         for SetFile { name, content } in &mut bundle.files {
-            for change in self.files.iter().filter(|change| change.file == *name) {
-                let edit = FileEdit::new(change.adds, &change.prefixes);
-                *content =
-                    edit.apply(content).map_err(|why| Error::Refused(Refusal::bad_input(why)))?;
-            }
+            let of_file = edits.iter().filter(|(file, _)| file == name).map(|(_, edit)| edit);
+            let edited = Folded::of(of_file).and_then(|folded| folded.apply(content));
+            *content = edited.map_err(|why| Error::Refused(Refusal::bad_input(why)))?;
         }
         Ok(bundle)
     }

@@ -4,10 +4,11 @@ use super::{Control, Desired};
 use crate::{
     agent::{
         Bundle, Error, LoadedPolicy, Reporter,
-        loading::understand,
+        loading::{interrupted, understand_until},
         store::{Record, StoreError, Which},
     },
     api::Refusal,
+    compile::Interrupt,
 };
 
 impl Control {
@@ -58,6 +59,25 @@ impl Control {
             (Some(store), Some(bundle)) => store.stage(record, bundle),
             _ => Ok(()),
         }
+    }
+
+    /// Keeps a policy as the one to come. Where content that was kept is damaged, and is not at hand as it was
+    /// written, it is made anew from the sets.
+    pub(super) fn stage_or_mend(
+        &self,
+        next: &mut Desired,
+        bundle: &mut Option<Bundle>,
+        reporter: &mut dyn Reporter,
+    ) -> Result<(), StoreError> {
+        let staged = self.stage(&next.record, bundle.as_ref());
+        let Err(damage @ StoreError::Damaged { .. }) = &staged else { return staged };
+        if !next.is_whole || next.record.files.is_empty() {
+            return staged;
+        }
+        reporter.note(&format!("{damage}; what its set has is kept anew, without comments"));
+        let whole = next.to_keep();
+        (next.record, *bundle) = (whole.record, whole.unkept);
+        self.stage(&next.record, bundle.as_ref())
     }
 
     /// Accepts what was staged, or says that it could not be.
@@ -115,22 +135,33 @@ impl Control {
     }
 
     /// A kept policy, to be put in force once more. Its content stays where it is, edits beside it.
-    pub(super) fn load_desired(&self, record: Record) -> Result<Desired, Error> {
-        let desired = Desired::of(self.load_kept(&record)?);
+    pub(super) fn load_desired(
+        &self,
+        record: Record,
+        interrupt: &Interrupt,
+    ) -> Result<Desired, Error> {
+        let desired = Desired::of(self.load_kept(&record, interrupt)?);
         let text_alone = Bundle::of_text(&*record.path, &*desired.text);
         Ok(Desired { record, unkept: Some(text_alone), ..desired })
     }
 
-    pub(super) fn load_kept(&self, record: &Record) -> Result<LoadedPolicy, Error> {
+    pub(super) fn load_kept(
+        &self,
+        record: &Record,
+        interrupt: &Interrupt,
+    ) -> Result<LoadedPolicy, Error> {
         let Some(store) = &self.store else {
             return Err(Error::Refused(Refusal::refused("nothing is kept")));
         };
-        understand(store.read_bundle(record)?)
+        understand_until(store.read_bundle(record, interrupt)?, interrupt)
     }
 }
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        Self::Refused(Refusal::refused(error.to_string()))
+        match error {
+            StoreError::Interrupted { .. } => interrupted(),
+            error => Self::Refused(Refusal::refused(error.to_string())),
+        }
     }
 }

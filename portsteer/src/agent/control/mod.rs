@@ -9,7 +9,7 @@ use std::{
 use super::{
     Bundle, Error, LoadedPolicy, Reporter,
     bundle::SetFile,
-    config::Protected,
+    config::{OnFailure, Protected},
     history::History,
     store::{Record, Store},
 };
@@ -26,6 +26,7 @@ mod following;
 mod guarding;
 mod keeping;
 mod resuming;
+mod starting;
 mod trials;
 
 /// A policy that is in force, or waits for its interfaces.
@@ -40,6 +41,8 @@ pub struct Desired {
     pub is_whole: bool,
     /// What could not be kept, to be kept later.
     unkept: Option<Bundle>,
+    /// Why it is not to be kept at all: it stands in for the policy that was accepted.
+    unkeepable: Option<String>,
 }
 
 /// Where nobody knows what the sets of the policy in force have.
@@ -70,6 +73,7 @@ impl Desired {
             generation: 0,
             is_whole: true,
             unkept: Some(loaded.bundle),
+            unkeepable: None,
         }
     }
 
@@ -84,6 +88,7 @@ impl Desired {
             Some(bundle) if bundle.files.len() == self.record.files.len() => bundle.clone(),
             _ => Bundle {
                 path: self.record.path.clone(),
+                is_path_trusted: self.record.is_path_trusted,
                 text: self.text.to_string(),
                 files: self
                     .record
@@ -126,6 +131,7 @@ pub struct Control {
     store: Option<Store>,
     not_kept: Option<String>,
     protected: Vec<Protected>,
+    on_failure: OnFailure,
     waiting: Vec<String>,
     /// Whether interfaces were attached during a trial, for which rules by interface were not compiled.
     is_stale: bool,
@@ -136,11 +142,18 @@ pub struct Control {
     tampered: Vec<String>,
     /// Whether another file system hides the pins.
     is_hidden: bool,
+    /// What is in force since the start instead of what should be, until something else is.
+    start_problem: Option<String>,
     pub history: History,
 }
 
 impl Control {
-    pub fn new(instance: Instance, store: Option<Store>, protected: Vec<Protected>) -> Self {
+    pub fn new(
+        instance: Instance,
+        store: Option<Store>,
+        protected: Vec<Protected>,
+        on_failure: OnFailure,
+    ) -> Self {
         let history = store.as_ref().map_or_else(History::default, History::read);
         Self {
             instance,
@@ -152,12 +165,14 @@ impl Control {
             store,
             not_kept: None,
             protected,
+            on_failure,
             waiting: Vec::new(),
             is_stale: false,
             was_detached: false,
             last_problem: None,
             tampered: Vec::new(),
             is_hidden: false,
+            start_problem: None,
             history,
         }
     }
@@ -184,7 +199,8 @@ impl Control {
         };
         let hidden = self.is_hidden.then(hidden);
         let tampered = self.tampered.iter().map(|what| format!("{what}, and was put right"));
-        self.last_problem.iter().cloned().chain(hidden).chain(tampered).collect()
+        let known = self.start_problem.iter().chain(&self.last_problem).cloned();
+        known.chain(hidden).chain(tampered).collect()
     }
 
     /// Whether any interface is attached.

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Control, Desired, report_concluded};
+use super::{Control, Desired, report_concluded, starting::NOT_ACCEPTED};
 use crate::{
     agent::{
-        Bundle, Error, LoadedPolicy, Reporter,
+        Bundle, Error, LoadedPolicy, Reporter, built_in,
         bundle::lost_files,
-        loading::{load_own, services},
+        loading::services,
         store::{Record, Store, Which},
     },
     api::How,
@@ -55,8 +55,11 @@ impl Control {
         // From one moment: the word that the kernel judges by decides what is in force, and whether it is on trial.
         let in_force = dataplane.in_force()?;
         match (in_force.manifest, in_force.trial) {
+            // It stands in for a policy, which is tried again.
+            (Some(manifest), _) if built_in::is_in_force(&manifest) => {}
             (Some(manifest), state) => {
-                let result = self.take_over(&manifest, in_force.before_trial, state, reporter);
+                let before_trial = in_force.before_trial;
+                let result = self.take_over(&manifest, before_trial, state, interrupt, reporter);
                 // Whatever it was, the policy is in force.
                 if let Err(error) = result {
                     self.complain(&error, reporter);
@@ -76,28 +79,7 @@ impl Control {
             reporter.note("taken off by hand since the machine started: `portsteer apply` puts a policy in force");
             return Ok(());
         }
-        match self.kept(Which::Accepted) {
-            Ok(Some(record)) => match self.load_desired(record) {
-                Ok(desired) => {
-                    // It was accepted before, by whoever forced it if it had to be.
-                    let how = How { force: true, ..How::default() };
-                    let (interfaces, warnings) = (Interfaces::Awaited, String::new());
-                    self.swap(desired, &how, interfaces, warnings, interrupt, reporter)?;
-                    return Ok(());
-                }
-                Err(error) => self.complain(&error, reporter),
-            },
-            Ok(None) => {}
-            Err(error) => self.complain(&error.into(), reporter),
-        }
-        match path {
-            Some(path) if path.exists() => self.start_with(load_own(path)?, interrupt, reporter),
-            _ => {
-                reporter
-                    .note("nothing is in force yet: `portsteer apply FILE` puts a policy in force");
-                Ok(())
-            }
-        }
+        self.start_anew(path, interrupt, reporter)
     }
 
     /// Takes over what another agent has left in force.
@@ -106,6 +88,7 @@ impl Control {
         manifest: &Manifest,
         before_trial: Option<Manifest>,
         state: TrialState,
+        interrupt: &Interrupt,
         reporter: &mut dyn Reporter,
     ) -> Result<(), Error> {
         let manifest = manifest.clone();
@@ -117,10 +100,10 @@ impl Control {
         match state {
             TrialState::Running { left } => {
                 let record = pending.filter(|record| record.id == manifest.id);
-                self.desired = Some(self.reconstruct(&manifest, record, reporter));
+                self.desired = Some(self.reconstruct(&manifest, record, interrupt, reporter));
                 self.before_trial = before_trial.map(|before| {
                     let record = accepted.filter(|record| record.id == before.id);
-                    self.reconstruct(&before, record, reporter)
+                    self.reconstruct(&before, record, interrupt, reporter)
                 });
                 self.trial_ends = Some(Instant::now() + left);
                 // Nobody knows what the agent before has attached meanwhile.
@@ -133,7 +116,7 @@ impl Control {
             }
             TrialState::Lapsed => {
                 let record = accepted.filter(|record| record.id == manifest.id);
-                let desired = self.reconstruct(&manifest, record, reporter);
+                let desired = self.reconstruct(&manifest, record, interrupt, reporter);
                 let concluded = self.dataplane()?.end_trial(Some(&desired.policy))?;
                 self.desired = Some(desired);
                 self.discard();
@@ -157,13 +140,19 @@ impl Control {
                     reporter.note("an apply that was interrupted was complete, and is accepted");
                     self.accept(reporter);
                     pending
+                } else if let Some(previous) = self
+                    .kept_or_complain(Which::Previous, reporter)
+                    .filter(|it| it.id == manifest.id)
+                {
+                    self.not_kept = Some(NOT_ACCEPTED.to_owned());
+                    Some(previous)
                 } else {
                     if self.store.is_some() && accepted.is_some() {
                         reporter.note("what is in force is not what was kept");
                     }
                     None
                 };
-                self.desired = Some(self.reconstruct(&manifest, record, reporter));
+                self.desired = Some(self.reconstruct(&manifest, record, interrupt, reporter));
             }
         }
         let desired = self.desired.clone();
@@ -183,11 +172,12 @@ impl Control {
         &mut self,
         manifest: &Manifest,
         record: Option<Record>,
+        interrupt: &Interrupt,
         reporter: &mut dyn Reporter,
     ) -> Desired {
         let mut loaded = None;
         if let Some(record) = &record {
-            match self.load_kept(record) {
+            match self.load_kept(record, interrupt) {
                 Ok(found) => loaded = Some(found),
                 Err(error) => self.complain(&error, reporter),
             }
@@ -203,7 +193,9 @@ impl Control {
                 let policy = parsed.or_else(|| policy_of(manifest));
                 let bundle = Bundle::of_text(&*manifest.path, &*manifest.text);
                 let record = record.unwrap_or_else(|| Record::of(&bundle));
-                if is_whole {
+                if built_in::is_in_force(manifest) {
+                    self.not_kept = Some(NOT_ACCEPTED.to_owned());
+                } else if is_whole {
                     self.not_kept = None;
                     self.keep_now(&record, &bundle, reporter);
                     unkept = self.not_kept.is_some().then_some(bundle);
@@ -224,6 +216,7 @@ impl Control {
             generation: manifest.generation,
             is_whole,
             unkept,
+            unkeepable: built_in::is_in_force(manifest).then(|| NOT_ACCEPTED.to_owned()),
         }
     }
 }

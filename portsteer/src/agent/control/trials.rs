@@ -78,7 +78,7 @@ impl Control {
         self.trial_ends = None;
         self.desired = self.before_trial.take();
         self.discard();
-        self.not_kept = None;
+        self.not_kept = self.desired.as_ref().and_then(|desired| desired.unkeepable.clone());
         let text = match &self.desired {
             Some(before) => format!("the trial is over: {} is back in force", before.record.path),
             None => "the trial is over: nothing is in force, as before".to_owned(),
@@ -114,7 +114,7 @@ impl Control {
             policy.interfaces.iter().map(|pattern| pattern.text.clone()).collect()
         };
         let now = patterns(&desired.policy);
-        let previous = self.find_previous()?;
+        let previous = self.find_previous(interrupt)?;
         let interfaces = match patterns(&previous.policy) == now {
             true => Interfaces::Kept,
             false => Interfaces::Awaited,
@@ -134,7 +134,7 @@ impl Control {
     }
 
     /// The policy to go back to.
-    fn find_previous(&self) -> Result<Desired, Error> {
+    fn find_previous(&self, interrupt: &Interrupt) -> Result<Desired, Error> {
         // What is not kept has not made the one before the previous one.
         let which = if self.not_kept.is_some() { Which::Accepted } else { Which::Previous };
         let kept = self.kept(which);
@@ -142,7 +142,7 @@ impl Control {
         if let Some(previous) = self.previous.as_ref().filter(|previous| previous.is_whole) {
             return Ok(match kept {
                 Ok(Some(record)) if record.id == previous.record.id => {
-                    self.load_desired(record).unwrap_or_else(|_| previous.to_keep())
+                    self.load_desired(record, interrupt).unwrap_or_else(|_| previous.to_keep())
                 }
                 _ => previous.to_keep(),
             });
@@ -151,7 +151,7 @@ impl Control {
             self.desired.as_ref().is_none_or(|desired| desired.record.id != record.id)
         };
         match kept? {
-            Some(record) if is_other(&record) => self.load_desired(record),
+            Some(record) if is_other(&record) => self.load_desired(record, interrupt),
             _ => {
                 let refusal = Refusal::negative("there is no policy to go back to");
                 Err(Error::Refused(match &self.not_kept {

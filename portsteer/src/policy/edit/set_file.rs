@@ -58,9 +58,38 @@ fn add(content: &[u8], new: &[IpNet]) -> Result<Vec<u8>, EditError> {
     Ok(edited)
 }
 
+/// Takes prefixes out of a set's file, as far as it has them, and then puts others in: what a number of edits
+/// comes to, in one pass each.
+///
+/// # Errors
+///
+/// The file is UTF-16, or a prefix has host bits. Nothing is to be changed then.
+pub fn change_set_file(
+    content: &[u8],
+    gone: &[IpNet],
+    new: &[IpNet],
+) -> Result<Vec<u8>, EditError> {
+    if content.starts_with(b"\xff\xfe") || content.starts_with(b"\xfe\xff") {
+        return Err(EditError::Utf16);
+    }
+    check_prefixes(gone)?;
+    let (rest, _) = take_out(content, &Wanted::new(gone));
+    add(&rest, new)
+}
+
 fn remove(content: &[u8], set: &str, gone: &[IpNet]) -> Result<Vec<u8>, EditError> {
     check_prefixes(gone)?;
     let wanted = Wanted::new(gone);
+    let (edited, found) = take_out(content, &wanted);
+    if found.len() < wanted.len() {
+        let entries = lines(content).filter_map(|line| prefix_on(&content[line]));
+        return Err(not_in_set(set, gone, &found, entries));
+    }
+    Ok(edited)
+}
+
+/// The content without the lines that have one of these prefixes, and the prefixes that it had.
+fn take_out(content: &[u8], wanted: &Wanted) -> (Vec<u8>, HashSet<IpNet>) {
     let mut found = HashSet::with_capacity(wanted.len());
     let mut edited = Vec::with_capacity(content.len());
     let mut done = 0; // what is before this byte was kept or left out
@@ -71,10 +100,6 @@ fn remove(content: &[u8], set: &str, gone: &[IpNet]) -> Result<Vec<u8>, EditErro
             done = line.end;
         }
     }
-    if found.len() < wanted.len() {
-        let entries = lines(content).filter_map(|line| prefix_on(&content[line]));
-        return Err(not_in_set(set, gone, &found, entries));
-    }
     edited.extend_from_slice(&content[done..]);
     if !content.ends_with(b"\n")
         && done == content.len()
@@ -83,7 +108,7 @@ fn remove(content: &[u8], set: &str, gone: &[IpNet]) -> Result<Vec<u8>, EditErro
         // The last line has no end, whichever it is.
         edited.pop_if(|byte| *byte == b'\r');
     }
-    Ok(edited)
+    (edited, found)
 }
 
 /// The lines of a file with their ends, as bytes of it; without a byte order mark.
