@@ -9,6 +9,7 @@ use std::{
 use super::{
     Bundle, Error, LoadedPolicy, Reporter,
     bundle::SetFile,
+    conditions::{Condition, Tag},
     config::Protected,
     history::History,
     store::{Record, Store},
@@ -48,6 +49,11 @@ pub fn content_is_lost() -> Refusal {
 }
 
 impl Desired {
+    /// What conditions of requests name it by.
+    fn tag(&self, is_on_trial: bool) -> Tag {
+        Tag::new(&self.record.id, is_on_trial.then_some(self.generation))
+    }
+
     /// Has it put in force.
     fn order(&self, trial: Option<Duration>, interfaces: Interfaces) -> Order<'_> {
         Order {
@@ -110,6 +116,13 @@ pub struct View {
     pub problems: Vec<String>,
 }
 
+impl View {
+    /// What conditions of requests name the policy in force by.
+    pub fn tag(&self) -> Option<Tag> {
+        self.desired.as_ref().map(|desired| desired.tag(self.trial_ends.is_some()))
+    }
+}
+
 /// The agent's hands.
 #[derive(Debug)]
 pub struct Control {
@@ -166,6 +179,39 @@ impl Control {
             not_kept: self.not_kept.clone(),
             problems: self.last_problem.iter().cloned().collect(),
         }
+    }
+
+    /// What conditions of requests name the policy in force by.
+    pub fn tag(&self) -> Option<Tag> {
+        self.desired.as_ref().map(|desired| desired.tag(self.trial_ends.is_some()))
+    }
+
+    /// Why a change is not made whose condition does not hold now.
+    pub fn unmet(&mut self, condition: &Condition, reporter: &mut dyn Reporter) -> Option<Refusal> {
+        if condition.is_none() {
+            return None;
+        }
+        // The kernel may have ended a trial a moment ago.
+        if let Err(error) = self.look_at_trial(reporter) {
+            reporter.refused(&error);
+        }
+        let tag = self.tag();
+        if condition.holds(tag.as_ref()) {
+            return None;
+        }
+        let now = match (&self.desired, tag) {
+            (Some(desired), Some(tag)) => {
+                let trial = if self.trial_ends.is_some() { " on trial" } else { " in force" };
+                format!("{} is{trial}, with the tag {tag}", desired.record.path)
+            }
+            _ => "nothing is in force".to_owned(),
+        };
+        let refusal = Refusal::refused(format!(
+            "what is in force is not what the request is meant for: {now}"
+        ));
+        Some(refusal.help(
+            "look at what is in force (`portsteer show`), and ask again with its tag if the change is still meant",
+        ))
     }
 
     /// Whether any interface is attached.
