@@ -358,7 +358,9 @@ mod tests {
             gone.abort();
             let next = look(&turns);
             settle().await;
-            assert_eq!(counted.begun(), 1, "threads would pile up");
+            assert!(gone.is_finished());
+            assert_eq!(turns.permits.available_permits(), 0, "threads would pile up");
+            assert_eq!(counted.begun(), 1);
             end.send(()).unwrap();
             end.send(()).unwrap();
             assert_eq!(next.await.unwrap(), 2);
