@@ -4,6 +4,10 @@
 mod access;
 #[path = "control/commands.rs"]
 mod commands;
+#[path = "control/conditions.rs"]
+mod conditions;
+#[path = "control/crowds.rs"]
+mod crowds;
 #[path = "control/curl.rs"]
 mod curl;
 #[path = "control/edits.rs"]

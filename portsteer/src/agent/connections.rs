@@ -34,7 +34,7 @@ use tokio::{
 use tower::ServiceExt as _;
 
 use super::{
-    busy::{Busy, Watched},
+    busy::{Busy, Watched, hung_up},
     server::no_room,
 };
 use crate::directory::{Directory, Others};
@@ -50,6 +50,13 @@ const ROOM: usize = 128;
 
 /// Answers up to this length need no room to be found for them.
 const SHORT_ANSWER: u64 = 64 << 10;
+
+/// How long a client may take for its answer beside what its length takes.
+const TAKING_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many bytes of its answer a client takes in a second at least, on average. At more than a byte now and then,
+/// it cannot hold the room of long answers for ever.
+const SLOWEST: u64 = 256 << 10;
 
 /// How often it is looked whether somebody has.
 const CROWDED: Duration = Duration::from_millis(10);
@@ -265,6 +272,7 @@ impl Connections {
     /// Lets an answer wait for its client if there is room for it.
     fn admit(&self, mut answer: Response, busy: &Busy) -> Response {
         let len = answer.body().size_hint().lower();
+        busy.end(TAKING_PATIENCE + Duration::from_secs(len / SLOWEST));
         if len <= SHORT_ANSWER {
             return answer;
         }
@@ -282,7 +290,8 @@ impl Connections {
     }
 
     async fn answer(&self, stream: UnixStream, router: Router, busy: Busy, peer: Peer) {
-        let stream = Watched::new(stream, busy.clone());
+        let stream = Arc::new(stream);
+        let watched = Watched::new(Arc::clone(&stream), busy.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             // Of a longer one, whoever reads its body says when it is whole.
             if request.body().is_end_stream() {
@@ -291,10 +300,17 @@ impl Connections {
             request.extensions_mut().insert(busy.clone());
             request.extensions_mut().insert(peer);
             let (router, busy, connections) = (router.clone(), busy.clone(), self.clone());
+            let stream = Arc::clone(&stream);
             async move {
-                let answer = router.oneshot(request.map(Body::new)).await;
-                busy.end();
-                answer.map(|answer| connections.admit(answer, &busy))
+                let answer = tokio::select! {
+                    // What can be answered at once is.
+                    biased;
+                    answer = router.oneshot(request.map(Body::new)) => answer,
+                    // With the client go its places in all queues.
+                    () = hung_up(&stream) => return Err(io::ErrorKind::BrokenPipe.into()),
+                };
+                let Ok(answer) = answer;
+                Ok::<_, io::Error>(connections.admit(answer, &busy))
             }
         });
         // Whatever the client did wrong, it is gone.
@@ -304,7 +320,7 @@ impl Connections {
             .half_close(true)
             .header_read_timeout(HEADER_PATIENCE)
             .max_buf_size(64 << 10)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(watched), service)
             .await;
     }
 }

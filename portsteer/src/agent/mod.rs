@@ -16,7 +16,7 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     task::{JoinHandle, spawn_blocking},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
@@ -32,13 +32,17 @@ use crate::{
 mod built_in;
 pub mod bundle;
 mod busy;
+mod conditions;
 pub mod config;
 mod connections;
 mod control;
+mod described;
 mod file_edits;
 mod history;
 mod loading;
+mod looking;
 mod memory;
+mod orders;
 mod privileges;
 mod reading;
 mod server;
@@ -54,9 +58,11 @@ pub use server::Description;
 pub use set_files::{MAX_SET_FILES_LEN, PolicyFiles};
 pub use store::{DEFAULT_DIRECTORY, Store, StoreError};
 
+use conditions::Condition;
 use connections::{Address, Socket, group_id};
 use control::Control;
-use server::{Job, Shared};
+use orders::{Desk, Order};
+use server::{Denied, Job, Outcome, Reply, Shared};
 
 /// What the agent is to do.
 #[derive(Debug, Clone)]
@@ -291,53 +297,66 @@ impl Agent {
     }
 
     /// Does what came over the socket.
-    async fn grant(&mut self, job: Job) {
+    async fn grant(&mut self, order: Order) {
+        let Order { condition, job } = order;
         match job {
             Job::Apply(bundle, how, _room, reply) => {
-                self.answer(reply, move |control, interrupt, reporter| {
+                self.answer(condition, reply, move |control, interrupt, reporter| {
                     control.apply(bundle, &how, interrupt, reporter)
                 })
                 .await;
             }
             Job::Edit(request, _room, reply) => {
-                self.answer(reply, move |control, interrupt, reporter| {
+                self.answer(condition, reply, move |control, interrupt, reporter| {
                     control.edit(&request, interrupt, reporter)
                 })
                 .await;
             }
             Job::Confirm(reply) => {
-                self.answer(reply, |control, _, reporter| control.confirm(reporter)).await;
+                self.answer(condition, reply, |control, _, reporter| control.confirm(reporter))
+                    .await;
                 self.follow().await;
             }
             Job::Rollback(how, reply) => {
-                self.answer(reply, move |control, interrupt, reporter| {
+                self.answer(condition, reply, move |control, interrupt, reporter| {
                     control.rollback(&how, interrupt, reporter)
                 })
                 .await;
                 self.follow().await;
             }
             Job::Detach(reply) => {
-                self.answer(reply, |control, _, reporter| control.detach(reporter)).await;
+                self.answer(condition, reply, |control, _, reporter| control.detach(reporter))
+                    .await;
             }
         }
     }
 
     async fn answer<T: Send + 'static>(
         &mut self,
-        reply: oneshot::Sender<Result<T, Refusal>>,
+        condition: Condition,
+        reply: Reply<T>,
         work: impl FnOnce(&mut Control, &Interrupt, &mut dyn Reporter) -> Result<T, Error>
         + Send
         + 'static,
     ) {
-        let result = self
+        // Its client has gone a moment ago.
+        if reply.is_closed() {
+            return;
+        }
+        let outcome = self
             .work(move |hands, interrupt| {
                 let Hands { control, reporter } = hands;
                 control.notice_detach(&mut **reporter);
-                work(control, interrupt, &mut **reporter).map_err(|error| error.to_refusal())
+                let result = match control.unmet(&condition, &mut **reporter) {
+                    Some(refusal) => Err(Denied::Unmet(refusal)),
+                    None => work(control, interrupt, &mut **reporter)
+                        .map_err(|error| Denied::Refused(error.to_refusal())),
+                };
+                Outcome { result, tag: control.tag() }
             })
             .await;
         // Whoever asked may be gone.
-        let _ = reply.send(result);
+        let _ = reply.send(outcome);
         self.has_worked = true;
         // Nobody waits for this.
         self.work(|hands, _| hands.control.keep_history()).await;
@@ -382,11 +401,9 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
     let mut control = Control::new(instance.clone(), store, protected, on_failure);
     control.lock_instance()?;
     let shared = Arc::new(Shared::new(instance));
-    let (jobs, mut ordered) = mpsc::channel(server::JOBS);
+    let (desk, mut orders) = orders::desk();
     let sockets = match &options.state {
-        Some(_) => {
-            serve(&options, &shared, jobs.clone()).inspect_err(|_| control.abandon_idle())?
-        }
+        Some(_) => serve(&options, &shared, desk).inspect_err(|_| control.abandon_idle())?,
         None => Vec::new(),
     };
 
@@ -438,7 +455,7 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
         let has_targets = agent.hands.as_ref().is_some_and(|it| it.control.has_targets());
         tokio::select! {
             _ = hangup.recv() => reload(&mut agent, options.policy.as_deref()).await,
-            Some(job) = ordered.recv() => agent.grant(job).await,
+            order = orders.next() => agent.grant(order).await,
             end = agent.ends.next() => agent.ended = Some(end),
             () = until(trial_ends) => {
                 agent.work(|hands, interrupt| {
@@ -533,11 +550,7 @@ struct Serving {
 }
 
 /// Listens at the sockets that are asked for.
-fn serve(
-    options: &Options,
-    shared: &Arc<Shared>,
-    jobs: mpsc::Sender<Job>,
-) -> Result<Vec<Serving>, Error> {
+fn serve(options: &Options, shared: &Arc<Shared>, desk: Desk) -> Result<Vec<Serving>, Error> {
     let Config { socket, socket_group, socket_mode, .. } = &options.config;
     let control_path = socket.clone().unwrap_or_else(|| default_socket(&options.instance));
     let bind = |path: &Path, group: &Option<String>, mode: Option<config::SocketMode>| {
@@ -564,7 +577,7 @@ fn serve(
     };
     begin(
         bind(&control_path, socket_group, *socket_mode)?,
-        server::control(Arc::clone(shared), jobs),
+        server::control(Arc::clone(shared), desk),
     );
     let Config { monitor_socket, monitor_socket_group, monitor_socket_mode, .. } = &options.config;
     if let Some(path) = monitor_socket {

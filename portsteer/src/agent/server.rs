@@ -2,18 +2,18 @@
 //! loop, one request at a time; what only looks is answered beside it, also while a policy is compiled.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use axum::{
     Json, Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{
         Extension, Path, Query, State,
         rejection::{PathRejection, QueryRejection},
     },
-    http::{HeaderMap, Request, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Request, StatusCode, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -21,20 +21,24 @@ use axum::{
 use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::spawn_blocking,
     time::timeout,
 };
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    Bundle,
+    Bundle, Desired,
     bundle::SetFile,
     busy::Busy,
+    conditions::{Condition, Tag},
     connections::Peer,
     control::{View, content_is_lost},
+    described::Conditions,
     history,
     loading::understand,
+    looking::{self, Found, Turns},
+    orders::{self, Desk, NotTaken, Order},
 };
 use crate::{
     api::{
@@ -57,10 +61,23 @@ pub enum Job {
 }
 
 /// Where the answer goes.
-pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+pub type Reply<T> = oneshot::Sender<Outcome<T>>;
 
-/// How many jobs may wait.
-pub const JOBS: usize = 16;
+/// What became of an order.
+#[derive(Debug)]
+pub struct Outcome<T> {
+    pub result: Result<T, Denied>,
+    /// Of the policy that is in force now.
+    pub tag: Option<Tag>,
+}
+
+/// Why an order was not carried out.
+#[derive(Debug)]
+pub enum Denied {
+    /// Its condition does not hold.
+    Unmet(Refusal),
+    Refused(Refusal),
+}
 
 /// What the agent's loop tells those who only look.
 #[derive(Debug)]
@@ -68,8 +85,6 @@ pub struct Shared {
     pub instance: Instance,
     started_at: u64,
     view: Mutex<(View, Vec<Event>)>,
-    /// Who reads the kernel's state, or understands a policy, at the same time.
-    lookers: Semaphore,
     /// What long requests take, in MiB.
     room: Arc<Semaphore>,
 }
@@ -80,7 +95,6 @@ impl Shared {
             instance,
             started_at: history::now(),
             view: Mutex::default(),
-            lookers: Semaphore::new(2),
             room: Arc::new(Semaphore::new(ROOM)),
         }
     }
@@ -92,6 +106,11 @@ impl Shared {
 
     fn view(&self) -> View {
         self.view.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Of the policy in force, as far as the agent's loop has told.
+    fn tag(&self) -> Option<Tag> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).0.tag()
     }
 
     fn agent(&self) -> AgentAnswer {
@@ -123,14 +142,43 @@ fn seconds_left(view: &View) -> Option<u64> {
     Some(left.as_millis().div_ceil(1000) as u64)
 }
 
+/// What the answers at a socket are made of.
 #[derive(Debug, Clone)]
 struct Context {
     shared: Arc<Shared>,
-    jobs: mpsc::Sender<Job>,
+    desk: Desk,
+    status: looking::Shared,
+    stats: looking::Shared,
+    policy: looking::Shared,
+    /// Whose looks are nobody else's.
+    turns: Arc<Turns>,
+}
+
+impl Context {
+    /// Of a socket where these looks take these turns, and all others the last ones.
+    fn new(shared: Arc<Shared>, desk: Desk, turns: [Arc<Turns>; 4]) -> Self {
+        let [status, stats, policy, turns] = turns;
+        let look = |turns, find: fn(&Shared) -> Result<Bytes, Refusal>| {
+            let shared = Arc::clone(&shared);
+            looking::Shared::new(turns, move || {
+                // Before the look: a later one would be taken for that of an earlier policy.
+                let tag = shared.tag();
+                Found { body: find(&shared), tag }
+            })
+        };
+        Self {
+            status: look(status, find_status),
+            stats: look(stats, find_stats),
+            policy: look(policy, find_policy),
+            shared,
+            desk,
+            turns,
+        }
+    }
 }
 
 /// What can be asked at the control socket.
-pub fn control(shared: Arc<Shared>, jobs: mpsc::Sender<Job>) -> Router {
+pub fn control(shared: Arc<Shared>, desk: Desk) -> Router {
     let changing = Router::new()
         .route("/v1/policy", put(put_policy))
         .route("/v1/confirm", post(confirm))
@@ -139,13 +187,16 @@ pub fn control(shared: Arc<Shared>, jobs: mpsc::Sender<Job>) -> Router {
         .route("/v1/edits", post(edits))
         // Nothing is changed, but reading a policy can take gigabytes.
         .route("/v1/diff", post(diff_policy));
-    answered(looking().merge(changing), &shared).with_state(Context { shared, jobs })
+    // An operator's question waits for no other kind of question.
+    let turns = [Turns::new(1), Turns::new(1), Turns::new(1), Turns::new(2)];
+    let context = Context::new(Arc::clone(&shared), desk, turns);
+    answered(looking().merge(changing), &shared).with_state(context)
 }
 
 /// What can be asked at the socket for monitoring.
 pub fn monitor(shared: Arc<Shared>) -> Router {
-    // Nobody listens at the other end.
-    let (jobs, _) = mpsc::channel(1);
+    // Orders are refused before they get there.
+    let (desk, _) = orders::desk();
     let read_only = || async {
         let refusal = Refusal::refused("at this socket nothing can be changed");
         refuse_with(
@@ -162,7 +213,9 @@ pub fn monitor(shared: Arc<Shared>) -> Router {
         ("/v1/policy", put(read_only)),
     ];
     let router = changing.into_iter().fold(looking(), |router, (path, it)| router.route(path, it));
-    answered(router, &shared).with_state(Context { shared, jobs })
+    let turns = Turns::with_rests();
+    let context = Context::new(Arc::clone(&shared), desk, [(); 4].map(|()| Arc::clone(&turns)));
+    answered(router, &shared).with_state(context)
 }
 
 /// Whatever else is asked gets an answer of the same kind, and so does what is meant for another instance's agent.
@@ -189,7 +242,7 @@ fn looking() -> Router<Context> {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/stats", get(stats))
-        .route("/v1/policy", get(policy))
+        .route("/v1/policy", get(policy).head(policy_tag))
         .route("/v1/sets/{name}", get(set))
         .route("/v1/openapi.json", get(openapi))
 }
@@ -199,12 +252,14 @@ fn looking() -> Router<Context> {
 #[openapi(
     info(
         title = "portsteer",
-        description = "The agent's control socket: HTTP over a Unix socket, JSON both ways. Fields are only ever added. A request with the header `Portsteer-Instance` is refused (409) by another instance's agent."
+        description = "The agent's control socket: HTTP over a Unix socket, JSON both ways. Fields are only ever added. A request with the header `Portsteer-Instance` is refused (409) by another instance's agent. Every answer that tells of the policy in force names it by the header `ETag`, for `If-Match` of a later change; on trial it has another tag than once it is confirmed. What is told of the kernel was read after the request came; clients that ask for the same at the same time share one reading. A change whose client closes the connection before it is begun is not made; one that is begun is."
     ),
     servers((url = "http://localhost", description = "curl --unix-socket /run/portsteer/agent.sock")),
     paths(
-        status, stats, policy, put_policy, set, diff_policy, confirm, rollback, detach, edits, openapi
+        status, stats, policy, policy_tag, put_policy, set, diff_policy, confirm, rollback, detach, edits,
+        openapi
     ),
+    modifiers(&Conditions),
     components(schemas(
         AgentAnswer, ApplyAnswer, ApplyRequest, Attachment, DiffAnswer, DoneAnswer, EditRequest,
         ErrorAnswer, Event, File, How, Kind, PolicyAnswer, PrefixesAnswer, Refusal, RemovedRule,
@@ -223,16 +278,68 @@ pub struct StatusAnswer {
 }
 
 /// A refusal as it is answered.
-pub(super) struct Refused(Box<(StatusCode, Refusal)>);
+pub(super) struct Refused(Box<(StatusCode, Refusal, Option<Tag>)>);
 
-impl IntoResponse for Refused {
-    fn into_response(self) -> Response {
-        let (status, error) = *self.0;
-        (status, Json(ErrorAnswer { error })).into_response()
+impl Refused {
+    /// What is refused tells of the policy with this tag.
+    fn tagged(mut self, tag: Option<Tag>) -> Self {
+        self.0.2 = tag;
+        self
     }
 }
 
-type Answer<T> = Result<Json<T>, Refused>;
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (status, error, tag) = *self.0;
+        with_tag((status, Json(ErrorAnswer { error })).into_response(), tag.as_ref())
+    }
+}
+
+impl IntoResponse for Found {
+    fn into_response(self) -> Response {
+        match self.body {
+            Ok(body) => with_tag(json(body), self.tag.as_ref()),
+            Err(refusal) => refuse(refusal).tagged(self.tag).into_response(),
+        }
+    }
+}
+
+fn json(body: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+}
+
+/// Names the policy that an answer tells of.
+fn with_tag(mut answer: Response, tag: Option<&Tag>) -> Response {
+    if let Some(tag) = tag.and_then(Tag::header) {
+        answer.headers_mut().insert(header::ETAG, tag);
+        // It names the policy, not the answer, which tells more than that: no cache is to compare them.
+        answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    answer
+}
+
+/// The JSON of an answer, made where it keeps nobody waiting.
+fn encode(answer: &impl Serialize) -> Result<Bytes, Refusal> {
+    serde_json::to_vec(answer)
+        .map(Bytes::from)
+        .map_err(|error| Refusal::refused(format!("writing JSON: {error}")))
+}
+
+/// What an order's client is answered.
+struct Ordered<T>(Outcome<T>);
+
+impl<T: Serialize> IntoResponse for Ordered<T> {
+    fn into_response(self) -> Response {
+        let Outcome { result, tag } = self.0;
+        match result {
+            Ok(answer) => with_tag(Json(answer).into_response(), tag.as_ref()),
+            Err(Denied::Refused(refusal)) => refuse(refusal).tagged(tag).into_response(),
+            Err(Denied::Unmet(refusal)) => {
+                refuse_with(StatusCode::PRECONDITION_FAILED, refusal).tagged(tag).into_response()
+            }
+        }
+    }
+}
 
 fn refuse(refusal: Refusal) -> Refused {
     let status = match refusal.kind {
@@ -244,22 +351,24 @@ fn refuse(refusal: Refusal) -> Refused {
 }
 
 fn refuse_with(status: StatusCode, refusal: Refusal) -> Refused {
-    Refused(Box::new((status, refusal)))
+    Refused(Box::new((status, refusal, None)))
 }
 
 /// What is attached where, and what the agent knows of it
 #[utoipa::path(get, path = "/v1/status", responses(
     (status = 200, body = StatusAnswer), (status = 409, body = ErrorAnswer)
 ))]
-async fn status(State(context): State<Context>) -> Answer<StatusAnswer> {
-    let instance = context.shared.instance.clone();
-    let looked = look(&context, move || match dataplane::read_status(&instance) {
-        Ok(status) => Ok(Some(status)),
-        Err(DataplaneError::NotAttached(_)) => Ok(None),
-        Err(error) => Err(super::Error::from(error).to_refusal()),
-    });
-    let dataplane = looked.await?;
-    Ok(Json(StatusAnswer { dataplane, agent: context.shared.agent() }))
+async fn status(State(context): State<Context>) -> Found {
+    context.status.look().await
+}
+
+fn find_status(shared: &Shared) -> Result<Bytes, Refusal> {
+    let dataplane = match dataplane::read_status(&shared.instance) {
+        Ok(status) => Some(status),
+        Err(DataplaneError::NotAttached(_)) => None,
+        Err(error) => return Err(super::Error::from(error).to_refusal()),
+    };
+    encode(&StatusAnswer { dataplane, agent: shared.agent() })
 }
 
 /// What was counted
@@ -268,12 +377,13 @@ async fn status(State(context): State<Context>) -> Answer<StatusAnswer> {
     (status = 404, body = ErrorAnswer, description = "nothing is attached"),
     (status = 409, body = ErrorAnswer)
 ))]
-async fn stats(State(context): State<Context>) -> Answer<Stats> {
-    let instance = context.shared.instance.clone();
-    let read = move || {
-        dataplane::read_stats(&instance).map_err(|error| super::Error::from(error).to_refusal())
-    };
-    Ok(Json(look(&context, read).await?))
+async fn stats(State(context): State<Context>) -> Found {
+    context.stats.look().await
+}
+
+fn find_stats(shared: &Shared) -> Result<Bytes, Refusal> {
+    let stats = dataplane::read_stats(&shared.instance);
+    encode(&stats.map_err(|error| super::Error::from(error).to_refusal())?)
 }
 
 /// The policy in force
@@ -282,34 +392,47 @@ async fn stats(State(context): State<Context>) -> Answer<Stats> {
     (status = 404, body = ErrorAnswer, description = "nothing is in force"),
     (status = 503, body = ErrorAnswer, description = "too many long answers at the same time")
 ))]
-async fn policy(State(context): State<Context>) -> Answer<PolicyAnswer> {
-    let view = context.shared.view();
+async fn policy(State(context): State<Context>) -> Found {
+    context.policy.look().await
+}
+
+fn find_policy(shared: &Shared) -> Result<Bytes, Refusal> {
+    let view = shared.view();
     let trial_seconds_left = seconds_left(&view);
-    let desired = view.desired.ok_or_else(|| refuse(nothing_in_force()))?;
-    let looked = look(&context, move || {
-        let policy = desired.policy;
-        let rules = policy.rules.iter().enumerate().map(|(index, rule)| RuleAnswer {
-            number: index + 1,
-            name: rule.name.clone(),
-            matches: policy.matches(rule),
-            action: policy.does(rule),
-        });
-        let sets = policy.sets.iter().map(|set| SetAnswer {
-            name: set.name.clone(),
-            file: set.file.clone(),
-            prefixes: set.prefixes.len(),
-        });
-        Ok(PolicyAnswer {
-            generation: desired.generation,
-            saves_to: desired.record.is_path_trusted.then(|| desired.record.path.clone()),
-            path: desired.record.path,
-            policy: desired.text.to_string(),
-            trial_seconds_left,
-            rules: rules.collect(),
-            sets: sets.collect(),
-        })
+    let desired = view.desired.ok_or_else(nothing_in_force)?;
+    let policy = desired.policy;
+    let rules = policy.rules.iter().enumerate().map(|(index, rule)| RuleAnswer {
+        number: index + 1,
+        name: rule.name.clone(),
+        matches: policy.matches(rule),
+        action: policy.does(rule),
     });
-    Ok(Json(looked.await?))
+    let sets = policy.sets.iter().map(|set| SetAnswer {
+        name: set.name.clone(),
+        file: set.file.clone(),
+        prefixes: set.prefixes.len(),
+    });
+    encode(&PolicyAnswer {
+        generation: desired.generation,
+        saves_to: desired.record.is_path_trusted.then(|| desired.record.path.clone()),
+        path: desired.record.path,
+        policy: desired.text.to_string(),
+        trial_seconds_left,
+        rules: rules.collect(),
+        sets: sets.collect(),
+    })
+}
+
+/// The tag of the policy in force alone, which takes no look at it
+#[utoipa::path(head, path = "/v1/policy", responses(
+    (status = 200, description = "the header `ETag` names the policy"),
+    (status = 404, description = "nothing is in force")
+))]
+async fn policy_tag(State(context): State<Context>) -> Response {
+    match context.shared.tag() {
+        Some(tag) => with_tag(StatusCode::OK.into_response(), Some(&tag)),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 fn nothing_in_force() -> Refusal {
@@ -325,28 +448,36 @@ fn nothing_in_force() -> Refusal {
 async fn set(
     State(context): State<Context>,
     name: Result<Path<String>, PathRejection>,
-) -> Answer<PrefixesAnswer> {
+) -> Result<Found, Refused> {
     let Path(name) = name.map_err(|rejection| {
         refuse(Refusal::bad_input(format!("the set's name is wrong: {}", rejection.body_text())))
     })?;
-    let desired = context.shared.view().desired.ok_or_else(|| refuse(nothing_in_force()))?;
-    let found = look(&context, move || {
-        let set =
-            desired.policy.sets.iter().find(|set| set.name == name).ok_or_else(|| {
-                Refusal::negative(format!("the policy in force has no set `{name}`"))
-            })?;
-        if set.file.is_some() && !desired.is_whole {
-            return Err(content_is_lost());
-        }
-        let prefixes = set.prefixes.iter().map(|prefix| {
-            match prefix.prefix_len() == prefix.max_prefix_len() {
-                true => prefix.addr().to_string(),
-                false => prefix.to_string(),
-            }
+    let shared = Arc::clone(&context.shared);
+    Ok(context.turns.look(move || found_in(&shared.view(), |it| find_set(it, name))).await)
+}
+
+/// What there is to say of the policy in force, as the loop told of it.
+fn found_in(view: &View, find: impl FnOnce(&Desired) -> Result<Bytes, Refusal>) -> Found {
+    let body = view.desired.as_ref().ok_or_else(nothing_in_force).and_then(find);
+    Found { body, tag: view.tag() }
+}
+
+fn find_set(desired: &Desired, name: String) -> Result<Bytes, Refusal> {
+    let set = desired
+        .policy
+        .sets
+        .iter()
+        .find(|set| set.name == name)
+        .ok_or_else(|| Refusal::negative(format!("the policy in force has no set `{name}`")))?;
+    if set.file.is_some() && !desired.is_whole {
+        return Err(content_is_lost());
+    }
+    let prefixes =
+        set.prefixes.iter().map(|prefix| match prefix.prefix_len() == prefix.max_prefix_len() {
+            true => prefix.addr().to_string(),
+            false => prefix.to_string(),
         });
-        Ok(PrefixesAnswer { name, prefixes: prefixes.collect() })
-    });
-    Ok(Json(found.await?))
+    encode(&PrefixesAnswer { name, prefixes: prefixes.collect() })
 }
 
 /// How the policy in force differs from another. The body is as that of `PUT /v1/policy`
@@ -366,20 +497,26 @@ async fn diff_policy(
     Extension(busy): Extension<Busy>,
     parameters: Sent<Parameters>,
     request: Request<Body>,
-) -> Answer<DiffAnswer> {
-    let (bundle, _, _room) = read_policy(&context, &busy, parameters, request).await?;
-    let desired = context.shared.view().desired.ok_or_else(|| refuse(nothing_in_force()))?;
+) -> Result<Found, Refused> {
+    let (bundle, _, room) = read_policy(&context, &busy, parameters, request).await?;
+    let view = context.shared.view();
+    let compare = move || {
+        // For as long as the request is there, also where its client is gone.
+        let _room = room;
+        found_in(&view, |desired| find_difference(desired, bundle))
+    };
+    Ok(context.turns.look(compare).await)
+}
+
+fn find_difference(desired: &Desired, bundle: Bundle) -> Result<Bytes, Refusal> {
     if !desired.is_whole {
-        return Err(refuse(content_is_lost()));
+        return Err(content_is_lost());
     }
-    let compared = look(&context, move || {
-        let loaded = understand(bundle).map_err(|error| error.to_refusal())?;
-        let difference = diff::diff(&desired.policy, &loaded.policy);
-        let changes = serde_json::to_value(&difference)
-            .map_err(|error| Refusal::refused(format!("writing JSON: {error}")))?;
-        Ok(DiffAnswer { same: difference.is_empty(), text: difference.to_string(), changes })
-    });
-    Ok(Json(compared.await?))
+    let loaded = understand(bundle).map_err(|error| error.to_refusal())?;
+    let difference = diff::diff(&desired.policy, &loaded.policy);
+    let changes = serde_json::to_value(&difference)
+        .map_err(|error| Refusal::refused(format!("writing JSON: {error}")))?;
+    encode(&DiffAnswer { same: difference.is_empty(), text: difference.to_string(), changes })
 }
 
 /// Parameters, as far as they can be understood.
@@ -420,11 +557,12 @@ async fn put_policy(
     Extension(peer): Extension<Peer>,
     parameters: Sent<Parameters>,
     request: Request<Body>,
-) -> Answer<ApplyAnswer> {
+) -> Result<Ordered<ApplyAnswer>, Refused> {
+    let condition = condition(request.headers())?;
     let (mut bundle, how, room) = read_policy(&context, &busy, parameters, request).await?;
     bundle.is_path_trusted = peer.is_root && std::path::Path::new(&bundle.path).is_absolute();
     check_how(&how)?;
-    order(&context, |reply| Job::Apply(bundle, how, room, reply)).await
+    order(&context, condition, |reply| Job::Apply(bundle, how, room, reply)).await
 }
 
 /// Keeps the policy on trial
@@ -436,9 +574,10 @@ async fn put_policy(
 async fn confirm(
     State(context): State<Context>,
     Extension(busy): Extension<Busy>,
-) -> Answer<DoneAnswer> {
+    headers: HeaderMap,
+) -> Result<Ordered<DoneAnswer>, Refused> {
     busy.begin();
-    order(&context, Job::Confirm).await
+    order(&context, condition(&headers)?, Job::Confirm).await
 }
 
 /// Ends a trial, or goes back to the policy that was accepted before
@@ -453,14 +592,15 @@ async fn rollback(
     State(context): State<Context>,
     Extension(busy): Extension<Busy>,
     request: Request<Body>,
-) -> Answer<ApplyAnswer> {
+) -> Result<Ordered<ApplyAnswer>, Refused> {
+    let condition = condition(request.headers())?;
     let (body, _room) = read_body(&context, &busy, request).await?;
     let RollbackRequest { how } = match body.is_empty() {
         true => RollbackRequest::default(),
         false => from_json(body).await?,
     };
     check_how(&how)?;
-    order(&context, |reply| Job::Rollback(how, reply)).await
+    order(&context, condition, |reply| Job::Rollback(how, reply)).await
 }
 
 /// Takes the dataplane off all interfaces, until the next policy is put in force
@@ -472,9 +612,10 @@ async fn rollback(
 async fn detach(
     State(context): State<Context>,
     Extension(busy): Extension<Busy>,
-) -> Answer<DoneAnswer> {
+    headers: HeaderMap,
+) -> Result<Ordered<DoneAnswer>, Refused> {
     busy.begin();
-    order(&context, Job::Detach).await
+    order(&context, condition(&headers)?, Job::Detach).await
 }
 
 /// Edits the policy in force
@@ -489,20 +630,26 @@ async fn edits(
     State(context): State<Context>,
     Extension(busy): Extension<Busy>,
     request: Request<Body>,
-) -> Answer<ApplyAnswer> {
+) -> Result<Ordered<ApplyAnswer>, Refused> {
+    let condition = condition(request.headers())?;
     let (body, room) = read_body(&context, &busy, request).await?;
     let request: EditRequest = from_json(body).await?;
     if request.edits.is_empty() {
         return Err(refuse(Refusal::bad_input("there are no edits")));
     }
     check_how(&request.how)?;
-    order(&context, |reply| Job::Edit(request, room, reply)).await
+    order(&context, condition, |reply| Job::Edit(request, room, reply)).await
 }
 
 /// This description
 #[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, body = Object)))]
-async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(Description::openapi())
+async fn openapi() -> Response {
+    static DESCRIPTION: LazyLock<Result<Bytes, Refusal>> =
+        LazyLock::new(|| encode(&Description::openapi()));
+    match &*DESCRIPTION {
+        Ok(description) => json(description.clone()),
+        Err(refusal) => refuse(refusal.clone()).into_response(),
+    }
 }
 
 async fn unknown(request: Request<Body>) -> Refused {
@@ -531,35 +678,26 @@ fn check_how(how: &How) -> Result<(), Refused> {
     }
 }
 
-/// Has something looked up in a thread of its own.
-async fn look<T: Send + 'static>(
-    context: &Context,
-    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refused> {
-    // Never closed.
-    let _permit = context.shared.lookers.acquire().await;
-    match spawn_blocking(work).await {
-        Ok(result) => result.map_err(refuse),
-        Err(_) => Err(refuse(Refusal::refused("the agent could not answer"))),
-    }
+fn condition(headers: &HeaderMap) -> Result<Condition, Refused> {
+    Condition::of(headers).map_err(refuse)
 }
 
-/// Has the agent's loop do something.
-async fn order<T>(context: &Context, job: impl FnOnce(Reply<T>) -> Job) -> Answer<T> {
+/// Has the agent's loop do something, for as long as there is a client that waits for it.
+async fn order<T>(
+    context: &Context,
+    condition: Condition,
+    job: impl FnOnce(Reply<T>) -> Job,
+) -> Result<Ordered<T>, Refused> {
     let (reply, answer) = oneshot::channel();
     let ending = || refuse(Refusal::refused("the agent is ending"));
-    if let Err(refused) = context.jobs.try_send(job(reply)) {
-        return Err(match refused {
-            mpsc::error::TrySendError::Full(_) => {
-                refuse(Refusal::refused("too many requests wait already").help("try again later"))
-            }
-            mpsc::error::TrySendError::Closed(_) => ending(),
-        });
-    }
-    match answer.await {
-        Ok(result) => result.map(Json).map_err(refuse),
-        Err(_) => Err(ending()),
-    }
+    let put = context.desk.put(Order { condition, job: job(reply) });
+    let _place = put.map_err(|not_taken| match not_taken {
+        NotTaken::TooMany => {
+            refuse(Refusal::refused("too many requests wait already").help("try again later"))
+        }
+        NotTaken::Ending => ending(),
+    })?;
+    answer.await.map(Ordered).map_err(|_| ending())
 }
 
 /// Bodies up to this length need no room to be found for them.

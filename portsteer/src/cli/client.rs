@@ -4,9 +4,15 @@ use std::{io, path::PathBuf};
 
 use clap::Args;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Bytes,
+    client::conn::http1,
+    header::{self, HeaderValue},
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::{BAD_INPUT, InstanceArgument, NEGATIVE, REFUSED, complain, print_error};
@@ -53,6 +59,24 @@ pub(super) struct Client {
     instance: Instance,
 }
 
+/// For which policy in force a change is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Meant {
+    /// For any, or none.
+    Any,
+    /// For the one with this entity tag.
+    Tagged(HeaderValue),
+    /// For none: nothing was in force.
+    Nothing,
+}
+
+impl Meant {
+    /// For the one that an answer tells of. Agents of old versions do not name it.
+    fn told(answer: &Response<Bytes>) -> Self {
+        answer.headers().get(header::ETAG).cloned().map_or(Self::Any, Self::Tagged)
+    }
+}
+
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -63,6 +87,8 @@ pub(super) enum Failure {
         /// An agent of the instance that is meant, which listens somewhere else or nowhere.
         other: Option<u32>,
     },
+    /// What is in force is not what the change was meant for.
+    Unmet(Refusal),
     /// The agent said no.
     Refused(Refusal),
     /// The agent cannot be understood.
@@ -76,7 +102,28 @@ impl Client {
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.ask(Method::GET, path, None)
+        self.understand(self.ask(Method::GET, path, None, &Meant::Any)?)
+    }
+
+    /// The same, and which policy it tells of.
+    pub fn get_named<T: DeserializeOwned>(&self, path: &str) -> Result<(T, Meant), Failure> {
+        let answer = self.ask(Method::GET, path, None, &Meant::Any)?;
+        let meant = Meant::told(&answer);
+        Ok((self.understand(answer)?, meant))
+    }
+
+    /// What is in force now, for a change that is meant for nothing else.
+    pub fn in_force(&self) -> Result<Meant, Failure> {
+        const POLICY: &str = "/v1/policy";
+        let answer = self.ask(Method::HEAD, POLICY, None, &Meant::Any)?;
+        match answer.status() {
+            status if status.is_success() => Ok(Meant::told(&answer)),
+            StatusCode::NOT_FOUND => Ok(Meant::Nothing),
+            // Such an answer has no words.
+            status => Err(self.get::<Value>(POLICY).err().unwrap_or_else(|| {
+                Failure::Broken(format!("{}: HEAD {POLICY}: {status}", self.path.display()))
+            })),
+        }
     }
 
     pub fn post<T: DeserializeOwned>(
@@ -84,7 +131,17 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        self.ask(Method::POST, path, Some(json(body)?))
+        self.post_meant(path, body, &Meant::Any)
+    }
+
+    /// The same for one policy alone.
+    pub fn post_meant<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        meant: &Meant,
+    ) -> Result<T, Failure> {
+        self.understand(self.ask(Method::POST, path, Some(json(body)?), meant)?)
     }
 
     pub fn put<T: DeserializeOwned>(
@@ -92,15 +149,16 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        self.ask(Method::PUT, path, Some(json(body)?))
+        self.understand(self.ask(Method::PUT, path, Some(json(body)?), &Meant::Any)?)
     }
 
-    fn ask<T: DeserializeOwned>(
+    fn ask(
         &self,
         method: Method,
         path: &str,
         body: Option<Vec<u8>>,
-    ) -> Result<T, Failure> {
+        meant: &Meant,
+    ) -> Result<Response<Bytes>, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::Broken(error.to_string()))?;
         if let Some(body) = &body
@@ -114,17 +172,23 @@ impl Client {
             let help = "`portsteer agent --policy FILE` reads longer ones from their files, and so does SIGHUP";
             return Err(Failure::Refused(Refusal::bad_input(message).help(help)));
         }
-        let exchanged = runtime.block_on(self.exchange(method, path, body));
-        let (status, body) = exchanged?;
+        runtime.block_on(self.exchange(method, path, body, meant))
+    }
+
+    fn understand<T: DeserializeOwned>(&self, answer: Response<Bytes>) -> Result<T, Failure> {
         let odd = |error: serde_json::Error| {
             let path = self.path.display();
             Failure::Broken(format!("{path}: the answer cannot be understood: {error}"))
         };
+        let (status, body) = (answer.status(), answer.into_body());
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(odd);
         }
         let answer: ErrorAnswer = serde_json::from_slice(&body).map_err(odd)?;
-        Err(Failure::Refused(answer.error))
+        Err(match status {
+            StatusCode::PRECONDITION_FAILED => Failure::Unmet(answer.error),
+            _ => Failure::Refused(answer.error),
+        })
     }
 }
 
@@ -138,7 +202,8 @@ impl Client {
         method: Method,
         path: &str,
         body: Option<Vec<u8>>,
-    ) -> Result<(StatusCode, Bytes), Failure> {
+        meant: &Meant,
+    ) -> Result<Response<Bytes>, Failure> {
         let socket = &self.path;
         let stream = UnixStream::connect(socket).await.map_err(|source| Failure::NoAgent {
             path: socket.to_owned(),
@@ -156,20 +221,24 @@ impl Client {
             .await
             .map_err(|error| broken("talking to the agent", error))?;
         let connection = tokio::spawn(connection);
-        let changes = method != Method::GET;
+        let changes = ![Method::GET, Method::HEAD].contains(&method);
         let mut request = Request::builder().method(method).uri(path);
         if let Some(instance) = &self.expected {
             request = request.header(INSTANCE_HEADER, instance.name());
         }
+        request = match meant {
+            Meant::Any => request,
+            Meant::Tagged(tag) => request.header(header::IF_MATCH, tag),
+            Meant::Nothing => request.header(header::IF_NONE_MATCH, "*"),
+        };
         let request = request
             .header(header::HOST, "localhost")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .map_err(|error| Failure::Broken(error.to_string()))?;
         let answer = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            Ok((status, response.into_body().collect().await?.to_bytes()))
+            let (head, body) = sender.send_request(request).await?.into_parts();
+            Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
         };
         let answer = answer.await.map_err(|error| match broken("the agent's answer", error) {
             Failure::Broken(text) if changes => {
@@ -191,6 +260,20 @@ pub(super) fn agent_elsewhere(process: u32) -> String {
 }
 
 impl Failure {
+    /// Of a change that was not made, since it was meant for another policy than that in force: says which change it
+    /// was, and what to do.
+    pub fn for_another(self, what: &str, help: &str) -> Self {
+        match self {
+            Self::Unmet(Refusal { message, .. }) => {
+                let refusal = Refusal::refused(format!("{what}: {message}"));
+                Self::Unmet(
+                    refusal.help(format!("it changed after this command had begun: {help}")),
+                )
+            }
+            failure => failure,
+        }
+    }
+
     /// Whether nobody listens.
     pub const fn is_no_agent(&self) -> bool {
         matches!(self, Self::NoAgent { .. })
@@ -215,7 +298,7 @@ impl Failure {
                 complain(&format!("no agent answers at {}: {source}", path.display()), Some(help));
                 REFUSED
             }
-            Self::Refused(refusal) => {
+            Self::Unmet(refusal) | Self::Refused(refusal) => {
                 if let Some(details) = &refusal.details {
                     print_error(details);
                 }

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{
     BAD_INPUT, REFUSED,
-    client::{AgentArgument, Client},
+    client::{AgentArgument, Client, Failure, Meant},
     complain, print,
     running::{HowArguments, Warnings, applied, tell},
     show_diagnostics,
@@ -365,6 +365,9 @@ pub(super) fn port(options: PortOptions) -> u8 {
     make(edits.collect(), &edit)
 }
 
+/// How often an edit that is saved is prepared anew because another change came between.
+const ATTEMPTS: usize = 8;
+
 /// Has the agent make edits, and saves them if that is asked for.
 fn make(mut edits: Vec<Edit>, arguments: &EditArguments) -> u8 {
     let client = Client::new(&arguments.agent);
@@ -374,46 +377,86 @@ fn make(mut edits: Vec<Edit>, arguments: &EditArguments) -> u8 {
         complain("a policy on trial is not for a file yet", Some(help));
         return BAD_INPUT;
     }
-    // Written down first, so that nothing takes effect that the file cannot have.
-    let saving = match &arguments.save {
-        None => None,
-        Some(file) => {
-            let file = match file {
-                Some(file) => file.clone(),
-                None => match client.get::<PolicyAnswer>("/v1/policy") {
-                    Ok(PolicyAnswer { saves_to: Some(file), .. }) => PathBuf::from(file),
-                    Ok(PolicyAnswer { path, .. }) => {
-                        let message = format!(
-                            "which file to save to is not known: only a client has said that the policy in force came \
-                             from {path}"
-                        );
-                        complain(&message, Some("--save=FILE names it"));
-                        return BAD_INPUT;
-                    }
-                    Err(failure) => return failure.show(),
-                },
-            };
-            let lock = match lock(&file) {
-                Ok(lock) => lock,
+    // Of another policy, these would be other rules.
+    let has_numbers =
+        edits.iter_mut().flat_map(references).any(|rule| matches!(rule, RuleRef::Number(_)));
+    let mut attempts = if has_numbers { 1 } else { ATTEMPTS };
+    loop {
+        attempts -= 1;
+        // Written down first, so that nothing takes effect that the file cannot have.
+        let prepared = match &arguments.save {
+            None => None,
+            Some(file) => match prepare(&client, &mut edits, file.as_deref(), has_numbers) {
+                Ok(prepared) => Some(prepared),
                 Err(code) => return code,
-            };
-            let in_force = match client.get::<PolicyAnswer>("/v1/policy") {
-                Ok(answer) => answer,
-                Err(failure) => return failure.show(),
-            };
-            edits.iter_mut().for_each(|edit| name_rules(edit, &in_force.rules));
-            match Saving::prepare(&file, &edits, &in_force.rules, lock) {
-                Ok(saving) => Some(saving),
-                Err(code) => return code,
+            },
+        };
+        let (saving, meant) = match prepared {
+            Some((saving, meant)) => (Some(saving), meant),
+            None => (None, Meant::Any),
+        };
+        let request = EditRequest { edits, how: how.clone() };
+        let answer = client.post_meant::<ApplyAnswer>("/v1/edits", &request, &meant);
+        edits = request.edits;
+        if attempts > 0 && matches!(answer, Err(Failure::Unmet(_))) {
+            continue;
+        }
+        let help = format!(
+            "`portsteer rule list{}` shows the rules in force with their numbers",
+            arguments.agent.again()
+        );
+        let answer = answer.map_err(|failure| failure.for_another("nothing is edited", &help));
+        let code = tell(answer, arguments.json, |answer| {
+            applied(answer, Warnings::AreNew, &arguments.agent)
+        });
+        return match saving {
+            Some(saving) if code == 0 => saving.finish(arguments.json),
+            _ => code,
+        };
+    }
+}
+
+/// The file that the policy in force came from, if root or the agent itself has said so.
+fn saves_to(policy: &PolicyAnswer) -> Result<PathBuf, u8> {
+    if let Some(file) = &policy.saves_to {
+        return Ok(PathBuf::from(file));
+    }
+    let message = format!(
+        "which file to save to is not known: only a client has said that the policy in force came from {}",
+        policy.path
+    );
+    complain(&message, Some("--save=FILE names it"));
+    Err(BAD_INPUT)
+}
+
+/// Makes edits in a file, or in that of the policy in force, as they are to be written once they have taken effect.
+/// They are meant for the policy in force by whose rules they were compared with the file: where they name rules by
+/// numbers, for the one when the command began.
+fn prepare(
+    client: &Client,
+    edits: &mut [Edit],
+    file: Option<&Path>,
+    has_numbers: bool,
+) -> Result<(Saving, Meant), u8> {
+    let in_force =
+        || client.get_named::<PolicyAnswer>("/v1/policy").map_err(|failure| failure.show());
+    loop {
+        let (mut policy, mut meant) = in_force()?;
+        let path = match file {
+            Some(file) => file.to_owned(),
+            None => saves_to(&policy)?,
+        };
+        let lock = lock(&path)?;
+        // Another command may have saved its edit since, which this one waited for.
+        if !has_numbers {
+            (policy, meant) = in_force()?;
+            // And another policy may have come, whose file is another one.
+            if file.is_none() && saves_to(&policy)? != path {
+                continue;
             }
         }
-    };
-    let answer = client.post::<ApplyAnswer>("/v1/edits", &EditRequest { edits, how });
-    let code =
-        tell(answer, arguments.json, |answer| applied(answer, Warnings::AreNew, &arguments.agent));
-    match saving {
-        Some(saving) if code == 0 => saving.finish(arguments.json),
-        _ => code,
+        edits.iter_mut().for_each(|edit| name_rules(edit, &policy.rules));
+        return Ok((Saving::prepare(&path, edits, &policy.rules, lock)?, meant));
     }
 }
 

@@ -98,16 +98,16 @@ enum Command {
         #[command(flatten)]
         options: running::ApplyOptions,
     },
-    /// Keep the policy that is on trial.
+    /// Keep the policy that is on trial when the command begins, and no other.
     ///
-    /// Exit code 1: nothing is on trial.
+    /// Exit code 1: nothing is on trial. 3: what is in force has changed meanwhile, and nothing is confirmed.
     Confirm {
         #[command(flatten)]
         options: running::DoneOptions,
     },
-    /// End a trial, or go back to the policy that was accepted before.
+    /// End the trial that is under way when the command begins, or go back to the policy that was accepted before.
     ///
-    /// Exit code 1: there is none to go back to.
+    /// Exit code 1: there is none to go back to. 3: what is in force has changed meanwhile, and stays.
     Rollback {
         #[command(flatten)]
         options: running::RollbackOptions,

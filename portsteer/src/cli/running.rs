@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     BAD_INPUT, NEGATIVE, REFUSED,
@@ -157,8 +157,25 @@ pub(super) struct DoneOptions {
     agent: AgentArgument,
 }
 
+/// Has a change made that is meant for what is in force now, and for nothing that comes before it is made.
+fn change_in_force<T: DeserializeOwned>(
+    agent: &AgentArgument,
+    path: &str,
+    body: &impl Serialize,
+    what: &str,
+) -> Result<T, Failure> {
+    let client = Client::new(agent);
+    let answer = client.in_force().and_then(|meant| client.post_meant(path, body, &meant));
+    let help = format!(
+        "`portsteer status{}` tells what is in force; the same command once more is meant for that",
+        agent.again()
+    );
+    answer.map_err(|failure| failure.for_another(what, &help))
+}
+
 pub(super) fn confirm(options: &DoneOptions) -> u8 {
-    let answer = Client::new(&options.agent).post::<DoneAnswer>("/v1/confirm", &());
+    let answer =
+        change_in_force::<DoneAnswer>(&options.agent, "/v1/confirm", &(), "nothing is confirmed");
     tell(answer, options.json, |answer| {
         format!("confirmed: the policy stays in force\n{}", rest(&answer.detached, &answer.notes))
     })
@@ -188,7 +205,8 @@ pub(super) struct RollbackOptions {
 
 pub(super) fn rollback(options: &RollbackOptions) -> u8 {
     let how = How { confirm_seconds: None, force: options.force, ssh_connection: ssh_connection() };
-    let answer = Client::new(&options.agent).post::<ApplyAnswer>("/v1/rollback", &how);
+    let answer =
+        change_in_force::<ApplyAnswer>(&options.agent, "/v1/rollback", &how, "nothing is undone");
     tell(answer, options.json, |answer| match answer.generation {
         0 => format!("nothing is in force any more\n{}", rest(&answer.detached, &answer.notes)),
         _ => applied(answer, Warnings::AreNew, &options.agent),

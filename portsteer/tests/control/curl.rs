@@ -64,7 +64,7 @@ fn the_readmes_examples_work_as_printed() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("policy.toml"), readme_policy()).unwrap();
         let commands = commands();
-        let [status, put, confirm, edits, stats, openapi] = commands[..] else {
+        let [status, put, confirm, edits, stats, openapi, tag, if_match] = commands[..] else {
             panic!("other examples: {commands:#?}");
         };
         let curl = |typed| type_in(&agent, directory.path(), typed);
@@ -89,6 +89,21 @@ fn the_readmes_examples_work_as_printed() {
         let blocked: Vec<_> = blocked.filter(|rule| rule["name"] == "blocked").collect();
         assert_eq!(blocked[0]["packets"], 1, "{counted}");
         assert!(curl(openapi)["paths"]["/v1/edits"].is_object());
+
+        // A change for the policy in force alone: the second time, that is another one.
+        let socket = agent.socket();
+        let socket = socket.to_str().expect("a path of text");
+        let back =
+            format!("{tag}\n{if_match}\n{if_match}").replace("/run/portsteer/agent.sock", socket);
+        let twice = Outcome::of(Command::new("sh").args(["-c", &back]));
+        twice.expect(0, &[]);
+        let answers: Vec<Value> = serde_json::Deserializer::from_str(&twice.stdout)
+            .into_iter()
+            .map(|answer| answer.expect("JSON"))
+            .collect();
+        assert_eq!((answers.len(), &answers[0]["rules"]), (2, &2.into()), "{answers:?}");
+        let refused = answers[1]["error"]["message"].as_str().expect("a refusal");
+        assert!(refused.contains("is not what the request is meant for"), "{refused}");
 
         // What is refused looks as it is said to.
         let refused = curl(confirm);

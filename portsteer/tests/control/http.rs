@@ -13,6 +13,8 @@ use serde_json::Value;
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
+    /// `ETag`: the policy in force that it tells of.
+    pub tag: Option<String>,
     pub body: Vec<u8>,
 }
 
@@ -36,7 +38,37 @@ pub const JSON: &str = "application/json";
 
 /// Asks for something. Whoever has no body to send has no kind of it either.
 pub fn ask(agent: &Agent, method: &str, path: &str, body: Option<(&str, &[u8])>) -> Reply {
+    ask_with(&agent.socket(), method, path, &[], body)
+}
+
+/// The same with further headers, at any socket.
+pub fn ask_with(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<(&str, &[u8])>,
+) -> Reply {
+    let mut stream = connect(socket);
+    stream.write_all(&request(method, path, headers, body)).expect("a request can be sent");
+    match method {
+        "HEAD" => read_head(&[], &mut stream).map(|(reply, _)| reply),
+        _ => read(&mut stream),
+    }
+    .expect("an answer")
+}
+
+/// A request as it is sent.
+pub fn request(
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<(&str, &[u8])>,
+) -> Vec<u8> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
     let body = match body {
         None => &[][..],
         Some((kind, body)) => {
@@ -44,10 +76,7 @@ pub fn ask(agent: &Agent, method: &str, path: &str, body: Option<(&str, &[u8])>)
             body
         }
     };
-    let request = [head.as_bytes(), b"\r\n", body].concat();
-    let mut stream = connect(&agent.socket());
-    stream.write_all(&request).expect("a request can be sent");
-    read(&mut stream).expect("an answer")
+    [head.as_bytes(), b"\r\n", body].concat()
 }
 
 pub fn get(agent: &Agent, path: &str) -> Reply {
@@ -68,7 +97,20 @@ pub fn connect(socket: &Path) -> UnixStream {
 
 /// Reads one answer.
 pub fn read(stream: &mut UnixStream) -> io::Result<Reply> {
-    let mut head = Vec::new();
+    read_after(&[], stream)
+}
+
+/// The same where its first bytes have been read.
+pub fn read_after(first: &[u8], stream: &mut UnixStream) -> io::Result<Reply> {
+    let (mut reply, len) = read_head(first, stream)?;
+    reply.body = vec![0; len];
+    stream.read_exact(&mut reply.body)?;
+    Ok(reply)
+}
+
+/// Reads an answer's head. Returns how long the body is that follows.
+fn read_head(first: &[u8], stream: &mut UnixStream) -> io::Result<(Reply, usize)> {
+    let mut head = first.to_vec();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
         stream.read_exact(&mut byte)?;
@@ -77,11 +119,12 @@ pub fn read(stream: &mut UnixStream) -> io::Result<Reply> {
     let head = String::from_utf8_lossy(&head).into_owned();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.unwrap_or_else(|| panic!("no answer in HTTP: {head:?}"));
-    let len = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
-    });
-    let mut body = vec![0; len.unwrap_or(0)];
-    stream.read_exact(&mut body)?;
-    Ok(Reply { status, body })
+    let header = |name: &str| {
+        head.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then_some(value.trim())
+        })
+    };
+    let len = header("content-length").and_then(|len| len.parse().ok()).unwrap_or(0);
+    Ok((Reply { status, tag: header("etag").map(str::to_owned), body: Vec::new() }, len))
 }

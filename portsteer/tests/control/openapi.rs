@@ -35,12 +35,27 @@ impl Description {
         let told = String::from_utf8_lossy(&reply.body);
         assert_eq!(reply.status, status, "{method} {path}: {told}");
         let response = &self.operation(method, path)["responses"][status.to_string()];
+        // Where something is in force, the answer says which policy.
+        assert!(
+            reply.tag.is_none() || response["headers"]["ETag"].is_object() || status >= 400,
+            "{method} {path}: {status}: {:?} is not described",
+            reply.tag
+        );
         let schema = &response["content"][JSON]["schema"];
         assert!(schema.is_object(), "{method} {path}: {status} is not described: {told}");
         self.validate(schema, &reply.json()).unwrap_or_else(|errors| {
             panic!("{method} {path}: {status} is not as described: {errors}\n{told}")
         });
         self.seen.insert((method.to_owned(), path.to_owned(), status));
+    }
+
+    /// The same of an answer that is nothing but its head.
+    fn check_head(&mut self, path: &str, status: u16, reply: &Reply) {
+        assert_eq!(reply.status, status, "HEAD {path}");
+        let response = &self.operation("HEAD", path)["responses"][status.to_string()];
+        assert!(response["description"].is_string(), "HEAD {path}: {status} is not described");
+        assert_eq!(reply.tag.is_some(), response["headers"]["ETag"].is_object());
+        self.seen.insert(("HEAD".to_owned(), path.to_owned(), status));
     }
 
     /// Whether a request's body is as described.
@@ -126,7 +141,10 @@ fn the_description_is_one() {
         for (path, operations) in paths {
             assert!(path.starts_with("/v1/"), "{path}");
             for (method, operation) in operations.as_object().expect("operations") {
-                assert!(["get", "put", "post"].contains(&method.as_str()), "{method} {path}");
+                assert!(
+                    ["get", "head", "put", "post"].contains(&method.as_str()),
+                    "{method} {path}"
+                );
                 let id = operation["operationId"].as_str().expect("an operation's id");
                 assert!(ids.insert(id.to_owned()), "{id} twice");
                 let summary = operation["summary"].as_str().or(operation["description"].as_str());
@@ -315,6 +333,37 @@ fn answers_are_as_described() {
             it.check(method, path, 413, &http::read(&mut stream).expect("an answer"));
         }
 
+        // Conditions that do not hold, and what is none.
+        for (method, path) in [
+            ("PUT", "/v1/policy"),
+            ("POST", "/v1/confirm"),
+            ("POST", "/v1/rollback"),
+            ("POST", "/v1/detach"),
+            ("POST", "/v1/edits"),
+        ] {
+            let body = match path {
+                "/v1/policy" => json!({ "policy": policy() }),
+                "/v1/edits" => json!({ "edits": [{ "edit": "remove-rule", "rule": "blocked" }] }),
+                _ => json!({}),
+            };
+            let body = body.to_string();
+            let ask = |condition| {
+                let body = Some((JSON, body.as_bytes()));
+                http::ask_with(&agent.socket(), method, path, &[condition], body)
+            };
+            it.check(method, path, 412, &ask(("If-Match", "\"another\"")));
+            it.check(method, path, 412, &ask(("If-None-Match", "*")));
+            it.check(method, path, 422, &ask(("If-Match", "another")));
+            it.check(method, path, 422, &ask(("If-None-Match", "**")));
+            for name in ["If-Match", "If-None-Match"] {
+                let parameters = it.operation(method, path)["parameters"].as_array();
+                let mut parameters = parameters.expect("parameters").iter();
+                let described = parameters.find(|it| it["name"] == name && it["in"] == "header");
+                assert_eq!(described.expect(name)["required"], false);
+            }
+        }
+        it.check_head("/v1/policy", 200, &ask(&agent, "HEAD", "/v1/policy", None));
+
         // Nothing of that has changed anything.
         let generation = get(&agent, "/v1/policy").json()["generation"].clone();
         assert_eq!(generation, 1);
@@ -351,6 +400,7 @@ fn answers_are_as_described() {
         assert_eq!(reply.json()["dataplane"], Value::Null);
         it.check("GET", "/v1/status", 200, &reply);
         it.check("GET", "/v1/stats", 404, &get(&agent, "/v1/stats"));
+        it.check_head("/v1/policy", 404, &ask(&agent, "HEAD", "/v1/policy", None));
         it.check("GET", "/v1/policy", 404, &get(&agent, "/v1/policy"));
         it.check("GET", of_set, 404, &get(&agent, "/v1/sets/few"));
         it.check("POST", "/v1/diff", 404, &diff(&json!({ "policy": policy() })));

@@ -9,6 +9,7 @@ use std::{
 use super::{
     Bundle, Error, LoadedPolicy, Reporter,
     bundle::SetFile,
+    conditions::{Condition, Tag},
     config::{OnFailure, Protected},
     history::History,
     store::{Record, Store},
@@ -52,6 +53,11 @@ pub fn content_is_lost() -> Refusal {
 }
 
 impl Desired {
+    /// What conditions of requests name it by.
+    fn tag(&self, is_on_trial: bool) -> Tag {
+        Tag::new(&self.record.id, is_on_trial.then_some(self.generation))
+    }
+
     /// Has it put in force.
     fn order(&self, trial: Option<Duration>, interfaces: Interfaces) -> Order<'_> {
         Order {
@@ -114,6 +120,13 @@ pub struct View {
     pub waiting: Vec<String>,
     pub not_kept: Option<String>,
     pub problems: Vec<String>,
+}
+
+impl View {
+    /// What conditions of requests name the policy in force by.
+    pub fn tag(&self) -> Option<Tag> {
+        self.desired.as_ref().map(|desired| desired.tag(self.trial_ends.is_some()))
+    }
 }
 
 /// The agent's hands.
@@ -201,6 +214,39 @@ impl Control {
         let tampered = self.tampered.iter().map(|what| format!("{what}, and was put right"));
         let known = self.start_problem.iter().chain(&self.last_problem).cloned();
         known.chain(hidden).chain(tampered).collect()
+    }
+
+    /// What conditions of requests name the policy in force by.
+    pub fn tag(&self) -> Option<Tag> {
+        self.desired.as_ref().map(|desired| desired.tag(self.trial_ends.is_some()))
+    }
+
+    /// Why a change is not made whose condition does not hold now.
+    pub fn unmet(&mut self, condition: &Condition, reporter: &mut dyn Reporter) -> Option<Refusal> {
+        if condition.is_none() {
+            return None;
+        }
+        // The kernel may have ended a trial a moment ago.
+        if let Err(error) = self.look_at_trial(reporter) {
+            reporter.refused(&error);
+        }
+        let tag = self.tag();
+        if condition.holds(tag.as_ref()) {
+            return None;
+        }
+        let now = match (&self.desired, tag) {
+            (Some(desired), Some(tag)) => {
+                let trial = if self.trial_ends.is_some() { " on trial" } else { " in force" };
+                format!("{} is{trial}, with the tag {tag}", desired.record.path)
+            }
+            _ => "nothing is in force".to_owned(),
+        };
+        let refusal = Refusal::refused(format!(
+            "what is in force is not what the request is meant for: {now}"
+        ));
+        Some(refusal.help(
+            "look at what is in force (`portsteer show`), and ask again with its tag if the change is still meant",
+        ))
     }
 
     /// Whether any interface is attached.
