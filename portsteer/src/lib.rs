@@ -9,6 +9,7 @@ pub mod dataplane;
 pub mod demo;
 pub mod ethtool;
 pub mod explain;
+pub mod interrupt;
 pub mod lab;
 pub mod netlink;
 pub mod oracle;

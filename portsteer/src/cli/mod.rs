@@ -293,7 +293,7 @@ fn run_agent(options: AgentOptions) -> u8 {
         // A trial is nothing to start with the next time.
         state: (!ephemeral && lifetime.is_none()).then_some(state_dir),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match agent::runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("the agent cannot start: {error}"), None);
@@ -301,7 +301,10 @@ fn run_agent(options: AgentOptions) -> u8 {
         }
     };
     let log = Box::new(AgentLog { instance, lifetime });
-    match runtime.block_on(agent::run(options, log)) {
+    let result = runtime.block_on(agent::run(options, log));
+    // Whoever still looks into a request is not waited for.
+    runtime.shutdown_background();
+    match result {
         Ok(()) => 0,
         Err(error) => {
             show_error(&error);

@@ -9,7 +9,7 @@ use super::{Control, Desired};
 use crate::{
     agent::{
         Bundle, Error, LoadedPolicy, Reporter,
-        loading::{load_own, understand},
+        loading::{load_own, understand_until},
         way_in,
     },
     api::{ApplyAnswer, Attachment, How, RemovedRule},
@@ -31,7 +31,7 @@ impl Control {
                 std::io::Error::other("it is not a regular file, and cannot be read again");
             return Err(Error::Unreadable { path: path.to_owned(), source });
         }
-        let loaded = load_own(path)?;
+        let loaded = load_own(path, interrupt)?;
         let how = How::default();
         self.put_in_force(loaded, &how, Interfaces::Required, interrupt, reporter).map(drop)
     }
@@ -44,7 +44,7 @@ impl Control {
         interrupt: &Interrupt,
         reporter: &mut dyn Reporter,
     ) -> Result<ApplyAnswer, Error> {
-        let loaded = understand(bundle)?;
+        let loaded = understand_until(bundle, interrupt)?;
         self.put_in_force(loaded, how, Interfaces::Required, interrupt, reporter)
     }
 
