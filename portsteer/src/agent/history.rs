@@ -50,7 +50,8 @@ impl History {
 
     /// Keeps them, if there is news that may not wait. Returns whether it did.
     pub fn write(&mut self, store: &Store, now: Instant) -> bool {
-        let is_due = self.written.is_none_or(|then| now.saturating_duration_since(then) >= INTERVAL);
+        let is_due =
+            self.written.is_none_or(|then| now.saturating_duration_since(then) >= INTERVAL);
         (self.is_urgent || is_due) && self.write_now(store, now)
     }
 

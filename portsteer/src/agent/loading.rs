@@ -15,9 +15,7 @@ use crate::{
     compile::CompileError,
     dataplane::Error as DataplaneError,
     interrupt::Interrupt,
-    policy::{
-        self, Policy, diagnostic::Diagnostic, file::MAX_SET_FILES, services::Services,
-    },
+    policy::{self, Policy, diagnostic::Diagnostic, file::MAX_SET_FILES, services::Services},
 };
 
 /// A policy that was read and understood.

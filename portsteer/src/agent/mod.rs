@@ -25,7 +25,7 @@ use crate::{
     api::{ApplyAnswer, Kind, Refusal, default_socket},
     compile::{CompileError, Interrupt},
     dataplane::{Applied, Change, Detached, Error as DataplaneError, Instance},
-    netlink::{News, Watch},
+    netlink::News,
     policy::diagnostic::{self, Diagnostic, Source},
 };
 
@@ -56,7 +56,7 @@ pub use threads::runtime;
 
 use connections::{Address, Socket, group_id};
 use control::Control;
-use pace::Pace;
+use pace::Followed;
 use server::{Job, Shared};
 use threads::Worker;
 
@@ -88,8 +88,6 @@ pub enum Error {
     Refused(Refusal),
     /// The signals cannot be listened for.
     Signals(io::Error),
-    /// Changes of the network cannot be followed.
-    Events(io::Error),
     /// There is no thread to be had.
     Threads(io::Error),
     /// A second signal has ended it, whatever it was doing.
@@ -135,9 +133,6 @@ impl Error {
             }
             Self::Refused(refusal) => refusal.clone(),
             Self::Signals(error) => Refusal::refused(format!("listening for signals: {error}")),
-            Self::Events(error) => {
-                Refusal::refused(format!("following the network's changes: {error}"))
-            }
             Self::Threads(error) => {
                 Refusal::refused(format!("no thread could be started: {error}"))
                     .help("let it have more: of a systemd unit, `TasksMax=` is the limit")
@@ -317,12 +312,6 @@ enum Left {
     Undone,
     /// A second signal came.
     Forced,
-}
-
-impl From<Left> for Error {
-    fn from(_: Left) -> Self {
-        Self::Forced
-    }
 }
 
 /// How long something is waited for that nobody wants any more, and that has done nothing yet.
@@ -517,8 +506,7 @@ async fn serve_until_ended(
     let shared = Arc::new(Shared::new(instance));
     let (jobs, mut ordered) = mpsc::channel(server::JOBS);
     if options.state.is_some() {
-        *sockets =
-            serve(options, &shared, jobs.clone()).inspect_err(|_| control.abandon_idle())?;
+        *sockets = serve(options, &shared, jobs.clone()).inspect_err(|_| control.abandon_idle())?;
     }
 
     // Before there are other threads, which begin with what this one has.
@@ -565,21 +553,8 @@ async fn serve_until_ended(
     agent.ends.time = options.lifetime.map(|lifetime| Instant::now() + lifetime);
     match follow_orders(&mut agent, options, &mut hangup, &mut ordered).await {
         Ok(()) => Ok(agent.ended.zip(agent.hands)),
-        Err(Stop::Left(Left::Undone)) => Ok(None),
-        Err(Stop::Left(Left::Forced)) => Err(Error::Forced),
-        Err(Stop::Failed(error)) => Err(error),
-    }
-}
-
-/// What ends the loop before its time.
-enum Stop {
-    Left(Left),
-    Failed(Error),
-}
-
-impl From<Left> for Stop {
-    fn from(left: Left) -> Self {
-        Self::Left(left)
+        Err(Left::Undone) => Ok(None),
+        Err(Left::Forced) => Err(Error::Forced),
     }
 }
 
@@ -589,12 +564,11 @@ async fn follow_orders(
     options: &Options,
     hangup: &mut Signal,
     ordered: &mut mpsc::Receiver<Job>,
-) -> Result<(), Stop> {
-    // Whatever it says, all is looked at: it only wakes the agent early.
-    let watch = Watch::start(News::Interfaces).map_err(|error| Stop::Failed(Error::Events(error)))?;
-    // Of neighbours only while a policy steers to one: anybody on the link can make the kernel learn new ones.
-    let mut neighbours: Option<Watch> = None;
-    let (mut interfaces_pace, mut neighbours_pace) = (Pace::new(), Pace::new());
+) -> Result<(), Left> {
+    // Whatever they say, all is looked at: they only wake the agent early.
+    let mut interfaces = Followed::new(News::Interfaces);
+    // Only while a policy steers to one: anybody on the link can make the kernel learn new ones.
+    let mut neighbours: Option<Followed> = None;
     let every = |period| {
         let mut interval = interval(period);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -606,11 +580,10 @@ async fn follow_orders(
         let trial_ends = agent.trial_ends();
         let control = agent.hands.as_ref().map(|hands| &hands.control);
         let has_targets = control.is_some_and(Control::has_targets);
-        match control.is_some_and(Control::has_neighbours) {
-            // Where there is no socket for it, the clock is enough.
-            true if neighbours.is_none() => neighbours = Watch::start(News::Neighbours).ok(),
-            true => {}
-            false => neighbours = None,
+        if !control.is_some_and(Control::has_neighbours) {
+            neighbours = None;
+        } else if neighbours.is_none() {
+            neighbours = Some(Followed::new(News::Neighbours));
         }
         tokio::select! {
             _ = hangup.recv() => reload(agent, options.policy.as_deref()).await?,
@@ -640,8 +613,7 @@ async fn follow_orders(
                     hands.control.refresh_targets(true, &mut *hands.reporter);
                 }).await?;
             }
-            changed = changed(&watch, &interfaces_pace) => {
-                changed.map_err(|error| Stop::Failed(Error::Events(error)))?;
+            () = interfaces.changed() => {
                 let began = Instant::now();
                 agent.work(|hands, interrupt| {
                     let Hands { control, reporter } = hands;
@@ -649,15 +621,16 @@ async fn follow_orders(
                     control.refresh_targets(false, &mut **reporter);
                     control.follow_interfaces(interrupt, &mut **reporter);
                 }).await?;
-                interfaces_pace.note_look(began);
+                interfaces.note_look(began);
             }
-            changed = changed_if_any(neighbours.as_ref(), &neighbours_pace) => {
-                changed.map_err(|error| Stop::Failed(Error::Events(error)))?;
+            () = changed(neighbours.as_mut()) => {
                 let began = Instant::now();
                 agent.work(|hands, _| {
                     hands.control.refresh_targets(false, &mut *hands.reporter);
                 }).await?;
-                neighbours_pace.note_look(began);
+                if let Some(neighbours) = &mut neighbours {
+                    neighbours.note_look(began);
+                }
             }
             _ = survey.tick() => {
                 agent.work(|hands, interrupt| {
@@ -672,16 +645,10 @@ async fn follow_orders(
     Ok(())
 }
 
-/// Waits for news, but not too often.
-async fn changed(watch: &Watch, pace: &Pace) -> io::Result<()> {
-    pace.due().await;
-    watch.changed().await
-}
-
-/// The same where there may be nothing to wait for.
-async fn changed_if_any(watch: Option<&Watch>, pace: &Pace) -> io::Result<()> {
-    match watch {
-        Some(watch) => changed(watch, pace).await,
+/// Waits for what may not be followed at all.
+async fn changed(followed: Option<&mut Followed>) {
+    match followed {
+        Some(followed) => followed.changed().await,
         None => std::future::pending().await,
     }
 }

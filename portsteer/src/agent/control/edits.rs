@@ -129,7 +129,8 @@ fn check_work(desired: &Desired, edits: &[Edit]) -> Result<(), Error> {
     };
     let count = edits.len();
     if count > MAX_EDITS {
-        let message = format!("the request has {count} edits, and at most {MAX_EDITS} are made together");
+        let message =
+            format!("the request has {count} edits, and at most {MAX_EDITS} are made together");
         return refuse(message, MAX_EDITS);
     }
     let prefixes: HashMap<&str, usize> =
@@ -229,8 +230,7 @@ impl Plan {
     ) -> Result<(Policy, String), Error> {
         check_len(&self.text)?;
         let (services, mut files) = (services(), lost_files);
-        let parsed =
-            policy::file::parse_until(&self.text, &services, Some(&mut files), interrupt);
+        let parsed = policy::file::parse_until(&self.text, &services, Some(&mut files), interrupt);
         not_interrupted(interrupt)?;
         let mut parsed = parsed.map_err(|diagnostics| Error::Policy {
             path: EDITED.into(),

@@ -85,7 +85,9 @@ impl Control {
             Err(error) => self.complain(&error.into(), reporter),
         }
         match path {
-            Some(path) if path.exists() => self.start_with(load_own(path, interrupt)?, interrupt, reporter),
+            Some(path) if path.exists() => {
+                self.start_with(load_own(path, interrupt)?, interrupt, reporter)
+            }
             _ => {
                 reporter
                     .note("nothing is in force yet: `portsteer apply FILE` puts a policy in force");

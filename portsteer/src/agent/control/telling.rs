@@ -48,7 +48,8 @@ impl LeftOut {
     /// In words, without the thing's name.
     pub fn words(&self) -> String {
         let changes = if self.count == 1 { "change" } else { "changes" };
-        let last = self.last.as_ref().map_or_else(String::new, |last| format!(", the last: {last}"));
+        let last =
+            self.last.as_ref().map_or_else(String::new, |last| format!(", the last: {last}"));
         format!("{} more {changes} within a minute{last}", self.count)
     }
 }

@@ -54,11 +54,20 @@ fn twice_as_much_takes_twice_as_long() {
     let drop = "action = \"drop\"\n";
     type Line<'a> = &'a dyn Fn(usize) -> String;
     let kinds: [(&str, usize, Line<'_>); 16] = [
-        ("rules", 3_000, &|at| format!("[[rules]]\nname = \"r{at}\"\ndst_port = {}\n{drop}", at % 60_000)),
-        ("rules with addresses", 2_000, &|at| {
-            format!("[[rules]]\nsrc = \"10.{}.{}.0/24\"\ndst_port = \"7-{}\"\n{drop}", at >> 8, at & 255, 8 + at)
+        ("rules", 3_000, &|at| {
+            format!("[[rules]]\nname = \"r{at}\"\ndst_port = {}\n{drop}", at % 60_000)
         }),
-        ("sets", 5_000, &|at| format!("[sets.s{at}]\naddresses = [\"10.0.{}.{}\"]\n", at >> 8, at & 255)),
+        ("rules with addresses", 2_000, &|at| {
+            format!(
+                "[[rules]]\nsrc = \"10.{}.{}.0/24\"\ndst_port = \"7-{}\"\n{drop}",
+                at >> 8,
+                at & 255,
+                8 + at
+            )
+        }),
+        ("sets", 5_000, &|at| {
+            format!("[sets.s{at}]\naddresses = [\"10.0.{}.{}\"]\n", at >> 8, at & 255)
+        }),
         ("rules that name unknown sets", 3_000, &|at| {
             format!("[sets.s{at}]\naddresses = [\"::1\"]\n[[rules]]\nsrc = \"@set{at}\"\n{drop}")
         }),
@@ -67,7 +76,9 @@ fn twice_as_much_takes_twice_as_long() {
         ("missing values", 20_000, &|at| format!("k{at} =\n")),
         ("the same key", 20_000, &|_| "a=1\n".to_owned()),
         ("unknown tables", 10_000, &|at| format!("[a.b{at}.c{at}]\n")),
-        ("nested tables", 10_000, &|at| format!("{}1{}", "x = {a = ".repeat(usize::from(at == 0)), "")),
+        ("nested tables", 10_000, &|at| {
+            format!("{}1{}", "x = {a = ".repeat(usize::from(at == 0)), "")
+        }),
         ("brackets", 50_000, &|at| if at == 0 { "x = [".to_owned() } else { "[".to_owned() }),
         ("a list of ports", 20_000, &|at| match at {
             0 => format!("[[rules]]\n{drop}protocol = \"udp\"\ndst_port = [1"),
@@ -104,7 +115,8 @@ fn twice_as_many_interfaces_or_globs_take_twice_as_long() {
 fn twice_as_many_set_files_take_twice_as_long() {
     // The one that is wanted last stands first.
     let make = |size: usize| {
-        let mut bundle = text(size, |at| format!("[sets.s{at}]\nfile = \"f{at}\"\n"));
+        let mut bundle =
+            text(size, |at| format!("[sets.the-set-of-number-{at}]\nfile = \"f{at}\"\n"));
         let file = |at: usize| SetFile { name: format!("f{at}"), content: b"10.0.0.1\n".to_vec() };
         bundle.files = (0..size).rev().map(file).collect();
         bundle
@@ -119,7 +131,10 @@ fn comparing_twice_as_much_takes_twice_as_long() {
         let policy = |shift: usize| {
             let bundle = text(size, |at| {
                 let at = at + shift;
-                format!("[[rules]]\nname = \"r{at}\"\ndst_port = {}\naction = \"drop\"\n", at % 60_000)
+                format!(
+                    "[[rules]]\nname = \"r{at}\"\ndst_port = {}\naction = \"drop\"\n",
+                    at % 60_000
+                )
             });
             understand(bundle).unwrap().policy
         };

