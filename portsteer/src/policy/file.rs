@@ -137,7 +137,7 @@ pub fn parse_until<'a>(
         }
         _ => {
             errors.sort_by_key(by_place);
-            if errors_count > MAX_ERRORS || text_read.len() < text.len() {
+            if errors_count >= MAX_ERRORS || text_read.len() < text.len() {
                 errors.push(Diagnostic::error(format!(
                     "the policy was read no further after {MAX_ERRORS} errors"
                 )));

@@ -22,16 +22,18 @@ fn many_small_policies_take_no_more_memory_and_threads_than_a_few() {
     sandbox(|| {
         let site = Site::quiet();
         let text = |at: usize| {
-            let address = if at % 2 == 0 { "" } else { "src = \"10.0.0.0/8\"\n" };
+            let address = if at.is_multiple_of(2) { "" } else { "src = \"10.0.0.0/8\"\n" };
             format!("{}{}{address}", policy(&["uplink"], 2000), rule(&format!("r{at}"), 3000))
         };
         let agent = Agent::serve(&site.host, INSTANCE, &text(0));
         let rounds = |from: usize, to: usize| {
             for at in from..to {
                 agent.apply(&text(at), &["--confirm", "60s"]).expect(0, &[]);
-                let end = if at % 2 == 0 { "confirm" } else { "rollback" };
+                let end = if at.is_multiple_of(2) { "confirm" } else { "rollback" };
                 agent.ask(&[end]).expect(0, &[]);
-                agent.ask(&["rule", "add", "drop", "--protocol", "udp", "--dst-port", "4000"]).expect(0, &[]);
+                agent
+                    .ask(&["rule", "add", "drop", "--protocol", "udp", "--dst-port", "4000"])
+                    .expect(0, &[]);
             }
         };
         let figures = || (number(&agent, "Threads:"), number(&agent, "RssAnon:"));

@@ -275,3 +275,57 @@ impl From<policy::edit::EditError> for Error {
         Self::Refused(Refusal { kind: Kind::BadInput, ..Refusal::bad_input(error.to_string()) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        agent::loading::understand,
+        policy::edit::{Place, RuleRef},
+    };
+
+    fn desired() -> Desired {
+        let rules: String =
+            (0..3).map(|at| format!("[[rules]]\nname = \"r{at}\"\naction = \"drop\"\n")).collect();
+        let text = format!("version = 1\ninterfaces = [\"eth0\"]\n[sets.s]\nfile = \"f\"\n{rules}");
+        let file = SetFile { name: "f".to_owned(), content: b"10.0.0.1\n".to_vec() };
+        let bundle = Bundle { files: vec![file], ..Bundle::of_text("p.toml", text) };
+        Desired::of(understand(bundle).expect("a policy"))
+    }
+
+    fn moves(count: usize) -> Vec<Edit> {
+        let edit = Edit::MoveRule { rule: RuleRef::Name("r0".to_owned()), place: Place::Last };
+        vec![edit; count]
+    }
+
+    #[test]
+    fn an_interrupt_is_heard_between_edits() {
+        let interrupt = Interrupt::default();
+        assert!(Plan::new(&desired(), &moves(2), &interrupt).is_ok());
+        interrupt.set();
+        let Err(error) = Plan::new(&desired(), &moves(2), &interrupt) else { panic!("not heard") };
+        assert!(error.to_refusal().message.contains("interrupted"));
+    }
+
+    #[test]
+    fn edits_are_refused_beyond_their_limit() {
+        assert!(check_work(&desired(), &moves(MAX_EDITS)).is_ok());
+        assert!(check_work(&desired(), &moves(MAX_EDITS + 1)).is_err());
+        let long = Desired { text: "#".repeat(MAX_WORK / 4).into(), ..desired() };
+        assert!(check_work(&long, &moves(4)).is_ok() && check_work(&long, &moves(5)).is_err());
+        let longer = Desired { text: "#".repeat(MAX_WORK + 1).into(), ..desired() };
+        assert!(check_work(&longer, &moves(1)).is_ok(), "one edit is always made");
+    }
+
+    #[test]
+    fn additions_to_one_file_are_made_as_one() {
+        let add = |address: &str| Edit::AddPrefixes {
+            set: "s".to_owned(),
+            prefixes: vec![address.parse().expect("a prefix")],
+        };
+        let edits: Vec<Edit> = (0..100).map(|at| add(&format!("10.1.0.{at}/32"))).collect();
+        let plan = Plan::new(&desired(), &edits, &Interrupt::default()).expect("edits");
+        assert_eq!(plan.files.len(), 1);
+        assert_eq!(plan.files[0].prefixes.len(), 100);
+    }
+}

@@ -129,6 +129,9 @@ struct Known {
 /// The file's own table.
 const ROOT: u32 = 0;
 
+/// The parts of a dotted key, and where they stand.
+type Keys<'t> = Vec<(Cow<'t, str>, Span)>;
+
 /// Which names are in which table, to find those that are there twice.
 struct Names<'t, 'e> {
     source: Source<'t>,
@@ -136,7 +139,7 @@ struct Names<'t, 'e> {
     known: HashMap<(u32, Cow<'t, str>), Known>,
     tables: u32,
     /// The tables that keys are put into, the innermost last, each with the keys that were read and not put.
-    open: Vec<(u32, Vec<(Cow<'t, str>, Span)>)>,
+    open: Vec<(u32, Keys<'t>)>,
 }
 
 impl<'t, 'e> Names<'t, 'e> {
@@ -159,17 +162,12 @@ impl<'t, 'e> Names<'t, 'e> {
         self.tables
     }
 
-    fn take_path(&mut self) -> Vec<(Cow<'t, str>, Span)> {
+    fn take_path(&mut self) -> Keys<'t> {
         self.open.last_mut().map_or_else(Vec::new, |(_, path)| std::mem::take(path))
     }
 
     /// Goes down a path from a table, and makes what is missing.
-    fn descend(
-        &mut self,
-        mut table: u32,
-        path: Vec<(Cow<'t, str>, Span)>,
-        missing: Kind,
-    ) -> Option<u32> {
+    fn descend(&mut self, mut table: u32, path: Keys<'t>, missing: Kind) -> Option<u32> {
         for (name, span) in path {
             let fresh = self.new_table();
             let entry = self.known.entry((table, name));
