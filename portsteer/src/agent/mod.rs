@@ -451,13 +451,22 @@ impl Agent {
     }
 }
 
+/// How the agent has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With all that it was doing, and it has said so.
+    Done,
+    /// While it read a policy, which nobody waits for any more. What is in force stays so.
+    WhileReading,
+}
+
 /// Runs the agent until a signal or its lifetime ends it. It has to be run by [`runtime`].
 ///
 /// # Errors
 ///
 /// The policy cannot be put in force at the start. Later failures are reported and change
 /// nothing.
-pub async fn run(options: Options, reporter: Box<dyn Reporter>) -> Result<(), Error> {
+pub async fn run(options: Options, reporter: Box<dyn Reporter>) -> Result<Ended, Error> {
     let mut sockets = Vec::new();
     let result = serve_until_ended(&options, reporter, &mut sockets).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -467,17 +476,26 @@ pub async fn run(options: Options, reporter: Box<dyn Reporter>) -> Result<(), Er
         drop(socket);
     }
     match result? {
-        Some((end, hands)) => finish(&options, end, hands),
-        None => Ok(()),
+        Outcome::Ended(end, hands) => finish(&options, end, *hands).map(|()| Ended::Done),
+        Outcome::NotBegun => Ok(Ended::Done),
+        Outcome::WhileReading => Ok(Ended::WhileReading),
     }
 }
 
-/// Runs the agent until something ends it. Returns what it was, unless there is nothing more to do.
+/// How the loop has ended.
+enum Outcome {
+    Ended(End, Box<Hands>),
+    /// There is nothing to take off.
+    NotBegun,
+    WhileReading,
+}
+
+/// Runs the agent until something ends it.
 async fn serve_until_ended(
     options: &Options,
     mut reporter: Box<dyn Reporter>,
     sockets: &mut Vec<Serving>,
-) -> Result<Option<(End, Hands)>, Error> {
+) -> Result<Outcome, Error> {
     // Listened for before anything is attached, so that no signal finds the agent deaf.
     let mut hangup = listen(SignalKind::hangup())?;
     let mut ends = Ends::listen()?;
@@ -493,7 +511,7 @@ async fn serve_until_ended(
             let loaded = ends.wait_for(work, &interrupt, &mut ended, true).await;
             match (loaded, ended) {
                 (Err(Left::Forced), _) => return Err(Error::Forced),
-                (Err(Left::Undone), _) | (Ok(_), Some(_)) => return Ok(None),
+                (Err(Left::Undone), _) | (Ok(_), Some(_)) => return Ok(Outcome::NotBegun),
                 (Ok(loaded), None) => Some(loaded?),
             }
         }
@@ -544,16 +562,19 @@ async fn serve_until_ended(
     match begun {
         Ok(Ok(())) => {}
         Err(Left::Forced) => return Err(Error::Forced),
-        Err(Left::Undone) => return Ok(None),
-        Ok(Err(_)) if agent.ended.is_some() => return Ok(None),
+        Err(Left::Undone) => return Ok(Outcome::NotBegun),
+        Ok(Err(_)) if agent.ended.is_some() => return Ok(Outcome::NotBegun),
         Ok(Err(error)) => return Err(error),
     }
     // Nobody may have asked to be told.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     agent.ends.time = options.lifetime.map(|lifetime| Instant::now() + lifetime);
     match follow_orders(&mut agent, options, &mut hangup, &mut ordered).await {
-        Ok(()) => Ok(agent.ended.zip(agent.hands)),
-        Err(Left::Undone) => Ok(None),
+        Ok(()) => Ok(match agent.ended.zip(agent.hands) {
+            Some((end, hands)) => Outcome::Ended(end, Box::new(hands)),
+            None => Outcome::NotBegun,
+        }),
+        Err(Left::Undone) => Ok(Outcome::WhileReading),
         Err(Left::Forced) => Err(Error::Forced),
     }
 }

@@ -300,12 +300,20 @@ fn run_agent(options: AgentOptions) -> u8 {
             return REFUSED;
         }
     };
-    let log = Box::new(AgentLog { instance, lifetime });
-    let result = runtime.block_on(agent::run(options, log));
+    let mut log = AgentLog { instance, lifetime };
+    let own = Box::new(AgentLog { instance: log.instance.clone(), lifetime });
+    let result = runtime.block_on(agent::run(options, own));
     // Whoever still looks into a request is not waited for.
     runtime.shutdown_background();
     match result {
-        Ok(()) => 0,
+        Ok(agent::Ended::Done) => 0,
+        Ok(agent::Ended::WhileReading) => {
+            agent::Reporter::note(
+                &mut log,
+                "ending while a policy was read, which is left alone; the dataplane stays in force",
+            );
+            0
+        }
         Err(error) => {
             show_error(&error);
             match error {

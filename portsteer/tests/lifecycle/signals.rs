@@ -193,13 +193,13 @@ fn a_service_manager_hears_that_the_agent_lives() {
             .env("WATCHDOG_USEC", "100000")
             .spawn()
             .unwrap();
-        let mut said = Vec::new();
-        while said.iter().filter(|what| *what == "WATCHDOG=1").count() < 5 {
+        let mut said: Vec<String> = Vec::new();
+        let count = |said: &[String], what: &str| said.iter().filter(|text| *text == what).count();
+        while count(&said, "READY=1") < 1 || count(&said, "WATCHDOG=1") < 5 {
             let mut message = [0; 64];
             let len = manager.recv(&mut message).expect("a sign of life");
             said.push(String::from_utf8_lossy(&message[..len]).trim().to_owned());
         }
-        assert!(said.iter().any(|what| what == "READY=1"), "{said:?}");
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(agent.id().cast_signed()),
             nix::sys::signal::Signal::SIGINT,
