@@ -243,7 +243,10 @@ impl EventReceiver for Names<'_, '_> {
         let mut name = Cow::Borrowed("");
         let raw = self.source.input().get(span.start()..span.end()).unwrap_or_default();
         toml_parser::Raw::new_unchecked(raw, encoding, span).decode_key(&mut name, errors);
-        if let Some((_, path)) = self.open.last_mut() {
+        // The parser refuses a longer one as a whole.
+        if let Some((_, path)) = self.open.last_mut()
+            && path.len() <= MAX_DEPTH as usize
+        {
             path.push((name, span));
         }
     }
