@@ -41,6 +41,7 @@ pub struct ApplyRequest {
     pub path: Option<String>,
     /// The files that its sets name.
     #[serde(default)]
+    #[schema(max_items = 4096)]
     pub files: Vec<File>,
     #[serde(flatten)]
     pub how: How,
@@ -86,8 +87,8 @@ pub struct File {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EditRequest {
-    /// In this order.
-    #[schema(min_items = 1)]
+    /// In this order. They are refused where they would go through more than 256 MiB of policy together.
+    #[schema(min_items = 1, max_items = 1000)]
     pub edits: Vec<Edit>,
     #[serde(flatten)]
     pub how: How,

@@ -10,6 +10,7 @@ pub mod demo;
 pub mod directory;
 pub mod ethtool;
 pub mod explain;
+pub mod interrupt;
 pub mod lab;
 pub mod netlink;
 pub mod oracle;

@@ -9,6 +9,10 @@ mod faults;
 mod interfaces;
 #[path = "agent/kills.rs"]
 mod kills;
+#[path = "agent/links.rs"]
+mod links;
+#[path = "agent/memory.rs"]
+mod memory;
 #[path = "agent/starts.rs"]
 mod starts;
 #[path = "agent/tampering.rs"]

@@ -2,6 +2,8 @@
 
 #[path = "control/access.rs"]
 mod access;
+#[path = "control/budgets.rs"]
+mod budgets;
 #[path = "control/commands.rs"]
 mod commands;
 #[path = "control/conditions.rs"]

@@ -1,6 +1,8 @@
 //! A policy as it was written: its text and the files that its sets name. This is what goes over the control
 //! socket and what is kept.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -63,7 +65,11 @@ impl Bundle {
     /// The files of sets, for the parser.
     #[must_use]
     pub fn set_files(&self) -> impl SetFiles + use<'_> {
-        |name: &str| match self.files.iter().find(|file| file.name == name) {
+        let mut by_name: HashMap<&str, &SetFile> = HashMap::with_capacity(self.files.len());
+        for file in &self.files {
+            by_name.entry(&file.name).or_insert(file);
+        }
+        move |name: &str| match by_name.get(name) {
             Some(file) => Ok(file.content.clone()),
             None => Err(format!("{name}: the file's content was not sent along")),
         }

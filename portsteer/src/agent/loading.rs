@@ -3,6 +3,9 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
+    thread,
+    time::Duration,
 };
 
 use super::{
@@ -13,9 +16,10 @@ use super::{
 };
 use crate::{
     api::Refusal,
-    compile::{CompileError, Interrupt},
+    compile::CompileError,
     dataplane::Error as DataplaneError,
-    policy::{self, Policy, diagnostic::Diagnostic, services::Services},
+    interrupt::Interrupt,
+    policy::{self, Policy, diagnostic::Diagnostic, file::MAX_SET_FILES, services::Services},
 };
 
 /// A policy that was read and understood.
@@ -52,8 +56,49 @@ pub fn services() -> Services {
 }
 
 /// The longest policy file that is read, in bytes. 100,000 rules of every kind are some 12 MiB; a
-/// file of this length that is made to be large takes up to 4 GiB while it is read.
+/// file of this length that is made to be large takes up to 1.5 GiB while it is read.
 pub const MAX_POLICY_LEN: u64 = 32 << 20;
+
+/// Held while a policy is read: what that takes of memory is taken once, however many requests there are.
+static READING: Mutex<()> = Mutex::new(());
+
+/// The right to read a policy.
+struct Turn<'a> {
+    interrupt: &'a Interrupt,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl<'a> Turn<'a> {
+    /// Waits for those who read others.
+    fn wait(interrupt: &'a Interrupt) -> Result<Self, Error> {
+        interrupt.note_harmless(true);
+        loop {
+            match READING.try_lock() {
+                Ok(alone) => return Ok(Self { interrupt, _alone: alone }),
+                Err(TryLockError::Poisoned(alone)) => {
+                    return Ok(Self { interrupt, _alone: PoisonError::into_inner(alone) });
+                }
+                Err(TryLockError::WouldBlock) => {}
+            }
+            not_interrupted(interrupt)?;
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.interrupt.note_harmless(false);
+    }
+}
+
+/// Ends what nobody waits for any more.
+pub(super) fn not_interrupted(interrupt: &Interrupt) -> Result<(), Error> {
+    match interrupt.is_set() {
+        true => Err(DataplaneError::Compile(CompileError::Interrupted).into()),
+        false => Ok(()),
+    }
+}
 
 /// Reads a policy file, and the files that its sets name.
 ///
@@ -61,10 +106,11 @@ pub const MAX_POLICY_LEN: u64 = 32 << 20;
 ///
 /// It cannot be read, or it has errors, which those of the sets' files are among.
 pub fn load_policy(path: &Path) -> Result<LoadedPolicy, Error> {
-    load(path, &Interrupt::default())
+    load_until(path, &Interrupt::default())
 }
 
-fn load(path: &Path, interrupt: &Interrupt) -> Result<LoadedPolicy, Error> {
+fn load_until(path: &Path, interrupt: &Interrupt) -> Result<LoadedPolicy, Error> {
+    let turn = Turn::wait(interrupt)?;
     let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
     let bytes = read_still(path, MAX_POLICY_LEN, interrupt).map_err(|error| match error {
         ReadError::Interrupted => interrupted(),
@@ -78,11 +124,11 @@ fn load(path: &Path, interrupt: &Interrupt) -> Result<LoadedPolicy, Error> {
         ))
     })?;
     let mut files = Recorded::new(PolicyFiles::beside(path).until(interrupt));
-    let parsed = policy::file::parse_with(&text, &services(), &mut files);
-    check(interrupt)?;
+    let parsed = policy::file::parse_until(&text, &services(), Some(&mut files), interrupt);
+    not_interrupted(interrupt)?;
     let path = path.display().to_string();
     let files = files.into_files();
-    understood(Bundle { path, is_path_trusted: false, text, files }, parsed)
+    understood(Bundle { path, is_path_trusted: false, text, files }, parsed, turn)
 }
 
 /// Reads a policy file or a set's file as it is, for what is written there later.
@@ -100,7 +146,7 @@ pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 ///
 /// As those of [`load_policy`].
 pub(super) fn load_own(path: &Path, interrupt: &Interrupt) -> Result<LoadedPolicy, Error> {
-    let mut loaded = load(path, interrupt)?;
+    let mut loaded = load_until(path, interrupt)?;
     if let Ok(path) = std::path::absolute(path) {
         loaded.bundle.path = path.display().to_string();
         loaded.bundle.is_path_trusted = true;
@@ -114,24 +160,31 @@ pub(super) fn load_own(path: &Path, interrupt: &Interrupt) -> Result<LoadedPolic
 ///
 /// It has errors.
 pub fn understand(bundle: Bundle) -> Result<LoadedPolicy, Error> {
+    understand_until(bundle, &Interrupt::default())
+}
+
+/// Understands a policy that was read before, one at a time, and gives up soon once it is interrupted.
+///
+/// # Errors
+///
+/// It has errors, or it was interrupted.
+pub fn understand_until(bundle: Bundle, interrupt: &Interrupt) -> Result<LoadedPolicy, Error> {
     check_len(&bundle.text)?;
-    let parsed = policy::file::parse_with(&bundle.text, &services(), &mut bundle.set_files());
-    understood(bundle, parsed)
-}
-
-/// As [`understand`], unless the agent is to end.
-pub(super) fn understand_until(
-    bundle: Bundle,
-    interrupt: &Interrupt,
-) -> Result<LoadedPolicy, Error> {
-    check(interrupt)?;
-    let loaded = understand(bundle)?;
-    check(interrupt)?;
-    Ok(loaded)
-}
-
-fn check(interrupt: &Interrupt) -> Result<(), Error> {
-    if interrupt.is_set() { Err(interrupted()) } else { Ok(()) }
+    let count = bundle.files.len();
+    if count > MAX_SET_FILES {
+        let refusal = Refusal::bad_input(format!(
+            "{count} set files were sent along, and a policy has at most {MAX_SET_FILES}"
+        ));
+        let help = "put the addresses of several sets into one file, or into the policy";
+        return Err(Error::Refused(refusal.help(help)));
+    }
+    let turn = Turn::wait(interrupt)?;
+    let services = services();
+    let parsed = {
+        let mut files = bundle.set_files();
+        policy::file::parse_until(&bundle.text, &services, Some(&mut files), interrupt)
+    };
+    understood(bundle, parsed, turn)
 }
 
 /// Of work that is not waited for any more.
@@ -151,11 +204,15 @@ pub(super) fn check_len(text: &str) -> Result<(), Error> {
 fn understood(
     bundle: Bundle,
     parsed: Result<policy::file::Parsed, Vec<Diagnostic>>,
+    turn: Turn<'_>,
 ) -> Result<LoadedPolicy, Error> {
+    // What an interrupted reader says of the policy need not be so.
+    not_interrupted(turn.interrupt)?;
     match parsed {
         Ok(parsed) => {
             let mut warnings = parsed.warnings;
             warnings.extend(policy::lint::lint(&parsed.policy, &host_facts()));
+            not_interrupted(turn.interrupt)?;
             Ok(LoadedPolicy { bundle, policy: parsed.policy, warnings })
         }
         Err(diagnostics) => {
@@ -182,3 +239,6 @@ pub(super) fn host_facts() -> policy::lint::HostFacts {
     };
     policy::lint::HostFacts { ephemeral_ports, forwards }
 }
+
+#[cfg(test)]
+mod growth;

@@ -17,15 +17,15 @@ use std::{
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
-    task::{JoinHandle, spawn_blocking},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    task::JoinHandle,
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 use crate::{
     api::{ApplyAnswer, Kind, Refusal, default_socket},
     compile::{CompileError, Interrupt},
     dataplane::{Applied, Change, Detached, Error as DataplaneError, Instance},
-    netlink::Watch,
+    netlink::News,
     policy::diagnostic::{self, Diagnostic, Source},
 };
 
@@ -43,26 +43,31 @@ mod loading;
 mod looking;
 mod memory;
 mod orders;
+mod pace;
 mod privileges;
 mod reading;
 mod server;
 mod set_files;
 mod store;
+mod threads;
 mod way_in;
 
 pub use bundle::Bundle;
 pub use config::Config;
-pub use control::Desired;
+pub use control::{Desired, MAX_EDITS};
 pub use loading::{LoadedPolicy, load_policy, read_file, services};
 pub use server::Description;
 pub use set_files::{MAX_SET_FILES_LEN, PolicyFiles};
 pub use store::{DEFAULT_DIRECTORY, Store, StoreError};
+pub use threads::runtime;
 
 use conditions::Condition;
 use connections::{Address, Socket, group_id};
 use control::Control;
-use orders::{Desk, Order};
-use server::{Denied, Job, Outcome, Reply, Shared};
+use orders::{Desk, Order, Orders};
+use pace::Followed;
+use server::{Denied, Job, Reply, Shared};
+use threads::Worker;
 
 /// What the agent is to do.
 #[derive(Debug, Clone)]
@@ -92,8 +97,10 @@ pub enum Error {
     Refused(Refusal),
     /// The signals cannot be listened for.
     Signals(io::Error),
-    /// Changes of the network cannot be followed.
-    Events(io::Error),
+    /// There is no thread to be had.
+    Threads(io::Error),
+    /// A second signal has ended it, whatever it was doing.
+    Forced,
     /// There is no control socket to be had.
     Socket { path: PathBuf, source: io::Error },
 }
@@ -135,9 +142,14 @@ impl Error {
             }
             Self::Refused(refusal) => refusal.clone(),
             Self::Signals(error) => Refusal::refused(format!("listening for signals: {error}")),
-            Self::Events(error) => {
-                Refusal::refused(format!("following the network's changes: {error}"))
+            Self::Threads(error) => {
+                Refusal::refused(format!("no thread could be started: {error}"))
+                    .help("let it have more: of a systemd unit, `TasksMax=` is the limit")
             }
+            Self::Forced => Refusal::refused(
+                "ended at once by a second signal, in the midst of something: what is in force stays so, \
+                 and the next agent tidies up",
+            ),
             Self::Socket { path, source } => {
                 let path = path.display();
                 match source.kind() {
@@ -194,6 +206,41 @@ struct Ends {
     interrupt: Signal,
     terminate: [Signal; 5],
     time: Option<Instant>,
+    watchdog: Watchdog,
+}
+
+/// Tells systemd that the loop is alive.
+#[derive(Debug)]
+struct Watchdog {
+    /// None where nobody watches.
+    due: Option<Interval>,
+    /// Since when something is done that the loop waits for.
+    busy_since: Option<Instant>,
+}
+
+/// How long something may be done before it is taken for hanging: longer than any policy takes.
+const LONGEST_WORK: Duration = Duration::from_secs(600);
+
+impl Watchdog {
+    fn start() -> Self {
+        // Twice in the time in which systemd wants to hear of it (sd_watchdog_enabled(3)).
+        let due = sd_notify::watchdog_enabled().map(|time| interval(time / 2));
+        Self { due, busy_since: None }
+    }
+
+    /// Tells it again and again.
+    async fn tell(&mut self) -> std::convert::Infallible {
+        loop {
+            match &mut self.due {
+                Some(due) => due.tick().await,
+                None => std::future::pending().await,
+            };
+            if self.busy_since.is_none_or(|since| since.elapsed() < LONGEST_WORK) {
+                // Nobody may have asked to be told.
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            }
+        }
+    }
 }
 
 impl Ends {
@@ -210,6 +257,7 @@ impl Ends {
                 listen(SignalKind::alarm())?,
             ],
             time: None,
+            watchdog: Watchdog::start(),
         })
     }
 
@@ -220,6 +268,7 @@ impl Ends {
             () = any(&mut self.terminate) => End::Terminated,
             _ = self.interrupt.recv() => End::Interrupted,
             () = until(time) => End::TimeIsUp,
+            never = self.watchdog.tell() => match never {},
         }
     }
 }
@@ -255,11 +304,67 @@ struct Hands {
 struct Agent {
     /// Back here whenever nothing is being done.
     hands: Option<Hands>,
+    worker: Worker,
     ends: Ends,
     ended: Option<End>,
+    /// Whether the dataplane is to be taken off however the agent ends.
+    is_for_a_time: bool,
     shared: Arc<Shared>,
     /// Whether anything was put in force since memory was given back.
     has_worked: bool,
+}
+
+/// Why something is not waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// It has done nothing yet, and the agent is to end.
+    Undone,
+    /// A second signal came.
+    Forced,
+}
+
+/// How long something is waited for that nobody wants any more, and that has done nothing yet.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+impl Ends {
+    /// Waits for work. The first signal interrupts it, the second leaves it alone.
+    async fn wait_for<T>(
+        &mut self,
+        work: oneshot::Receiver<std::thread::Result<T>>,
+        interrupt: &Interrupt,
+        ended: &mut Option<End>,
+        may_leave: bool,
+    ) -> Result<T, Left> {
+        tokio::pin!(work);
+        self.watchdog.busy_since = Some(Instant::now());
+        let done = loop {
+            let is_to_end = ended.is_some();
+            tokio::select! {
+                done = &mut work => break done,
+                end = self.next() => {
+                    // Only whoever sends a signal twice has no patience.
+                    self.time = None;
+                    if is_to_end && end != End::TimeIsUp {
+                        return Err(Left::Forced);
+                    }
+                    ended.get_or_insert(end);
+                    interrupt.set();
+                }
+                () = sleep(PATIENCE), if is_to_end => {
+                    if may_leave && *ended == Some(End::Terminated) && interrupt.is_harmless() {
+                        return Err(Left::Undone);
+                    }
+                }
+            }
+        };
+        self.watchdog.busy_since = None;
+        match done {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            // The worker ends with the agent.
+            Err(_) => Err(Left::Forced),
+        }
+    }
 }
 
 impl Agent {
@@ -268,65 +373,54 @@ impl Agent {
     async fn work<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Hands, &Interrupt) -> T + Send + 'static,
-    ) -> T {
+    ) -> Result<T, Left> {
         let interrupt = Interrupt::default();
         let Some(mut hands) = self.hands.take() else { unreachable!("nothing else is being done") };
-        let mut work = spawn_blocking({
+        let work = self.worker.run({
             let interrupt = interrupt.clone();
             move || {
                 let result = work(&mut hands, &interrupt);
                 (hands, result)
             }
         });
-        let done = tokio::select! {
-            done = &mut work => done,
-            end = self.ends.next() => {
-                self.ended = Some(end);
-                interrupt.set();
-                work.await
-            }
-        };
-        match done {
-            Ok((hands, result)) => {
-                self.shared.show(hands.control.view(), hands.control.history.events());
-                self.hands = Some(hands);
-                result
-            }
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-        }
+        let may_leave = !self.is_for_a_time;
+        let done = self.ends.wait_for(work, &interrupt, &mut self.ended, may_leave);
+        let (hands, result) = done.await?;
+        self.shared.show(hands.control.view(), hands.control.history.events());
+        self.hands = Some(hands);
+        Ok(result)
     }
 
     /// Does what came over the socket.
-    async fn grant(&mut self, order: Order) {
+    async fn grant(&mut self, order: Order) -> Result<(), Left> {
         let Order { condition, job } = order;
         match job {
             Job::Apply(bundle, how, _room, reply) => {
                 self.answer(condition, reply, move |control, interrupt, reporter| {
                     control.apply(bundle, &how, interrupt, reporter)
                 })
-                .await;
+                .await
             }
             Job::Edit(request, _room, reply) => {
                 self.answer(condition, reply, move |control, interrupt, reporter| {
                     control.edit(&request, interrupt, reporter)
                 })
-                .await;
+                .await
             }
             Job::Confirm(reply) => {
                 self.answer(condition, reply, |control, _, reporter| control.confirm(reporter))
-                    .await;
-                self.follow().await;
+                    .await?;
+                self.follow().await
             }
             Job::Rollback(how, reply) => {
                 self.answer(condition, reply, move |control, interrupt, reporter| {
                     control.rollback(&how, interrupt, reporter)
                 })
-                .await;
-                self.follow().await;
+                .await?;
+                self.follow().await
             }
             Job::Detach(reply) => {
-                self.answer(condition, reply, |control, _, reporter| control.detach(reporter))
-                    .await;
+                self.answer(condition, reply, |control, _, reporter| control.detach(reporter)).await
             }
         }
     }
@@ -338,10 +432,10 @@ impl Agent {
         work: impl FnOnce(&mut Control, &Interrupt, &mut dyn Reporter) -> Result<T, Error>
         + Send
         + 'static,
-    ) {
+    ) -> Result<(), Left> {
         // Its client has gone a moment ago.
         if reply.is_closed() {
-            return;
+            return Ok(());
         }
         let outcome = self
             .work(move |hands, interrupt| {
@@ -352,23 +446,23 @@ impl Agent {
                     None => work(control, interrupt, &mut **reporter)
                         .map_err(|error| Denied::Refused(error.to_refusal())),
                 };
-                Outcome { result, tag: control.tag() }
+                server::Outcome { result, tag: control.tag() }
             })
-            .await;
+            .await?;
         // Whoever asked may be gone.
         let _ = reply.send(outcome);
         self.has_worked = true;
         // Nobody waits for this.
-        self.work(|hands, _| hands.control.keep_history()).await;
+        self.work(|hands, _| hands.control.keep_history()).await
     }
 
     /// Attaches what a trial has kept from being attached as it should be.
-    async fn follow(&mut self) {
+    async fn follow(&mut self) -> Result<(), Left> {
         self.work(|hands, interrupt| {
             let Hands { control, reporter } = hands;
             control.follow_interfaces(interrupt, &mut **reporter);
         })
-        .await;
+        .await
     }
 
     fn trial_ends(&self) -> Option<Instant> {
@@ -378,21 +472,70 @@ impl Agent {
     }
 }
 
-/// Runs the agent until a signal or its lifetime ends it.
+/// How the agent has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With all that it was doing, and it has said so.
+    Done,
+    /// While it read a policy, which nobody waits for any more. What is in force stays so.
+    WhileReading,
+}
+
+/// Runs the agent until a signal or its lifetime ends it. It has to be run by [`runtime`].
 ///
 /// # Errors
 ///
 /// The policy cannot be put in force at the start. Later failures are reported and change
 /// nothing.
-pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<(), Error> {
+pub async fn run(options: Options, reporter: Box<dyn Reporter>) -> Result<Ended, Error> {
+    let mut sockets = Vec::new();
+    let result = serve_until_ended(&options, reporter, &mut sockets).await;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    for Serving { task, socket } in sockets {
+        task.abort();
+        // The file goes with it.
+        drop(socket);
+    }
+    match result? {
+        Outcome::Ended(end, hands) => finish(&options, end, *hands).map(|()| Ended::Done),
+        Outcome::NotBegun => Ok(Ended::Done),
+        Outcome::WhileReading => Ok(Ended::WhileReading),
+    }
+}
+
+/// How the loop has ended.
+enum Outcome {
+    Ended(End, Box<Hands>),
+    /// There is nothing to take off.
+    NotBegun,
+    WhileReading,
+}
+
+/// Runs the agent until something ends it.
+async fn serve_until_ended(
+    options: &Options,
+    mut reporter: Box<dyn Reporter>,
+    sockets: &mut Vec<Serving>,
+) -> Result<Outcome, Error> {
     // Listened for before anything is attached, so that no signal finds the agent deaf.
     let mut hangup = listen(SignalKind::hangup())?;
     let mut ends = Ends::listen()?;
     let loaded = match &options.policy {
-        Some(path) if !options.resume => match load_first(path, &mut ends).await? {
-            Some(loaded) => Some(loaded),
-            None => return Ok(()),
-        },
+        Some(path) if !options.resume => {
+            let (path, interrupt) = (path.clone(), Interrupt::default());
+            let reader = Worker::start().map_err(Error::Threads)?;
+            let work = reader.run({
+                let interrupt = interrupt.clone();
+                move || loading::load_own(&path, &interrupt)
+            });
+            let mut ended = None;
+            let loaded = ends.wait_for(work, &interrupt, &mut ended, true).await;
+            match (loaded, ended) {
+                (Err(Left::Forced), _) => return Err(Error::Forced),
+                (Err(Left::Undone), _) | (Ok(_), Some(_)) => return Ok(Outcome::NotBegun),
+                (Ok(loaded), None) => Some(loaded?),
+            }
+        }
         _ => None,
     };
     let store = options.state.as_ref().map(|state| Store::new(state, &options.instance));
@@ -402,24 +545,30 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
     control.lock_instance()?;
     let shared = Arc::new(Shared::new(instance));
     let (desk, mut orders) = orders::desk();
-    let sockets = match &options.state {
-        Some(_) => serve(&options, &shared, desk).inspect_err(|_| control.abandon_idle())?,
-        None => Vec::new(),
-    };
+    if options.state.is_some() {
+        *sockets = serve(options, &shared, desk).inspect_err(|_| control.abandon_idle())?;
+    }
 
     // Before there are other threads, which begin with what this one has.
     if let Err(why) = privileges::give_up() {
         reporter.note(&why);
     }
+    let worker = match Worker::start() {
+        Ok(worker) => threads::begin_to_look().await.map(|()| worker),
+        Err(error) => Err(error),
+    };
+    let worker = worker.map_err(Error::Threads).inspect_err(|_| control.abandon_idle())?;
     let mut agent = Agent {
         hands: Some(Hands { control, reporter }),
+        worker,
         ends,
         ended: None,
+        is_for_a_time: options.lifetime.is_some(),
         shared: Arc::clone(&shared),
         has_worked: true,
     };
     let path = options.policy.clone();
-    let result = agent
+    let begun = agent
         .work(move |hands, interrupt| {
             let Hands { control, reporter } = hands;
             let result = match loaded {
@@ -432,16 +581,37 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
             result
         })
         .await;
-    match result {
-        Ok(()) => {}
-        Err(_) if agent.ended.is_some() => return Ok(()),
-        Err(error) => return Err(error),
+    match begun {
+        Ok(Ok(())) => {}
+        Err(Left::Forced) => return Err(Error::Forced),
+        Err(Left::Undone) => return Ok(Outcome::NotBegun),
+        Ok(Err(_)) if agent.ended.is_some() => return Ok(Outcome::NotBegun),
+        Ok(Err(error)) => return Err(error),
     }
     // Nobody may have asked to be told.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    agent.ends.time = options.lifetime.map(|lifetime| Instant::now() + lifetime);
+    match follow_orders(&mut agent, options, &mut hangup, &mut orders).await {
+        Ok(()) => Ok(match agent.ended.zip(agent.hands) {
+            Some((end, hands)) => Outcome::Ended(end, Box::new(hands)),
+            None => Outcome::NotBegun,
+        }),
+        Err(Left::Undone) => Ok(Outcome::WhileReading),
+        Err(Left::Forced) => Err(Error::Forced),
+    }
+}
 
-    // Whatever it says, all is looked at: it only wakes the agent early.
-    let watch = Watch::start().map_err(Error::Events)?;
+/// The loop.
+async fn follow_orders(
+    agent: &mut Agent,
+    options: &Options,
+    hangup: &mut Signal,
+    orders: &mut Orders,
+) -> Result<(), Left> {
+    // Whatever they say, all is looked at: they only wake the agent early.
+    let mut interfaces = Followed::new(News::Interfaces);
+    // Only while a policy steers to one: anybody on the link can make the kernel learn new ones.
+    let mut neighbours: Option<Followed> = None;
     let every = |period| {
         let mut interval = interval(period);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -449,13 +619,18 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
     };
     let (mut look, mut check) = (every(TARGET_INTERVAL), every(CHECK_INTERVAL));
     let mut survey = every(SURVEY_INTERVAL);
-    agent.ends.time = options.lifetime.map(|lifetime| Instant::now() + lifetime);
     while agent.ended.is_none() {
         let trial_ends = agent.trial_ends();
-        let has_targets = agent.hands.as_ref().is_some_and(|it| it.control.has_targets());
+        let control = agent.hands.as_ref().map(|hands| &hands.control);
+        let has_targets = control.is_some_and(Control::has_targets);
+        if !control.is_some_and(Control::has_neighbours) {
+            neighbours = None;
+        } else if neighbours.is_none() {
+            neighbours = Some(Followed::new(News::Neighbours));
+        }
         tokio::select! {
-            _ = hangup.recv() => reload(&mut agent, options.policy.as_deref()).await,
-            order = orders.next() => agent.grant(order).await,
+            _ = hangup.recv() => reload(agent, options.policy.as_deref()).await?,
+            order = orders.next() => agent.grant(order).await?,
             end = agent.ends.next() => agent.ended = Some(end),
             () = until(trial_ends) => {
                 agent.work(|hands, interrupt| {
@@ -464,18 +639,18 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
                         reporter.refused(&error);
                     }
                     control.follow_interfaces(interrupt, &mut **reporter);
-                }).await;
+                }).await?;
             }
             _ = check.tick() => {
                 let detached =
                     agent.hands.as_ref().is_some_and(|hands| hands.control.is_detached_outside());
                 if detached {
-                    agent.work(|hands, _| hands.control.notice_detach(&mut *hands.reporter)).await;
+                    agent.work(|hands, _| hands.control.notice_detach(&mut *hands.reporter)).await?;
                 }
                 agent.work(|hands, interrupt| {
                     let Hands { control, reporter } = hands;
                     control.guard(interrupt, &mut **reporter);
-                }).await;
+                }).await?;
                 if std::mem::take(&mut agent.has_worked) {
                     memory::trim();
                 }
@@ -483,16 +658,26 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
             _ = look.tick(), if has_targets => {
                 agent.work(|hands, _| {
                     hands.control.refresh_targets(true, &mut *hands.reporter);
-                }).await;
+                }).await?;
             }
-            changed = watch.changed() => {
-                changed.map_err(Error::Events)?;
+            () = interfaces.changed() => {
+                let began = Instant::now();
                 agent.work(|hands, interrupt| {
                     let Hands { control, reporter } = hands;
                     control.notice_detach(&mut **reporter);
                     control.refresh_targets(false, &mut **reporter);
                     control.follow_interfaces(interrupt, &mut **reporter);
-                }).await;
+                }).await?;
+                interfaces.note_look(began);
+            }
+            () = changed(neighbours.as_mut()) => {
+                let began = Instant::now();
+                agent.work(|hands, _| {
+                    hands.control.refresh_targets(false, &mut *hands.reporter);
+                }).await?;
+                if let Some(neighbours) = &mut neighbours {
+                    neighbours.note_look(began);
+                }
             }
             _ = survey.tick() => {
                 agent.work(|hands, interrupt| {
@@ -500,46 +685,18 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
                     control.notice_detach(&mut **reporter);
                     control.follow_interfaces(interrupt, &mut **reporter);
                     control.keep_again(&mut **reporter);
-                }).await;
+                }).await?;
             }
         }
     }
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    for Serving { task, socket } in sockets {
-        task.abort();
-        // The file goes with it.
-        drop(socket);
-    }
-    match (agent.ended, agent.hands) {
-        (Some(end), Some(hands)) => finish(&options, end, hands),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
-/// Reads the policy file to begin with. `None` if the agent is to end first.
-async fn load_first(path: &Path, ends: &mut Ends) -> Result<Option<LoadedPolicy>, Error> {
-    let (path, interrupt) = (path.to_owned(), Interrupt::default());
-    let (reply, mut loaded) = oneshot::channel();
-    // A thread that ends: one that did other work later would keep the capabilities that are given up.
-    let reader = std::thread::Builder::new().name("reader".to_owned()).spawn({
-        let interrupt = interrupt.clone();
-        move || reply.send(loading::load_own(&path, &interrupt)).is_ok()
-    });
-    let refused =
-        |why: &str| Error::Refused(Refusal::refused(format!("reading the policy: {why}")));
-    let reader = reader.map_err(|error| refused(&error.to_string()))?;
-    let loaded = tokio::select! {
-        loaded = &mut loaded => Some(loaded),
-        _ = ends.next() => None,
-    };
-    interrupt.set();
-    if let Err(panicked) = reader.join() {
-        std::panic::resume_unwind(panicked);
-    }
-    match loaded {
-        Some(Ok(loaded)) => loaded.map(Some),
-        Some(Err(_)) => Err(refused("the reader is gone")),
-        None => Ok(None),
+/// Waits for what may not be followed at all.
+async fn changed(followed: Option<&mut Followed>) {
+    match followed {
+        Some(followed) => followed.changed().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -595,7 +752,7 @@ fn serve(options: &Options, shared: &Arc<Shared>, desk: Desk) -> Result<Vec<Serv
 }
 
 /// Reads the policy file again.
-async fn reload(agent: &mut Agent, path: Option<&Path>) {
+async fn reload(agent: &mut Agent, path: Option<&Path>) -> Result<(), Left> {
     let path = path.map(Path::to_owned);
     agent
         .work(move |hands, interrupt| {
@@ -612,13 +769,15 @@ async fn reload(agent: &mut Agent, path: Option<&Path>) {
                 Ok(()) => {}
             }
         })
-        .await;
+        .await?;
     agent.has_worked = true;
+    Ok(())
 }
 
 /// Ends as it is asked to.
 fn finish(options: &Options, end: End, hands: Hands) -> Result<(), Error> {
     let Hands { mut control, mut reporter } = hands;
+    control.keep_history_now();
     let cause = match end {
         // A trial is a trial however the agent is ended.
         End::Terminated if options.lifetime.is_some() => "ended before its time",
@@ -651,5 +810,57 @@ pub const fn change_word(change: Change) -> &'static str {
         Change::New => "attached to",
         Change::Kept => "still on",
         Change::Upgraded => "program replaced on",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use nix::sys::signal::{Signal as Number, raise};
+
+    use super::*;
+
+    /// Has a worker do something that goes on until it is told, and raises signals.
+    fn wait_with(signals: usize, is_harmless: bool) -> (Result<(), Left>, Option<End>) {
+        runtime().unwrap().block_on(async {
+            let mut ends = Ends::listen().unwrap();
+            let worker = Worker::start().unwrap();
+            let (interrupt, mut ended) = (Interrupt::default(), None);
+            interrupt.note_harmless(is_harmless);
+            let (go_on, told) = mpsc::channel::<()>();
+            // Deaf to interrupts.
+            let work = worker.run(move || {
+                let _ = told.recv();
+            });
+            let raising = {
+                let interrupt = interrupt.clone();
+                async move {
+                    for at in 0..signals {
+                        raise(Number::SIGUSR1).unwrap();
+                        while at == 0 && !interrupt.is_set() {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                    std::future::pending::<()>().await;
+                }
+            };
+            let result = tokio::select! {
+                result = ends.wait_for(work, &interrupt, &mut ended, true) => result,
+                () = raising => unreachable!("it never ends"),
+            };
+            drop(go_on);
+            (result, ended)
+        })
+    }
+
+    #[test]
+    fn a_second_signal_ends_the_agent_whatever_it_is_doing() {
+        assert_eq!(wait_with(2, false), (Err(Left::Forced), Some(End::Terminated)));
+    }
+
+    #[test]
+    fn reading_is_not_waited_for_once_the_agent_is_to_end() {
+        assert_eq!(wait_with(1, true), (Err(Left::Undone), Some(End::Terminated)));
     }
 }

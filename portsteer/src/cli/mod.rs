@@ -295,16 +295,27 @@ fn run_agent(options: AgentOptions) -> u8 {
         // A trial is nothing to start with the next time.
         state: (!ephemeral && lifetime.is_none()).then_some(state_dir),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match agent::runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("the agent cannot start: {error}"), None);
             return REFUSED;
         }
     };
-    let log = Box::new(AgentLog { instance, lifetime });
-    match runtime.block_on(agent::run(options, log)) {
-        Ok(()) => 0,
+    let mut log = AgentLog { instance, lifetime };
+    let own = Box::new(AgentLog { instance: log.instance.clone(), lifetime });
+    let result = runtime.block_on(agent::run(options, own));
+    // Whoever still looks into a request is not waited for.
+    runtime.shutdown_background();
+    match result {
+        Ok(agent::Ended::Done) => 0,
+        Ok(agent::Ended::WhileReading) => {
+            agent::Reporter::note(
+                &mut log,
+                "ending while a policy was read, which is left alone; the dataplane stays in force",
+            );
+            0
+        }
         Err(error) => {
             show_error(&error);
             match error {

@@ -12,7 +12,7 @@ use portsteer_common::{
 };
 
 use super::{
-    Blamed, CompileError, Compiled, Interrupt,
+    Blamed, CompileError, Compiled, Interrupt, Slots,
     asked::asked,
     budget::{Budget, OverBudget},
     cell,
@@ -23,7 +23,7 @@ use super::{
     layout::{Layout, Tables},
     partitions::{ByDestination, Partitions, Side},
     ranges::{Region, V4, V6},
-    ranges_of, slots, verdict,
+    ranges_of, verdict,
 };
 use crate::policy::{AddressItem, Addresses, Policy};
 
@@ -89,7 +89,8 @@ impl Compiler {
         for (rule, decision) in policy.rules.iter().zip(decisions) {
             assert_eq!(verdict(rule.action), decision.verdict(), "a rule's decision is its own");
         }
-        let matches = policy.rules.iter().map(|rule| Match::new(rule, slots(rule, interfaces)));
+        let mut slots = Slots::new(interfaces);
+        let matches = policy.rules.iter().map(|rule| Match::new(rule, slots.of(rule)));
         let matches: Vec<Match<'_>> = matches.collect();
         let input = Input { policy, matches: &matches, decisions };
         let asked = if self.is_forgetful { Vec::new() } else { asked(&matches) };

@@ -6,10 +6,7 @@
 //! [`partitions`] finds the lists, by address. What comes of it is a [`diagram`] of which equal parts
 //! are there once. [`budget`] ends what would take too much, and says who is to blame.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::collections::HashMap;
 
 use portsteer_common::{
     Decision, Image, Node, Verdict,
@@ -17,13 +14,14 @@ use portsteer_common::{
     node::Segment,
 };
 
-use crate::policy::{Action, NumberRange, Policy, Rule};
+use crate::policy::{Action, InterfacePattern, NumberRange, Policy, Rule};
 
 use budget::MAX_WORDS;
 use diagram::Entries;
 use fields::Match;
 use layout::Tables;
 
+pub use crate::interrupt::Interrupt;
 pub use compiler::Compiler;
 
 mod asked;
@@ -59,33 +57,6 @@ pub enum CompileError {
     /// By [`Interrupt::set`].
     #[error("interrupted before the policy was compiled")]
     Interrupted,
-}
-
-/// With a clone of this, another thread ends a compilation that nobody waits for any more.
-#[derive(Debug, Clone, Default)]
-pub struct Interrupt {
-    own: Arc<AtomicBool>,
-    /// That of the work which this is a part of.
-    outer: Option<Arc<Self>>,
-}
-
-impl Interrupt {
-    /// Another one, for a part of the work: it is set when this one is, and can be set alone.
-    #[must_use]
-    pub fn for_a_part(&self) -> Self {
-        Self { own: Arc::default(), outer: Some(Arc::new(self.clone())) }
-    }
-
-    /// Ends the compilation soon.
-    pub fn set(&self) {
-        self.own.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether it is to end.
-    #[must_use]
-    pub fn is_set(&self) -> bool {
-        self.own.load(Ordering::Relaxed) || self.outer.as_ref().is_some_and(|outer| outer.is_set())
-    }
 }
 
 /// A rule that has to be in many parts of the tables.
@@ -199,26 +170,47 @@ pub const fn verdict(action: Action) -> Verdict {
     }
 }
 
-/// The slots of the interfaces that a rule asks for.
-fn slots(rule: &Rule, interfaces: &[(u32, &str)]) -> Option<Vec<NumberRange>> {
-    if rule.interfaces.is_empty() {
-        return None;
+/// Which of some interfaces patterns mean. Each pattern is looked at once, however many rules have it.
+struct Slots<'a> {
+    /// The interfaces that the policy is for, with their slots.
+    interfaces: &'a [(u32, &'a str)],
+    by_pattern: HashMap<&'a str, Vec<u32>>,
+}
+
+impl<'a> Slots<'a> {
+    fn new(interfaces: &'a [(u32, &'a str)]) -> Self {
+        Self { interfaces, by_pattern: HashMap::new() }
     }
-    let globs: Vec<_> = rule
-        .interfaces
-        .iter()
-        .filter(|pattern| pattern.is_glob)
-        .filter_map(|pattern| globset::Glob::new(&pattern.text).ok())
-        .map(|glob| glob.compile_matcher())
-        .collect();
-    let is_named = |name: &str| rule.interfaces.iter().any(|pattern| pattern.text == name);
-    let mut slots: Vec<NumberRange> = interfaces
-        .iter()
-        .filter(|(_, name)| is_named(name) || globs.iter().any(|glob| glob.is_match(name)))
-        .map(|&(slot, _)| NumberRange::single(slot as u16))
-        .collect();
-    slots.sort_unstable();
-    Some(slots)
+
+    fn of_pattern(&mut self, pattern: &'a InterfacePattern) -> &[u32] {
+        let interfaces = self.interfaces;
+        self.by_pattern.entry(&pattern.text).or_insert_with(|| {
+            let glob = match pattern.is_glob {
+                true => globset::Glob::new(&pattern.text).ok().map(|glob| glob.compile_matcher()),
+                false => None,
+            };
+            let is_meant = |name: &str| {
+                name == pattern.text || glob.as_ref().is_some_and(|glob| glob.is_match(name))
+            };
+            let meant = interfaces.iter().filter(|(_, name)| is_meant(name));
+            meant.map(|&(slot, _)| slot).collect()
+        })
+    }
+
+    /// The slots of the interfaces that a rule asks for.
+    fn of(&mut self, rule: &'a Rule) -> Option<Vec<NumberRange>> {
+        if rule.interfaces.is_empty() {
+            return None;
+        }
+        let mut slots: Vec<NumberRange> = Vec::new();
+        for pattern in &rule.interfaces {
+            let meant = self.of_pattern(pattern).iter();
+            slots.extend(meant.map(|&slot| NumberRange::single(slot as u16)));
+        }
+        slots.sort_unstable();
+        slots.dedup();
+        Some(slots)
+    }
 }
 
 fn features(rules: &[Match<'_>]) -> u32 {

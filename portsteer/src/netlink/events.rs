@@ -8,6 +8,24 @@ use std::{
 
 use super::request::open_socket;
 
+/// What is told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    Interfaces,
+    /// Of these there is as much as anybody on a link likes: each unknown sender of an ARP request is one.
+    Neighbours,
+}
+
+impl News {
+    /// The first 32 groups as bits: `RTNLGRP_LINK`, `RTNLGRP_NEIGH`.
+    const fn group(self) -> libc::c_int {
+        match self {
+            Self::Interfaces => libc::RTMGRP_LINK,
+            Self::Neighbours => libc::RTMGRP_NEIGH,
+        }
+    }
+}
+
 /// Tells that interfaces or neighbours have changed, but not which: whoever wants to know looks
 /// ([`links`](super::links), [`neighbour`](super::neighbour)), and so misses nothing when the
 /// kernel had more to tell than it kept. Its file descriptor is readable when there is news, and
@@ -15,9 +33,9 @@ use super::request::open_socket;
 ///
 /// ```no_run
 /// # fn main() -> std::io::Result<()> {
-/// use portsteer::netlink::{Events, links};
+/// use portsteer::netlink::{Events, News, links};
 ///
-/// let events = Events::subscribe()?;
+/// let events = Events::subscribe(News::Interfaces)?;
 /// let before = links()?;
 /// // Now, or whenever the descriptor is readable:
 /// if events.drain()? {
@@ -38,13 +56,12 @@ impl Events {
     /// # Errors
     ///
     /// If the kernel has no socket to give.
-    pub fn subscribe() -> io::Result<Self> {
+    pub fn subscribe(news: News) -> io::Result<Self> {
         let socket = open_socket(libc::NETLINK_ROUTE, libc::SOCK_NONBLOCK)?;
         // SAFETY: `sockaddr_nl` is plain data, for which all zeros are valid.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-        // The first 32 groups are bits: RTNLGRP_LINK and RTNLGRP_NEIGH.
-        address.nl_groups = (libc::RTMGRP_LINK | libc::RTMGRP_NEIGH).cast_unsigned();
+        address.nl_groups = news.group().cast_unsigned();
         // SAFETY: the socket is open, and pointer and size are those of `address`, which is alive
         // during the call and of the type that a netlink socket expects.
         let result = unsafe {

@@ -16,7 +16,7 @@ mod watch;
 
 use std::{io, net::IpAddr};
 
-pub use events::Events;
+pub use events::{Events, News};
 pub use features::{XdpFeatures, xdp_features};
 pub(crate) use neighbours::neighbour_header;
 pub use neighbours::{Neighbour, NeighbourState, neighbour, resolve_neighbour};

@@ -4,7 +4,7 @@ use std::io;
 
 use tokio::io::unix::AsyncFd;
 
-use super::Events;
+use super::{Events, News};
 
 /// Waits for interfaces or neighbours to change.
 #[derive(Debug)]
@@ -17,8 +17,8 @@ impl Watch {
     /// # Errors
     ///
     /// If the kernel has no socket to give.
-    pub fn start() -> io::Result<Self> {
-        let events = Events::subscribe()?;
+    pub fn start(news: News) -> io::Result<Self> {
+        let events = Events::subscribe(news)?;
         // SAFETY: the socket belongs to `events` alone, which moves into the result, never changes
         // it, and closes it only when dropped.
         Ok(Self(unsafe { AsyncFd::register(events)? }))

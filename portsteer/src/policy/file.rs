@@ -5,17 +5,20 @@
 //! version of the format brings is refused by name, so that no policy ever means less than it
 //! says.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use toml::{
     Spanned,
     de::{DeInteger, DeTable, DeValue},
 };
 
+pub use self::budget::{MAX_ERRORS, MAX_TOKENS};
 pub(crate) use self::icmp_types::{icmp_type_names, icmp_type_of};
-pub use self::sets::{MAX_PREFIXES_IN_ALL, SetFiles};
+pub use self::interfaces::{MAX_GLOBS, MAX_INTERFACES, MAX_RULE_INTERFACES};
+pub use self::sets::{MAX_PREFIXES_IN_ALL, MAX_SET_FILES, SetFiles};
 pub(super) use self::syntax::dismantle;
 use self::{
+    budget::{Extent, extent},
     interfaces::Attached,
     rules::{Named, RULE_KEY_SYNONYMS, RULE_KEYS},
     sets::{SET_KEYS, Sets},
@@ -27,9 +30,11 @@ use super::{
     diagnostic::{Diagnostic, suggest},
     services::Services,
 };
+use crate::interrupt::Interrupt;
 
 mod actions;
 mod addresses;
+mod budget;
 mod icmp_types;
 mod interfaces;
 mod ports;
@@ -65,7 +70,7 @@ pub struct Parsed {
 /// Everything that is wrong with the file, in its order; at least one. Errors about the file as a
 /// whole come first.
 pub fn parse(text: &str, services: &Services) -> Result<Parsed, Vec<Diagnostic>> {
-    parse_policy(text, services, None)
+    parse_until(text, services, None, &Interrupt::default())
 }
 
 /// Reads a policy file, and the files that its sets name through `files`.
@@ -78,42 +83,114 @@ pub fn parse_with(
     services: &Services,
     files: &mut dyn SetFiles,
 ) -> Result<Parsed, Vec<Diagnostic>> {
-    parse_policy(text, services, Some(files))
+    parse_until(text, services, Some(files), &Interrupt::default())
 }
 
-fn parse_policy<'a>(
+/// Reads a policy file as [`parse_with`] does, and stops soon once it is interrupted.
+///
+/// # Errors
+///
+/// As [`parse_with`] has them, at most [`MAX_ERRORS`] of each kind. Where it was interrupted, they mean nothing.
+pub fn parse_until<'a>(
     text: &str,
     services: &'a Services,
     files: Option<&'a mut (dyn SetFiles + 'a)>,
+    interrupt: &'a Interrupt,
 ) -> Result<Parsed, Vec<Diagnostic>> {
-    let (root, syntax_errors) = DeTable::parse_recoverable(text);
+    let text_read = match extent(text, interrupt) {
+        Extent::Whole => text,
+        Extent::UpTo(end) => &text[..end],
+        Extent::TooLong(at) => return Err(vec![too_long(at)]),
+        Extent::Interrupted => return Err(vec![interrupted()]),
+    };
+    let (root, syntax_errors) = DeTable::parse_recoverable(text_read);
     let root = root.into_inner();
     let mut reader = Reader {
         services,
         files,
-        line_starts: line_starts(text),
-        is_whole: syntax_errors.is_empty(),
+        interrupt,
+        line_starts: line_starts(text_read),
+        is_whole: syntax_errors.is_empty() && text_read.len() == text.len(),
         suggestions: MAX_SUGGESTIONS,
-        errors: Vec::new(),
-        warnings: Vec::new(),
+        comparisons: MAX_COMPARISONS,
+        globs: HashSet::new(),
+        rule_interfaces: 0,
+        errors: Found::default(),
+        warnings: Found::default(),
     };
     let policy = reader.read_policy(&root);
 
-    let Reader { mut errors, mut warnings, .. } = reader;
-    let syntax_errors = syntax_diagnostics(text, &root, &syntax_errors);
+    let Reader { errors, warnings, .. } = reader;
+    let (errors_count, mut errors, mut warnings) = (errors.count, errors.list, warnings.list);
+    let syntax_errors = syntax_diagnostics(text_read, &root, &syntax_errors);
     dismantle(root);
+    if interrupt.is_set() {
+        return Err(vec![interrupted()]);
+    }
     remove_consequences(&mut errors, &syntax_errors);
     errors.extend(syntax_errors);
     let by_place = |found: &Diagnostic| found.span.as_ref().map(|span| (span.start, span.end));
     match policy {
-        Some(policy) if errors.is_empty() => {
+        Some(policy) if errors.is_empty() && text_read.len() == text.len() => {
             warnings.sort_by_key(by_place);
             Ok(Parsed { policy, warnings })
         }
         _ => {
             errors.sort_by_key(by_place);
+            if errors_count >= MAX_ERRORS || text_read.len() < text.len() {
+                errors.push(Diagnostic::error(format!(
+                    "the policy was read no further after {MAX_ERRORS} errors"
+                )));
+            }
             Err(errors)
         }
+    }
+}
+
+fn too_long(at: usize) -> Diagnostic {
+    Diagnostic::error(format!(
+        "the policy has more than {MAX_TOKENS} words, numbers, strings and signs"
+    ))
+    .at(at..at)
+    .label("the first one that is too many")
+    .help("put addresses into files of their own: `[sets.NAME]` with `file = \"NAME.txt\"`")
+}
+
+/// What reading ends with where nobody waits for it.
+fn interrupted() -> Diagnostic {
+    Diagnostic::error("interrupted before the policy was read")
+}
+
+/// What was found, as far as there is room for it.
+#[derive(Debug, Default)]
+struct Found {
+    list: Vec<Diagnostic>,
+    /// How much was found.
+    count: usize,
+}
+
+impl Found {
+    fn push(&mut self, found: Diagnostic) {
+        self.count += 1;
+        if self.list.len() < MAX_ERRORS {
+            self.list.push(found);
+        }
+    }
+
+    /// How much was found, kept or not.
+    const fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is room for no more.
+    const fn is_full(&self) -> bool {
+        self.count >= MAX_ERRORS
+    }
+}
+
+impl Extend<Diagnostic> for Found {
+    fn extend<I: IntoIterator<Item = Diagnostic>>(&mut self, found: I) {
+        found.into_iter().for_each(|found| self.push(found));
     }
 }
 
@@ -124,6 +201,9 @@ type Entry<'t, 'i> = (&'t Key<'i>, &'t Value<'i>);
 /// How many suggestions are looked for in one file: enough for what is shown, and no more work
 /// than that for a file that is wrong all over.
 const MAX_SUGGESTIONS: usize = 256;
+
+/// With how many names, altogether, what is suggested is compared.
+const MAX_COMPARISONS: usize = 200_000;
 
 /// How many names one message lists.
 const MAX_LISTED: usize = 8;
@@ -160,14 +240,21 @@ struct Reader<'a> {
     services: &'a Services,
     /// What reads the sets' files, if anything does.
     files: Option<&'a mut dyn SetFiles>,
+    interrupt: &'a Interrupt,
     /// Where the lines start, in bytes.
     line_starts: Vec<usize>,
     /// Whether there were no errors of syntax. Where there are, what is missing proves nothing.
     is_whole: bool,
     /// How many suggestions may still be looked for.
     suggestions: usize,
-    errors: Vec<Diagnostic>,
-    warnings: Vec<Diagnostic>,
+    /// With how many names these may still be compared.
+    comparisons: usize,
+    /// The globs of interfaces, each once.
+    globs: HashSet<String>,
+    /// How many interfaces and globs rules have named.
+    rule_interfaces: usize,
+    errors: Found,
+    warnings: Found,
 }
 
 impl Reader<'_> {
@@ -195,6 +282,9 @@ impl Reader<'_> {
             targets: &targets,
         };
         for (key, value) in root.iter().filter(is_complete) {
+            if self.is_over() {
+                break;
+            }
             match key.get_ref().as_ref() {
                 "version" | "interfaces" | "sets" | "targets" => {}
                 "mode" => mode = self.read_mode(value).unwrap_or(mode),
@@ -409,7 +499,17 @@ impl Reader<'_> {
         candidates: impl IntoIterator<Item = &'c str>,
     ) -> Option<&'c str> {
         self.suggestions = self.suggestions.checked_sub(1)?;
-        suggest(word, candidates)
+        let left = &mut self.comparisons;
+        let counted = candidates.into_iter().take_while(|_| {
+            *left = left.saturating_sub(1);
+            *left > 0
+        });
+        suggest(word, counted)
+    }
+
+    /// Whether reading on makes no sense: there are errors enough, or nobody waits for it.
+    fn is_over(&self) -> bool {
+        self.errors.is_full() || self.interrupt.is_set()
     }
 }
 
@@ -506,7 +606,7 @@ fn is_bare(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, fmt::Write as _, net::IpAddr};
+    use std::{fmt::Write as _, net::IpAddr};
 
     use ipnet::IpNet;
     use portsteer_common::PortProtocol;
@@ -1101,12 +1201,12 @@ error: the policy has no `interfaces`
     fn a_file_that_is_wrong_all_over_is_told_in_short() {
         let text = HEAD.to_owned() + &"[[rules]]\ndst_prot = \"htps\"\n".repeat(20_000);
         let errors = errors(&text);
-        assert_eq!(errors.len(), 40_000);
+        assert_eq!(errors.len(), MAX_ERRORS + 1);
         let suggestions =
             errors.iter().filter(|error| error.help.as_deref() == Some("did you mean `dst_port`?"));
         assert_eq!(suggestions.count(), MAX_SUGGESTIONS);
         let shown = rendered(&text, &errors);
-        assert!(shown.ends_with("\nand 39980 more\n"));
+        assert!(shown.ends_with("\nand 981 more\n"));
         assert!(shown.len() < 10_000);
     }
 

@@ -12,6 +12,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Subnets};
 
 use super::file::{did_you_mean, is_number, quote};
+use crate::interrupt::Interrupt;
 
 /// The most prefixes that a set has.
 pub const MAX_PREFIXES: usize = 1 << 20;
@@ -98,6 +99,14 @@ pub fn parse(text: &str) -> Result<IpNet, PrefixFault> {
 /// Reads the content of a file.
 #[must_use]
 pub fn parse_file(bytes: &[u8]) -> PrefixFile {
+    parse_file_until(bytes, &Interrupt::default())
+}
+
+/// Reads the content of a file until it is interrupted, and then finds the less.
+#[must_use]
+pub fn parse_file_until(bytes: &[u8], interrupt: &Interrupt) -> PrefixFile {
+    /// After how many lines it is looked at.
+    const MANY: usize = 4_096;
     let mut file = PrefixFile::default();
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         let message = "the file is UTF-16 text".to_owned();
@@ -108,6 +117,9 @@ pub fn parse_file(bytes: &[u8]) -> PrefixFile {
     }
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+        if index % MANY == 0 && interrupt.is_set() {
+            break;
+        }
         let end = line.iter().position(|&byte| byte == b'#').unwrap_or(line.len());
         let entry = line[..end].trim_ascii();
         if entry.is_empty() {

@@ -25,23 +25,23 @@ use crate::{
     in_force, policy, rule,
 };
 
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// What the agent needs for a few requests after it has been measured: connections' buffers, threads that look,
 /// and what the allocator keeps for later. Some 10 MiB were seen.
 const FEW_REQUESTS: u64 = 48 * MIB;
 
 /// An agent under siege.
-struct Siege<'a> {
+pub(crate) struct Siege<'a> {
     site: &'a Site,
-    agent: Agent,
+    pub(crate) agent: Agent,
     before: (u64, String),
     descriptors: usize,
     memory: u64,
 }
 
 impl<'a> Siege<'a> {
-    fn begin(site: &'a Site, policy: &str) -> Self {
+    pub(crate) fn begin(site: &'a Site, policy: &str) -> Self {
         let agent = Agent::serve(&site.host, INSTANCE, policy);
         let before = in_force(&agent);
         let mut siege = Self { site, agent, before, descriptors: 0, memory: 0 };
@@ -68,7 +68,7 @@ impl<'a> Siege<'a> {
     }
 
     /// It has cost no more memory than this, nothing is left, and all is as it was.
-    fn end(self, memory: u64) {
+    pub(crate) fn end(self, memory: u64) {
         let peak = self.memory("VmHWM").saturating_sub(self.memory);
         assert!(peak <= memory, "{} MiB more than before", peak / MIB);
         // A connection is given up when its end is read.
@@ -80,7 +80,7 @@ impl<'a> Siege<'a> {
     }
 }
 
-fn request(method: &str, path: &str, more: &str, body: &[u8]) -> Vec<u8> {
+pub(crate) fn request(method: &str, path: &str, more: &str, body: &[u8]) -> Vec<u8> {
     let len = body.len();
     let head =
         format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{more}Content-Length: {len}\r\n\r\n");

@@ -4,7 +4,7 @@ use std::{os::fd::AsFd as _, time::Duration};
 
 use portsteer::{
     lab::{End, Namespace, Veth, poll_readable},
-    netlink::Events,
+    netlink::{Events, News},
 };
 
 use super::{V4, pair};
@@ -30,16 +30,18 @@ fn settle(events: &Events) {
 #[test]
 fn changes_of_links_and_neighbours_wake_up() {
     let (left, _right, veth) = pair();
-    let events = left.run(Events::subscribe).unwrap();
+    let events = left.run(|| Events::subscribe(News::Interfaces)).unwrap();
     settle(&events);
     assert!(!events.drain().unwrap(), "it does not block");
 
     veth.left.set_mtu(1400).unwrap();
     assert!(woke_up(&events), "a link changed");
     settle(&events);
+    let neighbours = left.run(|| Events::subscribe(News::Neighbours)).unwrap();
+    settle(&neighbours);
     veth.left.add_neighbor(V4[1], [2, 0, 0, 0, 0, 9]).unwrap();
-    assert!(woke_up(&events), "a neighbour changed");
-    settle(&events);
+    assert!(woke_up(&neighbours), "a neighbour changed");
+    assert!(!events.drain().unwrap(), "which is told to those alone who want to know");
     veth.right.set_down().unwrap();
     assert!(woke_up(&events), "the carrier is gone");
 }
@@ -47,7 +49,7 @@ fn changes_of_links_and_neighbours_wake_up() {
 #[test]
 fn other_namespaces_do_not_wake_up() {
     let (left, other) = (Namespace::new().unwrap(), Namespace::new().unwrap());
-    let events = left.run(Events::subscribe).unwrap();
+    let events = left.run(|| Events::subscribe(News::Interfaces)).unwrap();
     settle(&events);
     Veth::between(End::new(&other, "a"), End::new(&other, "b")).create().unwrap();
     assert!(!is_readable(&events, Duration::from_millis(50)));
@@ -57,7 +59,7 @@ fn other_namespaces_do_not_wake_up() {
 #[test]
 fn more_news_than_the_kernel_keeps_is_news() {
     let (left, _right, veth) = pair();
-    let events = left.run(Events::subscribe).unwrap();
+    let events = left.run(|| Events::subscribe(News::Interfaces)).unwrap();
     let set_mtu = |mtu| veth.left.set_mtu(mtu).unwrap();
     // Each is a message of more than a kilobyte, and the socket's buffer is some 200 KiB.
     for step in 0..400 {

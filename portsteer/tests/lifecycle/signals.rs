@@ -1,9 +1,9 @@
 //! SIGTERM leaves the dataplane in force, SIGINT takes it off, SIGHUP reads the policy again.
 
-use std::fs;
+use std::{fs, os::unix::net::UnixDatagram, time::Duration};
 
 use portsteer_testkit::{
-    agent::{Agent, Stats, binary, run},
+    agent::{Agent, Stats, binary, policy_file, run},
     sandbox::sandbox,
     site::Site,
 };
@@ -171,6 +171,41 @@ fn many_sighups_at_once_do_no_harm() {
         });
         assert_in_force(&site);
         agent.end(libc::SIGINT);
+        assert_all_off(&site);
+    });
+}
+
+#[test]
+fn a_service_manager_hears_that_the_agent_lives() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify.sock");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let file = policy_file(directory.path(), &policy(&["uplink"]));
+        let mut agent = site
+            .host
+            .command(binary())
+            .args(["agent", "--ephemeral", "--instance", INSTANCE, "--policy"])
+            .arg(file)
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "100000")
+            .spawn()
+            .unwrap();
+        let mut said: Vec<String> = Vec::new();
+        let count = |said: &[String], what: &str| said.iter().filter(|text| *text == what).count();
+        while count(&said, "READY=1") < 1 || count(&said, "WATCHDOG=1") < 5 {
+            let mut message = [0; 64];
+            let len = manager.recv(&mut message).expect("a sign of life");
+            said.push(String::from_utf8_lossy(&message[..len]).trim().to_owned());
+        }
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(agent.id().cast_signed()),
+            nix::sys::signal::Signal::SIGINT,
+        )
+        .unwrap();
+        assert!(agent.wait().unwrap().success());
         assert_all_off(&site);
     });
 }

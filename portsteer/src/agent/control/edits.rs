@@ -1,6 +1,9 @@
 //! Edits of the policy in force.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -10,7 +13,7 @@ use crate::{
         Bundle, Error, Reporter,
         bundle::{SetFile, lost_files},
         file_edits::{FileEdit, Folded},
-        loading::{check_len, host_facts, services},
+        loading::{check_len, host_facts, not_interrupted, services},
         store::{MAX_EDITED, Record},
     },
     api::{ApplyAnswer, EditRequest, Kind, Refusal},
@@ -39,13 +42,13 @@ impl Control {
         if !desired.is_whole {
             return Err(Error::Refused(content_is_lost()));
         }
-        let mut plan = Plan::new(&desired, &request.edits)?;
+        let mut plan = Plan::new(&desired, &request.edits, interrupt)?;
         let changes_text = plan.text != *desired.text;
         let (policy, warnings) = match changes_text {
-            true => plan.read(&desired)?,
+            true => plan.read(&desired, interrupt)?,
             false => {
                 let mut policy = (*desired.policy).clone();
-                plan.edit_sets(&mut policy)?;
+                plan.edit_sets(&mut policy, interrupt)?;
                 (policy, String::new())
             }
         };
@@ -104,19 +107,80 @@ struct FileChange {
     prefixes: Vec<IpNet>,
 }
 
+/// The most edits that are made together.
+pub const MAX_EDITS: usize = 1_000;
+
+/// Through how many bytes the edits of a request go at most: each reads all of the policy's text, and goes
+/// through all prefixes of its set. Reading so much takes half a minute.
+const MAX_WORK: usize = 256 << 20;
+
+/// What going through a prefix costs, as bytes of text.
+const PREFIX_WORK: usize = 16;
+
+/// Refuses edits that would keep the agent from everything else for long.
+fn check_work(desired: &Desired, edits: &[Edit]) -> Result<(), Error> {
+    let refuse = |message: String, most: usize| {
+        let help = match most {
+            0 | 1 => "apply the policy instead".to_owned(),
+            most => format!("send at most {most} in a request, or apply the policy instead"),
+        };
+        Err(Error::Refused(Refusal::bad_input(message).help(help)))
+    };
+    let count = edits.len();
+    if count > MAX_EDITS {
+        let message =
+            format!("the request has {count} edits, and at most {MAX_EDITS} are made together");
+        return refuse(message, MAX_EDITS);
+    }
+    let prefixes: HashMap<&str, usize> =
+        desired.policy.sets.iter().map(|set| (&*set.name, set.prefixes.len())).collect();
+    let work: usize = edits
+        .iter()
+        .map(|edit| {
+            let of_set = match edit {
+                Edit::AddPrefixes { set, .. } | Edit::RemovePrefixes { set, .. } => {
+                    prefixes.get(&**set).copied().unwrap_or(0)
+                }
+                _ => 0,
+            };
+            desired.text.len() + of_set * PREFIX_WORK
+        })
+        .sum();
+    // One edit is always made.
+    if count > 1 && work > MAX_WORK {
+        let message = format!("{count} edits of so long a policy would take too long together");
+        return refuse(message, MAX_WORK / work.div_ceil(count));
+    }
+    Ok(())
+}
+
 impl Plan {
-    pub(super) fn new(desired: &Desired, edits: &[Edit]) -> Result<Self, Error> {
+    pub(super) fn new(
+        desired: &Desired,
+        edits: &[Edit],
+        interrupt: &Interrupt,
+    ) -> Result<Self, Error> {
+        check_work(desired, edits)?;
         let mut plan = Self { text: desired.text.to_string(), files: Vec::new() };
         for edit in edits {
+            not_interrupted(interrupt)?;
+            // Each of them may make it longer.
+            check_len(&plan.text)?;
             match edit_text(&plan.text, edit)? {
                 Edited::Text(text) => plan.text = text,
                 Edited::SetFile(file) => {
                     let (adds, prefixes) = match edit {
-                        Edit::AddPrefixes { prefixes, .. } => (true, prefixes.clone()),
-                        Edit::RemovePrefixes { prefixes, .. } => (false, prefixes.clone()),
+                        Edit::AddPrefixes { prefixes, .. } => (true, prefixes),
+                        Edit::RemovePrefixes { prefixes, .. } => (false, prefixes),
                         _ => continue,
                     };
-                    plan.files.push(FileChange { file, adds, prefixes });
+                    match plan.files.last_mut() {
+                        // Adding is the same in one go or in several.
+                        Some(last) if adds && last.adds && last.file == file => {
+                            last.prefixes.extend(prefixes);
+                        }
+                        _ => plan.files.push(FileChange { file, adds, prefixes: prefixes.clone() }),
+                    }
                 }
             }
         }
@@ -124,9 +188,10 @@ impl Plan {
     }
 
     /// Changes what sets have from files. Changes that change nothing are forgotten.
-    fn edit_sets(&mut self, policy: &mut Policy) -> Result<(), Error> {
+    fn edit_sets(&mut self, policy: &mut Policy, interrupt: &Interrupt) -> Result<(), Error> {
         let mut effective = Vec::new();
         for FileChange { file, adds, prefixes } in std::mem::take(&mut self.files) {
+            not_interrupted(interrupt)?;
             let ids = (0..).map(SetId).take(policy.sets.len());
             let is_of = |id: &SetId| policy.set(*id).file.as_ref() == Some(&file);
             let ids: Vec<SetId> = ids.filter(is_of).collect();
@@ -157,22 +222,30 @@ impl Plan {
     }
 
     /// Reads the changed text; what files have is known already.
-    fn read(&mut self, desired: &Desired) -> Result<(Policy, String), Error> {
+    fn read(
+        &mut self,
+        desired: &Desired,
+        interrupt: &Interrupt,
+    ) -> Result<(Policy, String), Error> {
         check_len(&self.text)?;
-        let parsed = policy::file::parse_with(&self.text, &services(), &mut lost_files);
+        let (services, mut files) = (services(), lost_files);
+        let parsed = policy::file::parse_until(&self.text, &services, Some(&mut files), interrupt);
+        not_interrupted(interrupt)?;
         let mut parsed = parsed.map_err(|diagnostics| Error::Policy {
             path: EDITED.into(),
             text: self.text.clone(),
             diagnostics,
         })?;
+        let files = desired.policy.sets.iter();
+        let known: HashMap<&str, &Arc<Vec<IpNet>>> =
+            files.filter_map(|set| Some((set.file.as_deref()?, &set.prefixes))).collect();
         for set in parsed.policy.sets.iter_mut().filter(|set| set.file.is_some()) {
-            let known = desired.policy.sets.iter().find(|known| known.file == set.file);
-            if let Some(known) = known {
-                set.prefixes = Arc::clone(&known.prefixes);
+            if let Some(known) = set.file.as_deref().and_then(|file| known.get(file)) {
+                set.prefixes = Arc::clone(known);
             }
         }
         let mut policy = parsed.policy;
-        self.edit_sets(&mut policy)?;
+        self.edit_sets(&mut policy, interrupt)?;
         let mut warnings = parsed.warnings;
         const FEW: usize = 100_000;
         if policy.sets.iter().map(|set| set.prefixes.len()).sum::<usize>() < FEW {
@@ -204,5 +277,59 @@ impl Plan {
 impl From<policy::edit::EditError> for Error {
     fn from(error: policy::edit::EditError) -> Self {
         Self::Refused(Refusal { kind: Kind::BadInput, ..Refusal::bad_input(error.to_string()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        agent::loading::understand,
+        policy::edit::{Place, RuleRef},
+    };
+
+    fn desired() -> Desired {
+        let rules: String =
+            (0..3).map(|at| format!("[[rules]]\nname = \"r{at}\"\naction = \"drop\"\n")).collect();
+        let text = format!("version = 1\ninterfaces = [\"eth0\"]\n[sets.s]\nfile = \"f\"\n{rules}");
+        let file = SetFile { name: "f".to_owned(), content: b"10.0.0.1\n".to_vec() };
+        let bundle = Bundle { files: vec![file], ..Bundle::of_text("p.toml", text) };
+        Desired::of(understand(bundle).expect("a policy"))
+    }
+
+    fn moves(count: usize) -> Vec<Edit> {
+        let edit = Edit::MoveRule { rule: RuleRef::Name("r0".to_owned()), place: Place::Last };
+        vec![edit; count]
+    }
+
+    #[test]
+    fn an_interrupt_is_heard_between_edits() {
+        let interrupt = Interrupt::default();
+        assert!(Plan::new(&desired(), &moves(2), &interrupt).is_ok());
+        interrupt.set();
+        let Err(error) = Plan::new(&desired(), &moves(2), &interrupt) else { panic!("not heard") };
+        assert!(error.to_refusal().message.contains("interrupted"));
+    }
+
+    #[test]
+    fn edits_are_refused_beyond_their_limit() {
+        assert!(check_work(&desired(), &moves(MAX_EDITS)).is_ok());
+        assert!(check_work(&desired(), &moves(MAX_EDITS + 1)).is_err());
+        let long = Desired { text: "#".repeat(MAX_WORK / 4).into(), ..desired() };
+        assert!(check_work(&long, &moves(4)).is_ok() && check_work(&long, &moves(5)).is_err());
+        let longer = Desired { text: "#".repeat(MAX_WORK + 1).into(), ..desired() };
+        assert!(check_work(&longer, &moves(1)).is_ok(), "one edit is always made");
+    }
+
+    #[test]
+    fn additions_to_one_file_are_made_as_one() {
+        let add = |address: &str| Edit::AddPrefixes {
+            set: "s".to_owned(),
+            prefixes: vec![address.parse().expect("a prefix")],
+        };
+        let edits: Vec<Edit> = (0..100).map(|at| add(&format!("10.1.0.{at}/32"))).collect();
+        let plan = Plan::new(&desired(), &edits, &Interrupt::default()).expect("edits");
+        assert_eq!(plan.files.len(), 1);
+        assert_eq!(plan.files[0].prefixes.len(), 100);
     }
 }

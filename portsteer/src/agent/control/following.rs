@@ -19,6 +19,7 @@ impl Control {
         } else {
             self.last_problem = None;
         }
+        self.tell_left_out(reporter);
         self.keep_history();
     }
 
@@ -38,14 +39,13 @@ impl Control {
         };
         let Survey { gone, changed, missing, waiting } = survey;
         for name in &gone {
-            self.history.add(Some(name), "gone");
-            reporter.note(&format!(
+            let note = format!(
                 "{name} is gone from here, and the policy with it; it is attached again when it is back"
-            ));
+            );
+            self.tell(name, "gone", &note, reporter);
         }
         for (name, what) in &changed {
-            self.history.add(Some(name), what);
-            reporter.note(&format!("{name} {what}"));
+            self.tell(name, what, &format!("{name} {what}"), reporter);
         }
         self.waiting = waiting;
         if missing.is_empty() && (!self.is_stale || self.trial_ends.is_some()) {
@@ -73,15 +73,13 @@ impl Control {
         self.waiting.clone_from(&applied.waiting);
         for attached in applied.attached.iter().filter(|attached| missing.contains(&attached.name))
         {
-            let what = format!("attached ({} mode)", attached.mode.name());
-            self.history.add(Some(&attached.name), &what);
-            reporter.note(&format!(
-                "attached to {} ({} mode)",
-                attached.name,
-                attached.mode.name()
-            ));
+            let (name, mode) = (&attached.name, attached.mode.name());
+            let what = format!("attached ({mode} mode)");
+            self.tell(name, &what, &format!("attached to {name} ({mode} mode)"), reporter);
         }
-        applied.notes.iter().for_each(|note| reporter.note(note));
+        for note in &applied.notes {
+            self.say("notes", note, note, reporter);
+        }
         Ok(())
     }
 
@@ -114,7 +112,9 @@ impl Control {
         let Some(dataplane) = &self.dataplane else { return };
         match dataplane.refresh_targets(ask_again) {
             Ok(Refreshed { changes, notes }) => {
-                notes.iter().for_each(|note| reporter.note(note));
+                for note in &notes {
+                    self.say("notes", note, note, reporter);
+                }
                 for TargetChange { name, state } in changes {
                     let hint = match state {
                         TargetState::Refusing => {
@@ -123,12 +123,17 @@ impl Control {
                         }
                         _ => "",
                     };
-                    reporter.note(&format!("target `{name}` is {}{hint}", state.name()));
+                    let thing = format!("target `{name}`");
+                    let note = format!("{thing} is {}{hint}", state.name());
+                    self.say(&thing, state.name(), &note, reporter);
                 }
             }
             // Detached a moment ago: the next look at that says so.
             Err(DataplaneError::NotAttached(_)) => {}
-            Err(error) => reporter.note(&format!("following the targets: {error}")),
+            Err(error) => {
+                let note = format!("following the targets: {error}");
+                self.say("following the targets", &note, &note, reporter);
+            }
         }
     }
 }

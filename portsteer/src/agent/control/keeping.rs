@@ -1,5 +1,7 @@
 //! Keeps policies on disk, or says that they are not kept.
 
+use std::time::Instant;
+
 use super::{Control, Desired};
 use crate::{
     agent::{
@@ -15,7 +17,14 @@ impl Control {
     /// Keeps the history, if there is news.
     pub fn keep_history(&mut self) {
         if let Some(store) = &self.store {
-            self.history.write(store);
+            self.history.write(store, Instant::now());
+        }
+    }
+
+    /// Keeps all of the history.
+    pub fn keep_history_now(&mut self) {
+        if let Some(store) = &self.store {
+            self.history.write_now(store, Instant::now());
         }
     }
 

@@ -2,9 +2,12 @@
 //! the network. Everything here blocks; [`super::run`] gives it a thread.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use ipnet::IpNet;
 
 use super::{
     Bundle, Error, LoadedPolicy, Reporter,
@@ -17,7 +20,7 @@ use super::{
 use crate::{
     api::Refusal,
     dataplane::{Concluded, Dataplane, Error as DataplaneError, Instance, Interfaces, Order},
-    policy::Policy,
+    policy::{NextHop, Policy, TargetKind},
 };
 
 mod applying;
@@ -28,7 +31,11 @@ mod guarding;
 mod keeping;
 mod resuming;
 mod starting;
+mod telling;
 mod trials;
+
+pub use edits::MAX_EDITS;
+use telling::Telling;
 
 /// A policy that is in force, or waits for its interfaces.
 #[derive(Debug, Clone)]
@@ -85,9 +92,11 @@ impl Desired {
 
     /// The same policy, with all that it takes to keep it: the content of set files is made from the sets.
     fn to_keep(&self) -> Self {
+        let sets = self.policy.sets.iter();
+        let sets: HashMap<&str, &[IpNet]> =
+            sets.filter_map(|set| Some((set.file.as_deref()?, &set.prefixes[..]))).collect();
         let content = |name: &str| {
-            let set = self.policy.sets.iter().find(|set| set.file.as_deref() == Some(name));
-            let prefixes = set.map_or(&[][..], |set| &set.prefixes[..]);
+            let prefixes = sets.get(name).copied().unwrap_or_default();
             prefixes.iter().map(|prefix| format!("{prefix}\n")).collect::<String>().into_bytes()
         };
         let bundle = match &self.unkept {
@@ -157,6 +166,8 @@ pub struct Control {
     is_hidden: bool,
     /// What is in force since the start instead of what should be, until something else is.
     start_problem: Option<String>,
+    /// What was said of what keeps changing.
+    telling: Telling,
     pub history: History,
 }
 
@@ -186,6 +197,7 @@ impl Control {
             tampered: Vec::new(),
             is_hidden: false,
             start_problem: None,
+            telling: Telling::default(),
             history,
         }
     }
@@ -292,6 +304,18 @@ impl Control {
         has(&self.desired) || has(&self.before_trial)
     }
 
+    /// Whether the policy steers to neighbours, whose addresses may change.
+    pub fn has_neighbours(&self) -> bool {
+        let is_neighbour = |kind: &TargetKind| {
+            matches!(kind, TargetKind::Interface { next_hop: NextHop::Via(_), .. })
+        };
+        let has = |desired: &Option<Desired>| {
+            let targets = desired.iter().flat_map(|desired| &desired.policy.targets);
+            targets.into_iter().any(|target| is_neighbour(&target.kind))
+        };
+        has(&self.desired) || has(&self.before_trial)
+    }
+
     fn dataplane(&self) -> Result<&Dataplane, Error> {
         let name = || self.instance.name().to_owned();
         self.dataplane.as_ref().ok_or_else(|| DataplaneError::NotAttached(name()).into())
@@ -312,8 +336,36 @@ impl Control {
     fn complain(&mut self, error: &Error, reporter: &mut dyn Reporter) {
         let text = error.to_refusal().message;
         if self.last_problem.as_ref() != Some(&text) {
-            reporter.note(&text);
+            self.say("what could not be done", &text, &text, reporter);
             self.last_problem = Some(text);
+        }
+    }
+
+    /// Says what has become of something that others may change as often as they like. Returns whether it did:
+    /// of many changes, most are only counted.
+    fn say(&mut self, thing: &str, what: &str, note: &str, reporter: &mut dyn Reporter) -> bool {
+        let is_said = self.telling.may_say(thing, what, Instant::now());
+        if is_said {
+            reporter.note(note);
+        }
+        is_said
+    }
+
+    /// Says what has become of an interface, and keeps it in the history.
+    fn tell(&mut self, interface: &str, what: &str, note: &str, reporter: &mut dyn Reporter) {
+        if self.say(interface, what, note, reporter) {
+            self.history.add(Some(interface), what);
+        }
+    }
+
+    /// Says how many changes were left out, now and then.
+    fn tell_left_out(&mut self, reporter: &mut dyn Reporter) {
+        for left_out in self.telling.left_out(Instant::now()) {
+            let words = left_out.words();
+            let thing = left_out.thing.as_deref().unwrap_or("others");
+            let text = format!("{thing}: {words}");
+            reporter.note(&text);
+            self.history.add(None, &text);
         }
     }
 }

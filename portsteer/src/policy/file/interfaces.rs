@@ -11,6 +11,15 @@ use toml::de::DeValue;
 use super::{MAX_INTERFACE_LEN, Reader, Value, did_you_mean, quote, toml_string};
 use crate::policy::{InterfacePattern, Target, TargetKind, diagnostic::Diagnostic};
 
+/// The most names and globs that a policy's `interfaces` has.
+pub const MAX_INTERFACES: usize = 1_024;
+
+/// The most names and globs that the `interface` of all rules have together.
+pub const MAX_RULE_INTERFACES: usize = 64 << 10;
+
+/// The most globs over interfaces that a policy has, however often each.
+pub const MAX_GLOBS: usize = 256;
+
 /// The interfaces that packets can come from, as far as the policy tells.
 pub(super) struct Attached<'p> {
     patterns: &'p [InterfacePattern],
@@ -57,9 +66,20 @@ impl Reader<'_> {
                     .label("at least one name or glob"),
             );
         }
+        if let Some(first_too_many) = items.get(MAX_INTERFACES) {
+            self.errors.push(
+                Diagnostic::error(format!(
+                    "`interfaces` has {} names, but there is room for {MAX_INTERFACES}",
+                    items.len()
+                ))
+                .at(first_too_many.span())
+                .label("the first one that is too many")
+                .help("a glob stands for many names: `veth-*`"),
+            );
+        }
         let mut first_spans = HashMap::new();
         let mut patterns = Vec::new();
-        for item in items {
+        for item in items.iter().take(MAX_INTERFACES) {
             let Some(pattern) = self.read_pattern(item) else { continue };
             if let Some(first) = first_spans.get(&pattern.text) {
                 self.errors.push(
@@ -85,6 +105,11 @@ impl Reader<'_> {
         let mut first_spans: HashMap<String, Range<usize>> = HashMap::new();
         let mut patterns = Vec::new();
         for item in self.items("interface", value) {
+            self.rule_interfaces += 1;
+            if self.rule_interfaces > MAX_RULE_INTERFACES {
+                self.too_many_in_rules(item);
+                break;
+            }
             let Some(pattern) = self.read_pattern(item) else { continue };
             if let Some(first) = first_spans.get(&pattern.text) {
                 self.warnings.push(
@@ -111,11 +136,48 @@ impl Reader<'_> {
             return None;
         };
         let is_glob = text.contains(['*', '?', '[', '{']);
-        if let Some(error) = wrong_interface(text, is_glob) {
+        if is_glob && !self.globs.contains(text) {
+            if self.globs.len() > MAX_GLOBS {
+                return None;
+            }
+            self.globs.insert(text.to_owned());
+            if self.globs.len() > MAX_GLOBS {
+                self.too_many_globs(value);
+                return None;
+            }
+            if let Some(error) = wrong_interface(text, is_glob) {
+                self.globs.remove(text);
+                self.errors.push(error.at(value.span()));
+                return None;
+            }
+        } else if !is_glob && let Some(error) = wrong_interface(text, is_glob) {
             self.errors.push(error.at(value.span()));
             return None;
         }
         Some(InterfacePattern { text: text.to_owned(), is_glob, span: value.span() })
+    }
+
+    fn too_many_globs(&mut self, value: &Value<'_>) {
+        self.errors.push(
+            Diagnostic::error(format!("the policy has more than {MAX_GLOBS} different globs"))
+                .at(value.span())
+                .label("the first one that is too many")
+                .help("name the interfaces, or let one glob stand for several"),
+        );
+    }
+
+    /// Said once: from then on nothing is read.
+    fn too_many_in_rules(&mut self, value: &Value<'_>) {
+        if self.rule_interfaces == MAX_RULE_INTERFACES + 1 {
+            self.errors.push(
+                Diagnostic::error(format!(
+                    "the rules name more than {MAX_RULE_INTERFACES} interfaces altogether"
+                ))
+                .at(value.span())
+                .label("the first one that is too many")
+                .help("let globs stand for several interfaces, or leave `interface` out"),
+            );
+        }
     }
 
     fn not_attached(&mut self, name: &str, value: &Value<'_>, attached: &Attached<'_>) {

@@ -139,6 +139,9 @@ impl Reader<'_> {
         let mut first_spans = HashMap::new();
         let mut rules = Vec::with_capacity(items.len().min(MAX_RULES));
         for item in items.iter().take(MAX_RULES) {
+            if self.is_over() {
+                break;
+            }
             match item.get_ref() {
                 DeValue::Table(table) => {
                     rules.extend(self.read_rule(table, item.span(), named, &mut first_spans));

@@ -15,6 +15,9 @@ use crate::policy::{
     prefixes::{self, Complaint, MAX_PREFIXES, Place, PrefixFile},
 };
 
+/// The most files that the sets of a policy name.
+pub const MAX_SET_FILES: usize = 4_096;
+
 /// The most prefixes that all sets have together.
 pub const MAX_PREFIXES_IN_ALL: usize = 4 * MAX_PREFIXES;
 
@@ -105,6 +108,10 @@ impl Reader<'_> {
         entries.sort_by_key(|(key, _)| key.span().start); // the table sorts by name
         let mut progress = Progress::default();
         for (key, value) in entries {
+            if self.is_over() {
+                sets.is_complete = false;
+                break;
+            }
             let name = key.get_ref().as_ref();
             let id = u32::try_from(sets.list.len()).ok().map(SetId);
             let set = self.read_set(key, value, &sets.list, &mut progress);
@@ -231,6 +238,9 @@ impl Reader<'_> {
         let mut repeats = Repeats::default();
         let mut prefixes = Vec::with_capacity(items.len());
         for item in items {
+            if self.is_over() {
+                return None;
+            }
             let Some(text) = item.get_ref().as_str() else {
                 self.wrong_type(item, "an address or a prefix, as a string", None);
                 continue;
@@ -279,6 +289,18 @@ impl Reader<'_> {
         if progress.is_full {
             return None;
         }
+        if progress.files.len() >= MAX_SET_FILES {
+            progress.is_full = true;
+            self.errors.push(
+                Diagnostic::error(format!(
+                    "the policy's sets name more than {MAX_SET_FILES} files"
+                ))
+                .at(value.span())
+                .label("the first one that is too many")
+                .help("put the addresses of several sets into one file, or into the policy"),
+            );
+            return None;
+        }
         progress.files.insert(name.to_owned(), None);
         let Some(files) = &mut self.files else {
             self.errors.push(
@@ -290,7 +312,7 @@ impl Reader<'_> {
             return None;
         };
         let file = match files.read(name) {
-            Ok(content) => prefixes::parse_file(&content),
+            Ok(content) => prefixes::parse_file_until(&content, self.interrupt),
             Err(reason) => {
                 self.errors.push(
                     Diagnostic::error(format!("the set file {} cannot be read", quote(name)))
