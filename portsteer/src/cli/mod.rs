@@ -52,7 +52,7 @@ struct Arguments {
 
 /// `portsteer 0.1.0` and the digest of the embedded object.
 static LONG_VERSION: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
-    format!("{}\neBPF object: sha256 {OBJECT_DIGEST}", env!("CARGO_PKG_VERSION"))
+    format!("{}\neBPF object: sha256 {}", env!("CARGO_PKG_VERSION"), *OBJECT_DIGEST)
 });
 
 const EXIT_CODES: &str = "\

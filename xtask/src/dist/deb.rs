@@ -70,7 +70,9 @@ fn files(contents: &Contents) -> Result<Files> {
     files.file(format!("{DOC}/README.md"), contents.source("README.md")?);
     files.file(format!("{DOC}/changelog.gz"), gzip(&contents.source("CHANGELOG.md")?)?);
     files.file(format!("{DOC}/copyright"), contents.source("packaging/debian/copyright")?);
-    files.file(format!("{DOC}/LICENSES-LIBRARIES.gz"), gzip(contents.libraries.as_bytes())?);
+    files.file(format!("{DOC}/LICENSES-LIBRARIES.gz"), gzip(contents.licences.as_bytes())?);
+    files.file(format!("{DOC}/sbom.cdx.json.gz"), gzip(contents.sbom.as_bytes())?);
+    files.file(format!("{DOC}/SECURITY.md"), contents.source("SECURITY.md")?);
     for (name, content) in contents.examples()? {
         files.file(format!("{DOC}/examples/{name}"), content);
     }
