@@ -219,11 +219,21 @@ fn refuse_foreign(instance: &Path) -> Result<(), Error> {
     let user = owner(Path::new("/proc/self"))?;
     for directory in instance.ancestors().take(2) {
         let uid = owner(directory)?;
-        if uid != 0 && uid != user {
+        let is_services = user == 0 && Some(uid) == service_user();
+        if uid != 0 && uid != user && !is_services {
             return Err(Error::ForeignDirectory { directory: directory.to_owned(), uid });
         }
     }
     Ok(())
+}
+
+/// The id of the user that the packaged service runs as, if this machine has it (passwd(5)).
+fn service_user() -> Option<u32> {
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some("portsteer")).then(|| fields.nth(1)?.parse().ok())?
+    })
 }
 
 /// The process that holds the lock on a directory's inode, as /proc/locks tells.

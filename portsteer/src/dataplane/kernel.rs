@@ -26,6 +26,10 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 pub fn check() -> Result<(), Error> {
     check_release(&release()?)?;
     let bpffs = Path::new(BPFFS);
+    // A service may see the directory of all instances, and nothing else of the file system.
+    if sys::is_bpffs(&bpffs.join("portsteer")).is_ok_and(|is| is) {
+        return Ok(());
+    }
     match sys::is_bpffs(bpffs) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::NoBpffs(bpffs.to_owned())),

@@ -50,10 +50,18 @@ pub(super) fn pack(contents: &Contents, of: &str) -> Result<Vec<u8>> {
 fn files(contents: &Contents) -> Result<Files> {
     let mut files = Files::default();
     files.program("usr/bin/portsteer", contents.portsteer.clone());
-    files.file(
-        "usr/lib/systemd/system/portsteer.service",
-        contents.source("packaging/portsteer.service")?,
-    );
+    for unit in ["portsteer.service", "portsteer-pins.service"] {
+        files.file(
+            format!("usr/lib/systemd/system/{unit}"),
+            contents.source(&format!("packaging/{unit}"))?,
+        );
+    }
+    for place in ["sysusers", "tmpfiles"] {
+        files.file(
+            format!("usr/lib/{place}.d/portsteer.conf"),
+            contents.source(&format!("packaging/portsteer.{place}"))?,
+        );
+    }
     files.file("etc/portsteer/agent.toml", contents.source("packaging/agent.toml")?);
     for (name, content) in &contents.manual {
         let place = match name.as_str() {

@@ -18,7 +18,13 @@ pub(super) fn pack(contents: &Contents, version: &str) -> Result<Vec<u8>> {
         let directory = if name.ends_with(".1") { "man" } else { "completions" };
         files.file(format!("{directory}/{name}"), content.clone());
     }
-    for source in ["packaging/portsteer.service", "packaging/agent.toml"] {
+    for source in [
+        "packaging/portsteer.service",
+        "packaging/portsteer-pins.service",
+        "packaging/portsteer.sysusers",
+        "packaging/portsteer.tmpfiles",
+        "packaging/agent.toml",
+    ] {
         let name = source.rsplit('/').next().unwrap_or(source);
         files.file(name, contents.source(source)?);
     }
