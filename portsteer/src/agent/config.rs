@@ -2,7 +2,7 @@
 //! cut.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     io::Read as _,
     path::{Path, PathBuf},
     str::FromStr as _,
@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::loading::services;
+use super::{access, loading::services};
 use crate::explain::described::{self, Described};
 
 /// What stands in `agent.toml`.
@@ -114,7 +114,10 @@ impl Config {
     /// In words, what is wrong and where.
     pub fn read(path: &Path) -> Result<Self, String> {
         const MOST: u64 = 1 << 20;
-        let failed = |error| format!("{}: {error}", path.display());
+        let failed = |error: io::Error| match access::advice(path, &error) {
+            Some(advice) => format!("{}: {error}; {advice}", path.display()),
+            None => format!("{}: {error}", path.display()),
+        };
         let mut text = String::new();
         let file = fs::File::open(path).map_err(failed)?;
         file.take(MOST + 1).read_to_string(&mut text).map_err(failed)?;

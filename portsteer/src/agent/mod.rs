@@ -24,14 +24,16 @@ use tokio::{
 use crate::{
     api::{ApplyAnswer, Kind, Refusal, default_socket},
     compile::{CompileError, Interrupt},
-    dataplane::{Applied, Change, Detached, Error as DataplaneError, Instance},
+    dataplane::{Applied, Change, Detached, Error as DataplaneError, Instance, kernel::BPFFS},
     netlink::Watch,
     policy::diagnostic::{self, Diagnostic, Source},
 };
 
+pub mod access;
 pub mod bundle;
 mod busy;
 pub mod config;
+mod confinement;
 mod connections;
 mod control;
 mod history;
@@ -101,7 +103,8 @@ impl Error {
     pub fn to_refusal(&self) -> Refusal {
         match self {
             Self::Unreadable { path, source } => {
-                Refusal::bad_input(format!("{}: {source}", path.display()))
+                let refusal = Refusal::bad_input(format!("{}: {source}", path.display()));
+                Refusal { help: access::advice(path, source), ..refusal }
             }
             Self::Policy { path, text, diagnostics } => {
                 let count = diagnostics.len();
@@ -387,6 +390,9 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
     if let Err(why) = privileges::give_up() {
         reporter.note(&why);
     }
+    if let Err(why) = confinement::begin(&written(&options)) {
+        reporter.note(&why);
+    }
     let mut agent = Agent {
         hands: Some(Hands { control, reporter }),
         ends,
@@ -492,6 +498,15 @@ pub async fn run(options: Options, mut reporter: Box<dyn Reporter>) -> Result<()
 struct Serving {
     task: JoinHandle<()>,
     socket: Arc<Socket>,
+}
+
+/// The directories that the agent writes in.
+fn written(options: &Options) -> Vec<PathBuf> {
+    let Options { state, config, instance, .. } = options;
+    let socket = config.socket.clone().unwrap_or_else(|| default_socket(instance));
+    let sockets = [Some(socket), config.monitor_socket.clone()];
+    let beside = sockets.into_iter().flatten().filter_map(|it| Some(it.parent()?.to_owned()));
+    state.iter().cloned().chain(beside).chain([PathBuf::from(BPFFS)]).collect()
 }
 
 /// Listens at the sockets that are asked for.

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::access;
 use crate::policy::file::SetFiles;
 
 /// How long the set files of one policy are altogether at most, in bytes.
@@ -30,7 +31,10 @@ impl PolicyFiles {
     }
 
     fn read_file(&mut self, path: &Path) -> Result<Vec<u8>, String> {
-        let in_words = |error: io::Error| error.to_string();
+        let in_words = |error: io::Error| match access::advice(path, &error) {
+            Some(advice) => format!("{error}; {advice}"),
+            None => error.to_string(),
+        };
         // Opening a device can already do something, and so can opening a pipe.
         regular(&path.metadata().map_err(in_words)?)?;
         let file = OpenOptions::new()

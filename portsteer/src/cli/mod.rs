@@ -400,7 +400,8 @@ fn print_error(text: &str) {
 fn show_error(error: &agent::Error) {
     match error {
         agent::Error::Unreadable { path, source } => {
-            complain(&format!("{}: {source}", path.display()), None);
+            let help = agent::access::advice(path, source);
+            complain(&format!("{}: {source}", path.display()), help.as_deref());
         }
         agent::Error::Policy { path, text, diagnostics } => {
             show_diagnostics(path, text, diagnostics);
