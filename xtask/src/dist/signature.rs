@@ -1,5 +1,5 @@
-//! The signature of the sums, made and checked with OpenSSH's own tool: whoever downloads a release has it, and a
-//! key on a hardware token signs as well as one in a file.
+//! The signature of the sums, made and checked with OpenSSH's own tool: users have it already, and a key in a
+//! hardware token signs as well as one in a file.
 
 use std::{
     ffi::OsString,
