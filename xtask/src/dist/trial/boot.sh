@@ -107,6 +107,17 @@ done
 grep --quiet "^CapEff:.*000000c000001000$" "/proc/$(main_process)/status" || wrong "it has other capabilities"
 grep --quiet "^Seccomp:.*2$" "/proc/$(main_process)/status" || wrong "no system call is refused"
 
+# As the agent: the one setting of the kernel that it may change, and another one.
+as_agent() {
+    nsenter --target "$(main_process)" --mount -- setpriv --reuid portsteer --regid portsteer --clear-groups \
+        --inh-caps +net_admin --ambient-caps +net_admin -- sh -c "$1"
+}
+settings=/proc/sys/net/ipv4
+as_agent "cat $settings/tcp_syncookies >$settings/tcp_syncookies" || wrong "it cannot switch cookies on"
+as_agent "cat $settings/ip_forward >$settings/ip_forward" 2>/dev/null && wrong "it can change any setting"
+as_agent "touch /etc/portsteer/new" 2>/dev/null && wrong "it can write its configuration"
+as_agent "touch /sys/fs/bpf/portsteer/../new" 2>/dev/null && wrong "it can make more than pins"
+
 # The list is still root's own: what was accepted stays in force, also when the agent begins anew.
 systemctl reload portsteer.service || wrong "it cannot be reloaded"
 eventually is_in_journal "chgrp portsteer /srv/lists/known.txt && chmod g+r /srv/lists/known.txt"
