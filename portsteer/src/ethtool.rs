@@ -1,6 +1,9 @@
 //! A device's offloads, switched the way `ethtool -K` does.
 
-use std::{io, net::UdpSocket, os::fd::AsRawFd as _};
+use std::{
+    io,
+    os::{fd::AsRawFd as _, unix::net::UnixDatagram},
+};
 
 use crate::{lab::sys::interface_request, netlink::explain};
 
@@ -76,7 +79,7 @@ impl Offload {
 pub fn get(interface: &str, offload: Offload) -> io::Result<bool> {
     let (get, _, bit) = offload.commands();
     // Any socket will do: it names the network namespace.
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = UnixDatagram::unbound()?;
     let value = ethtool_value(&socket, interface, get, 0).map_err(|error| {
         explain(&error, &format!("cannot read the offload {} of {interface}", offload.name()))
     })?;
@@ -95,7 +98,7 @@ pub fn set(interface: &str, offload: Offload, on: bool) -> io::Result<()> {
         explain(error, &format!("cannot switch the offload {name} of {interface} {to}"))
     };
     let (get_command, set_command, bit) = offload.commands();
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = UnixDatagram::unbound()?;
     let before = ethtool_value(&socket, interface, get_command, 0).map_err(|e| cannot(&e))?;
     let wanted = if on { before | bit } else { before & !bit };
     if wanted == before {
@@ -111,7 +114,12 @@ pub fn set(interface: &str, offload: Offload, on: bool) -> io::Result<()> {
 }
 
 /// `SIOCETHTOOL` with a `struct ethtool_value`: returns the value that the kernel left there.
-fn ethtool_value(socket: &UdpSocket, interface: &str, command: u32, value: u32) -> io::Result<u32> {
+fn ethtool_value(
+    socket: &UnixDatagram,
+    interface: &str,
+    command: u32,
+    value: u32,
+) -> io::Result<u32> {
     let mut argument = [command, value];
     let mut request = interface_request(interface)?;
     request.ifr_ifru.ifru_data = argument.as_mut_ptr().cast();

@@ -32,7 +32,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Fetches the pinned nightly and builds bpf-linker; only `ebpf` needs either
+    /// Fetches the pinned nightly and builds bpf-linker, and compares both with their checksums; only `ebpf` needs either
     Setup,
     /// Rebuilds the checked-in eBPF object and its digest
     Ebpf {
@@ -68,7 +68,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Boots the supported kernels under emulation and runs the demo and the tests there
     Vm(vm::Options),
-    /// Makes the Debian package and the archive, from a binary that is linked statically
+    /// Makes the Debian package, the archive, the list of what is in them and their sums, from a binary that is linked
+    /// statically
     Dist(dist::Options),
     /// A part of `dist --test`
     #[command(hide = true)]

@@ -2,14 +2,14 @@
 //! cut.
 
 use std::{
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
     str::FromStr as _,
 };
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::{loading::services, reading::read_still};
+use super::{access, loading::services, reading::read_still};
 use crate::{
     compile::Interrupt,
     explain::described::{self, Described},
@@ -130,8 +130,13 @@ impl Config {
     /// In words, what is wrong and where.
     pub fn read(path: &Path) -> Result<Self, String> {
         const MOST: u64 = 1 << 20;
-        let bytes = read_still(path, MOST, &Interrupt::default())
-            .map_err(|error| format!("{}: {error}", path.display()))?;
+        let bytes = read_still(path, MOST, &Interrupt::default()).map_err(|error| {
+            let error = io::Error::from(error);
+            match access::advice(path, &error) {
+                Some(advice) => format!("{}: {error}; {advice}", path.display()),
+                None => format!("{}: {error}", path.display()),
+            }
+        })?;
         let text =
             String::from_utf8(bytes).map_err(|_| format!("{}: it is not UTF-8", path.display()))?;
         let config: Self =

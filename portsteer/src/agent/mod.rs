@@ -24,16 +24,18 @@ use tokio::{
 use crate::{
     api::{ApplyAnswer, Kind, Refusal, default_socket},
     compile::{CompileError, Interrupt},
-    dataplane::{Applied, Change, Detached, Error as DataplaneError, Instance},
+    dataplane::{Applied, Change, Detached, Error as DataplaneError, Instance, kernel::BPFFS},
     netlink::News,
     policy::diagnostic::{self, Diagnostic, Source},
 };
 
+pub mod access;
 mod built_in;
 pub mod bundle;
 mod busy;
 mod conditions;
 pub mod config;
+mod confinement;
 mod connections;
 mod control;
 mod described;
@@ -117,7 +119,8 @@ impl Error {
     pub fn to_refusal(&self) -> Refusal {
         match self {
             Self::Unreadable { path, source } => {
-                Refusal::bad_input(format!("{}: {source}", path.display()))
+                let refusal = Refusal::bad_input(format!("{}: {source}", path.display()));
+                Refusal { help: access::advice(path, source), ..refusal }
             }
             Self::Policy { path, text, diagnostics } => {
                 let count = diagnostics.len();
@@ -553,6 +556,9 @@ async fn serve_until_ended(
     if let Err(why) = privileges::give_up() {
         reporter.note(&why);
     }
+    if let Err(why) = confinement::begin(&written(options)) {
+        reporter.note(&why);
+    }
     let worker = match Worker::start() {
         Ok(worker) => threads::begin_to_look().await.map(|()| worker),
         Err(error) => Err(error),
@@ -704,6 +710,15 @@ async fn changed(followed: Option<&mut Followed>) {
 struct Serving {
     task: JoinHandle<()>,
     socket: Arc<Socket>,
+}
+
+/// The directories that the agent writes in.
+fn written(options: &Options) -> Vec<PathBuf> {
+    let Options { state, config, instance, .. } = options;
+    let socket = config.socket.clone().unwrap_or_else(|| default_socket(instance));
+    let sockets = [Some(socket), config.monitor_socket.clone()];
+    let beside = sockets.into_iter().flatten().filter_map(|it| Some(it.parent()?.to_owned()));
+    state.iter().cloned().chain(beside).chain([PathBuf::from(BPFFS)]).collect()
 }
 
 /// Listens at the sockets that are asked for.

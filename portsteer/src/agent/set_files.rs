@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::reading::{ReadError, read_still};
+use super::{
+    access,
+    reading::{ReadError, read_still},
+};
 use crate::{compile::Interrupt, policy::file::SetFiles};
 
 /// How long the set files of one policy are altogether at most, in bytes.
@@ -44,6 +47,10 @@ impl SetFiles for PolicyFiles {
                     let most = MAX_SET_FILES_LEN >> 20;
                     format!("with it, the set files of the policy are longer than {most} MiB")
                 }
+                ReadError::Io(error) => match access::advice(&path, &error) {
+                    Some(advice) => format!("{error}; {advice}"),
+                    None => error.to_string(),
+                },
                 error => error.to_string(),
             };
             format!("{}: {reason}", path.display())

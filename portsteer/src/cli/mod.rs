@@ -54,7 +54,7 @@ struct Arguments {
 
 /// `portsteer 0.1.0` and the digest of the embedded object.
 static LONG_VERSION: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
-    format!("{}\neBPF object: sha256 {OBJECT_DIGEST}", env!("CARGO_PKG_VERSION"))
+    format!("{}\neBPF object: sha256 {}", env!("CARGO_PKG_VERSION"), *OBJECT_DIGEST)
 });
 
 const EXIT_CODES: &str = "\
@@ -414,7 +414,8 @@ fn print_error(text: &str) {
 fn show_error(error: &agent::Error) {
     match error {
         agent::Error::Unreadable { path, source } => {
-            complain(&format!("{}: {source}", path.display()), None);
+            let help = agent::access::advice(path, source);
+            complain(&format!("{}: {source}", path.display()), help.as_deref());
         }
         agent::Error::Policy { path, text, diagnostics } => {
             show_diagnostics(path, text, diagnostics);

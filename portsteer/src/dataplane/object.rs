@@ -4,6 +4,7 @@ use std::{
     ffi::CStr,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::LazyLock,
 };
 
 use aya::include_bytes_aligned;
@@ -12,6 +13,7 @@ use aya_obj::{
     generated::{bpf_attach_type, bpf_prog_type},
 };
 use portsteer_common::trial::{self, HeldTrial, Trial};
+use sha2::{Digest as _, Sha256};
 
 use super::{
     Error, kernel,
@@ -23,37 +25,16 @@ use super::{
 use crate::policy::TargetKind;
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../portsteer-ebpf/portsteer.bpf.o");
-const DIGEST_FILE: &str = include_str!("../../../portsteer-ebpf/portsteer.bpf.digest");
+/// SHA-256 of the embedded object, of its very bytes.
+static SHA256: LazyLock<[u8; 32]> = LazyLock::new(|| Sha256::digest(OBJECT).into());
 
 /// SHA-256 of the embedded object, as 64 hexadecimal digits.
-pub const DIGEST: &str = {
-    // The file has a line `object = "..."`; this runs at compile time, so it is written plainly.
-    let bytes = DIGEST_FILE.as_bytes();
-    let key = b"\nobject = \"";
-    let mut start = 0;
-    loop {
-        let mut matched = 0;
-        while matched < key.len() && bytes[start + matched] == key[matched] {
-            matched += 1;
-        }
-        if matched == key.len() {
-            break;
-        }
-        start += 1;
-    }
-    let (_, rest) = DIGEST_FILE.split_at(start + key.len());
-    let (digest, _) = rest.split_at(64);
-    digest
-};
+pub static DIGEST: LazyLock<String> =
+    LazyLock::new(|| SHA256.iter().map(|byte| format!("{byte:02x}")).collect());
 
 /// [`DIGEST`] as bytes.
 pub(super) fn digest() -> [u8; 32] {
-    let mut digest = [0; 32];
-    for (byte, pair) in digest.iter_mut().zip(DIGEST.as_bytes().chunks(2)) {
-        let text = std::str::from_utf8(pair).unwrap_or("0");
-        *byte = u8::from_str_radix(text, 16).unwrap_or(0);
-    }
-    digest
+    *SHA256
 }
 
 /// Loads the program for an interface slot, with code for these [features] and for no others. The slot's counters of as many pages as the
@@ -377,8 +358,10 @@ fn load_error(error: impl std::error::Error) -> Error {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_digest_is_a_sha_256() {
-        assert_eq!(super::DIGEST.len(), 64);
-        assert!(super::DIGEST.chars().all(|c| c.is_ascii_hexdigit()), "{}", super::DIGEST);
+    fn the_digest_is_that_of_the_embedded_bytes_and_of_the_file_beside_the_object() {
+        let file = include_str!("../../../portsteer-ebpf/portsteer.bpf.digest");
+        let line = file.lines().find_map(|line| line.strip_prefix("object = "));
+        assert_eq!(line, Some(format!("{:?}", *super::DIGEST).as_str()));
+        assert!(super::DIGEST.starts_with(&format!("{:02x}", super::digest()[0])));
     }
 }

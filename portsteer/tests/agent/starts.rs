@@ -359,3 +359,35 @@ fn a_pipe_is_no_policy() {
         assert_no_pins();
     });
 }
+
+#[test]
+fn every_thread_of_an_agent_is_confined_and_has_three_capabilities() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        agent.apply(&policy(&["uplink"], 3000), &[]);
+        let threads = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
+        let mut count = 0;
+        for thread in threads {
+            // One that was idle for long may just have ended.
+            let Ok(status) = fs::read_to_string(thread.unwrap().path().join("status")) else {
+                continue;
+            };
+            count += 1;
+            // CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF (capabilities(7)).
+            let three = format!("{:016x}", 1_u64 << 12 | 1 << 38 | 1 << 39);
+            for (what, expected) in [
+                ("Seccomp", "2"),
+                ("NoNewPrivs", "1"),
+                ("CapEff", three.as_str()),
+                ("CapPrm", three.as_str()),
+                ("CapInh", "0000000000000000"),
+                ("CapAmb", "0000000000000000"),
+            ] {
+                let line = format!("{what}:\t{expected}");
+                assert!(status.lines().any(|it| it == line), "no {line:?} in {status}");
+            }
+        }
+        assert!(count > 1, "the thread that has put the policy in force is missing");
+    });
+}

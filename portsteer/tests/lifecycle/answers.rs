@@ -119,7 +119,10 @@ fn arguments_that_make_no_sense_are_bad_input() {
         ] {
             run(&site.host, arguments).expect(2, &[said]);
         }
-        run(&site.host, &["--version"]).expect(0, &["portsteer"]);
+        let file = include_str!("../../../portsteer-ebpf/portsteer.bpf.digest");
+        let digest = file.lines().find_map(|line| line.strip_prefix("object = "));
+        let digest = digest.expect("a digest of the object").trim_matches('"');
+        run(&site.host, &["--version"]).expect(0, &["portsteer", "eBPF object: sha256", digest]);
         run(&site.host, &["--help"]).expect(0, &["Exit codes"]);
         assert_no_pins();
     });

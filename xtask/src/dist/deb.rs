@@ -50,10 +50,18 @@ pub(super) fn pack(contents: &Contents, of: &str) -> Result<Vec<u8>> {
 fn files(contents: &Contents) -> Result<Files> {
     let mut files = Files::default();
     files.program("usr/bin/portsteer", contents.portsteer.clone());
-    files.file(
-        "usr/lib/systemd/system/portsteer.service",
-        contents.source("packaging/portsteer.service")?,
-    );
+    for unit in ["portsteer.service", "portsteer-pins.service"] {
+        files.file(
+            format!("usr/lib/systemd/system/{unit}"),
+            contents.source(&format!("packaging/{unit}"))?,
+        );
+    }
+    for place in ["sysusers", "tmpfiles"] {
+        files.file(
+            format!("usr/lib/{place}.d/portsteer.conf"),
+            contents.source(&format!("packaging/portsteer.{place}"))?,
+        );
+    }
     files.file("etc/portsteer/agent.toml", contents.source("packaging/agent.toml")?);
     for (name, content) in &contents.manual {
         let place = match name.as_str() {
@@ -70,7 +78,9 @@ fn files(contents: &Contents) -> Result<Files> {
     files.file(format!("{DOC}/README.md"), contents.source("README.md")?);
     files.file(format!("{DOC}/changelog.gz"), gzip(&contents.source("CHANGELOG.md")?)?);
     files.file(format!("{DOC}/copyright"), contents.source("packaging/debian/copyright")?);
-    files.file(format!("{DOC}/LICENSES-LIBRARIES.gz"), gzip(contents.libraries.as_bytes())?);
+    files.file(format!("{DOC}/LICENSES-LIBRARIES.gz"), gzip(contents.licences.as_bytes())?);
+    files.file(format!("{DOC}/sbom.cdx.json.gz"), gzip(contents.sbom.as_bytes())?);
+    files.file(format!("{DOC}/SECURITY.md"), contents.source("SECURITY.md")?);
     for (name, content) in contents.examples()? {
         files.file(format!("{DOC}/examples/{name}"), content);
     }

@@ -2,13 +2,17 @@
 //! same sources and toolchain give the same bytes on every machine.
 //!
 //! [`binary`], [`manual`] and [`licences`] make what is packed, [`deb`] and [`tarball`] say where it
-//! goes, [`archive`] packs it, [`trial`] installs and removes it.
+//! goes, [`archive`] packs it, [`sbom`] lists what is in it, [`signature`] signs the sums of it all,
+//! [`trial`] installs and removes it.
 
 mod archive;
 mod binary;
 mod deb;
+mod libraries;
 mod licences;
 mod manual;
+mod sbom;
+mod signature;
 mod tarball;
 mod trial;
 
@@ -22,6 +26,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 pub(crate) use self::trial::{Inside, inside};
+use self::{libraries::Libraries, sbom::Sums};
 use crate::{
     digest::sha256,
     ebpf,
@@ -38,6 +43,9 @@ pub(crate) struct Options {
     /// Where the packages go, instead of target/packages
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Sign SHA256SUMS with this SSH key, of which ssh-keygen asks the passphrase (docs/releasing.md)
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
     /// Then install, upgrade, remove and purge the package in a fresh Debian; needs root
     #[arg(long)]
     test: bool,
@@ -64,7 +72,9 @@ struct Contents {
     /// Man pages and completions, by their names.
     manual: Vec<(String, Vec<u8>)>,
     /// The licences of the libraries in the binary.
-    libraries: String,
+    licences: String,
+    /// What is in the binary, in CycloneDX's JSON.
+    sbom: String,
     /// When the sources were last changed, in seconds since 1970: the time of all files.
     time: u64,
 }
@@ -80,6 +90,7 @@ pub(crate) fn dist(options: &Options) -> Result<()> {
     let packages = [
         (deb::name(VERSION), package.clone()),
         (format!("{}.tar.gz", tarball::name(VERSION)), tarball::pack(&contents, VERSION)?),
+        (format!("{}.cdx.json", tarball::name(VERSION)), contents.sbom.clone().into_bytes()),
     ];
 
     let out = match &options.out {
@@ -93,7 +104,13 @@ pub(crate) fn dist(options: &Options) -> Result<()> {
         sums.push_str(&format!("{}  {name}\n", sha256(bytes)));
         say(format!("{}: {} KiB", out.join(name).display(), bytes.len() / 1024));
     }
-    write(&out.join("SHA256SUMS"), sums.as_bytes())?;
+    let sums_path = out.join("SHA256SUMS");
+    write(&sums_path, sums.as_bytes())?;
+    match &options.sign {
+        Some(key) => signature::sign(key, &sums_path)?,
+        // One of other sums would be worse than none.
+        None => signature::remove(&sums_path)?,
+    }
 
     if options.test {
         let started = Instant::now();
@@ -111,11 +128,14 @@ pub(crate) fn dist(options: &Options) -> Result<()> {
 impl Contents {
     fn make() -> Result<Self> {
         let root = workspace::root()?;
+        let (portsteer, time) = (binary::build(&root)?, time(&root)?);
+        let libraries = Libraries::read(&root)?;
         Ok(Self {
-            portsteer: binary::build(&root)?,
             manual: manual::make(&root)?,
-            libraries: licences::of_libraries(&root)?,
-            time: time(&root)?,
+            licences: licences::of_libraries(&libraries)?,
+            sbom: sbom::render(&libraries, &Sums::read(&root)?, &portsteer, VERSION, time)?,
+            portsteer,
+            time,
             root,
         })
     }

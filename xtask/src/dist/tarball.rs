@@ -18,14 +18,21 @@ pub(super) fn pack(contents: &Contents, version: &str) -> Result<Vec<u8>> {
         let directory = if name.ends_with(".1") { "man" } else { "completions" };
         files.file(format!("{directory}/{name}"), content.clone());
     }
-    for source in ["packaging/portsteer.service", "packaging/agent.toml"] {
+    for source in [
+        "packaging/portsteer.service",
+        "packaging/portsteer-pins.service",
+        "packaging/portsteer.sysusers",
+        "packaging/portsteer.tmpfiles",
+        "packaging/agent.toml",
+    ] {
         let name = source.rsplit('/').next().unwrap_or(source);
         files.file(name, contents.source(source)?);
     }
-    for source in ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"] {
+    for source in ["README.md", "SECURITY.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"] {
         files.file(source, contents.source(source)?);
     }
-    files.file("LICENSES-LIBRARIES", contents.libraries.clone());
+    files.file("LICENSES-LIBRARIES", contents.licences.clone());
+    files.file("sbom.cdx.json", contents.sbom.clone());
     for (name, content) in contents.examples()? {
         files.file(format!("examples/{name}"), content);
     }

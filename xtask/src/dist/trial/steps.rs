@@ -23,6 +23,8 @@ const CONFFILE: &str = "etc/portsteer/agent.toml";
 const POLICY: &str = "etc/portsteer/policy.toml";
 /// What the agent remembers.
 const STATE: &str = "var/lib/portsteer";
+/// Where it pins what it loads.
+const PINS: &str = "sys/fs/bpf/portsteer";
 /// What the package documents its use with.
 const EXAMPLE: &str = "/usr/share/doc/portsteer/examples/count-only/policy.toml";
 
@@ -38,6 +40,8 @@ pub(super) fn run(root: &Path, old: &str, new: &str) -> Result<()> {
         ensure!(debian.wanted_by().is_empty(), "it is started at boot, unasked");
         ensure!(links()? == bare, "an interface has changed");
         ensure!(!debian.has(POLICY), "there is a policy that nobody has written");
+        let users = debian.read("etc/passwd")?;
+        ensure!(users.contains("\nportsteer:x:"), "the user that the agent runs as is missing");
         Ok(())
     })?;
 
@@ -71,9 +75,24 @@ pub(super) fn run(root: &Path, old: &str, new: &str) -> Result<()> {
         debian.install(new)?;
         ensure!(debian.read(CONFFILE)? == edited, "the operator's configuration has changed");
         ensure!(links()? == attached, "what was in force has changed");
+        debian.write("victim/deep/file", "none of portsteer's\n")?;
+        symlink("/victim", debian.root.join(PINS).join("victim"))?;
         run_command(&mut debian.as_machine(&["dpkg", "--remove", "portsteer"]))?;
+        ensure!(debian.has("victim/deep/file"), "it followed a link among the pins");
         debian.check_removed(new)?;
         ensure!(links()? == bare, "what was attached still is, or something else has changed");
+        Ok(())
+    })?;
+
+    step("remove, with the pins' directory led elsewhere", || {
+        debian.install(new)?;
+        let pins = debian.root.join(PINS);
+        fs::rename(&pins, pins.with_file_name("elsewhere"))?;
+        symlink("/victim", &pins)?;
+        run_command(&mut debian.as_machine(&["dpkg", "--remove", "portsteer"]))?;
+        ensure!(debian.has("victim/deep/file"), "it followed the link in its directory's place");
+        debian.check_removed(new)?;
+        fs::remove_file(&pins)?;
         Ok(())
     })?;
 
