@@ -23,7 +23,7 @@ use rustix::{
 };
 
 /// The user that the packaged service runs as. Root's commands accept its directories too.
-const SERVICE_USER: &str = "portsteer";
+pub(crate) const SERVICE_USER: &str = "portsteer";
 
 /// Where the files of users are listed (passwd(5)).
 const USERS: &str = "/etc/passwd";
@@ -324,7 +324,7 @@ fn is_trusted(user: u32) -> bool {
 }
 
 /// The id of the user that the packaged service runs as, if there is one.
-fn service_user() -> Option<u32> {
+pub(crate) fn service_user() -> Option<u32> {
     let users = fs::read_to_string(USERS).ok()?;
     users.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -363,7 +363,11 @@ async fn status(State(context): State<Context>) -> Found {
 }
 
 fn find_status(shared: &Shared) -> Result<Bytes, Refusal> {
-    let dataplane = match dataplane::read_status(&shared.instance) {
+    let read = match shared.view().reader {
+        Some(reader) => reader.status(),
+        None => dataplane::read_status(&shared.instance),
+    };
+    let dataplane = match read {
         Ok(status) => Some(status),
         Err(DataplaneError::NotAttached(_)) => None,
         Err(error) => return Err(super::Error::from(error).to_refusal()),
@@ -382,7 +386,10 @@ async fn stats(State(context): State<Context>) -> Found {
 }
 
 fn find_stats(shared: &Shared) -> Result<Bytes, Refusal> {
-    let stats = dataplane::read_stats(&shared.instance);
+    let stats = match shared.view().reader {
+        Some(reader) => reader.stats(),
+        None => dataplane::read_stats(&shared.instance),
+    };
     encode(&stats.map_err(|error| super::Error::from(error).to_refusal())?)
 }
 

@@ -1,6 +1,6 @@
 //! Asking the agent: HTTP over its Unix socket.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use clap::Args;
 use http_body_util::{BodyExt as _, Full};
@@ -13,7 +13,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::timeout};
 
 use super::{BAD_INPUT, InstanceArgument, NEGATIVE, REFUSED, complain, print_error};
 use crate::{
@@ -57,6 +57,8 @@ pub(super) struct Client {
     /// Whose agent it has to be, where that was said.
     expected: Option<Instance>,
     instance: Instance,
+    /// How long an answer is waited for, if not for ever.
+    patience: Option<Duration>,
 }
 
 /// For which policy in force a change is meant.
@@ -87,6 +89,8 @@ pub(super) enum Failure {
         /// An agent of the instance that is meant, which listens somewhere else or nowhere.
         other: Option<u32>,
     },
+    /// The agent does not answer in time.
+    Silent { path: PathBuf, patience: Duration },
     /// What is in force is not what the change was meant for.
     Unmet(Refusal),
     /// The agent said no.
@@ -98,7 +102,12 @@ pub(super) enum Failure {
 impl Client {
     pub fn new(agent: &AgentArgument) -> Self {
         let expected = agent.instance.instance.clone();
-        Self { path: agent.path(), expected, instance: agent.instance.get() }
+        Self { path: agent.path(), expected, instance: agent.instance.get(), patience: None }
+    }
+
+    /// The same, but an answer is waited for no longer than this.
+    pub fn waiting(self, patience: Duration) -> Self {
+        Self { patience: Some(patience), ..self }
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
@@ -172,7 +181,12 @@ impl Client {
             let help = "`portsteer agent --policy FILE` reads longer ones from their files, and so does SIGHUP";
             return Err(Failure::Refused(Refusal::bad_input(message).help(help)));
         }
-        runtime.block_on(self.exchange(method, path, body, meant))
+        runtime.block_on(async {
+            let exchange = self.exchange(method, path, body, meant);
+            let Some(patience) = self.patience else { return exchange.await };
+            let silent = |_| Failure::Silent { path: self.path.clone(), patience };
+            timeout(patience, exchange).await.map_err(silent)?
+        })
     }
 
     fn understand<T: DeserializeOwned>(&self, answer: Response<Bytes>) -> Result<T, Failure> {
@@ -308,6 +322,14 @@ impl Failure {
                     Kind::BadInput => BAD_INPUT,
                     Kind::Refused => REFUSED,
                 }
+            }
+            Self::Silent { path, patience } => {
+                let seconds = patience.as_secs();
+                complain(
+                    &format!("the agent at {} has not answered for {seconds} s", path.display()),
+                    None,
+                );
+                REFUSED
             }
             Self::Broken(text) => {
                 complain(text, None);

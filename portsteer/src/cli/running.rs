@@ -300,11 +300,16 @@ pub(super) struct DetachOptions {
     agent: AgentArgument,
 }
 
+/// How long the agent may take to take the dataplane off, before that is done without it. It may be in the midst of a
+/// policy that takes seconds.
+const DETACH_PATIENCE: Duration = Duration::from_secs(15);
+
 /// Takes the dataplane off: the agent does if there is one, so that it does not attach again.
 pub(super) fn detach(options: &DetachOptions) -> u8 {
     let DetachOptions { state_dir, json, agent } = options;
-    let answer = Client::new(agent).post::<DoneAnswer>("/v1/detach", &());
+    let answer = Client::new(agent).waiting(DETACH_PATIENCE).post::<DoneAnswer>("/v1/detach", &());
     let instance = agent.instance.get();
+    let mut hangs = None;
     match answer {
         // Nobody can say whose socket that was.
         Err(failure)
@@ -315,10 +320,17 @@ pub(super) fn detach(options: &DetachOptions) -> u8 {
             return failure.show();
         }
         Err(failure) if failure.is_no_agent() => {}
+        Err(Failure::Silent { patience, .. }) => {
+            hangs = Some(format!(
+                "the agent did not answer for {} s, and finds out when it goes on",
+                patience.as_secs()
+            ));
+        }
         answer => return tell(answer, *json, detached),
     }
     match dataplane::detach(&instance) {
-        Ok(Detached { interfaces: detached_from, notes }) => {
+        Ok(Detached { interfaces: detached_from, mut notes }) => {
+            notes.extend(hangs);
             // The next agent is to know.
             let store = agent::Store::new(state_dir, &instance);
             if store.exists() {

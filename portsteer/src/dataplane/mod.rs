@@ -49,7 +49,7 @@ pub use guarding::Findings;
 pub use instance::{Instance, Lock};
 pub use manifest::{Manifest, ManifestRule, ManifestTarget, ManifestTrial};
 pub use object::DIGEST as OBJECT_DIGEST;
-pub use reading::{program_in_slot, read_stats, read_status, read_trial};
+pub use reading::{Reader, program_in_slot, read_stats, read_status, read_trial};
 pub use report::{
     InterfaceStats, InterfaceStatus, OffloadStatus, PolicyInfo, ReasonStats, RuleStats, Stats,
     Status, TargetLosses, TargetStats, TargetStatus,
@@ -167,6 +167,12 @@ impl Dataplane {
     /// [`Error::NotAttached`] if there is none.
     pub fn detach(&self) -> Result<Detached, Error> {
         detaching::take_off(self.pins())
+    }
+
+    /// The pins, for those who only look.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.pins().clone())
     }
 
     /// Whether the pins cannot be seen where they belong, because something was mounted over them. The agent

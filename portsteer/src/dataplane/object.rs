@@ -269,7 +269,7 @@ impl Object {
         // A map that is not at hand is no descriptor, and the kernel refuses a program that needs it.
         let descriptor = |name: &str| match maps.iter().find(|(known, _)| *known == name) {
             Some((_, map)) => map.as_raw_fd(),
-            None if name == CONSTANTS => constants.as_ref().map_or(-1, |map| map.as_raw_fd()),
+            None if name == CONSTANTS => constants.as_ref().map_or(-1, AsRawFd::as_raw_fd),
             None => -1,
         };
         let text = object.functions.keys().map(|&(section, _)| section).collect();

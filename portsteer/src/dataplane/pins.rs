@@ -10,7 +10,7 @@
 
 use std::{
     ffi::{CStr, CString},
-    fs, io,
+    io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
@@ -27,9 +27,7 @@ use rustix::{
 };
 
 use super::{Error, Instance, kernel::BPFFS, sys};
-
-/// The user that the packaged service runs as. Root's commands accept its directories too.
-const SERVICE_USER: &str = "portsteer";
+use crate::directory::service_user;
 
 /// The directory of all instances, in the BPF file system.
 const ALL: &str = "portsteer";
@@ -150,15 +148,6 @@ fn open_checked(
 fn is_ours(uid: u32) -> bool {
     let own = geteuid();
     uid == 0 || uid == own.as_raw() || (own.is_root() && Some(uid) == service_user())
-}
-
-/// The id of the service's user, if this machine has it (passwd(5)).
-fn service_user() -> Option<u32> {
-    let users = fs::read_to_string("/etc/passwd").ok()?;
-    users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(SERVICE_USER)).then(|| fields.nth(1)?.parse().ok())?
-    })
 }
 
 fn names_in(directory: BorrowedFd<'_>) -> io::Result<Vec<CString>> {

@@ -29,6 +29,34 @@ pub fn read_trial(instance: &Instance) -> Result<TrialState, Error> {
     trials::state(active, manifest.as_ref())
 }
 
+/// The pins of an instance, opened for reading: also where they are reached by no path any more.
+#[derive(Debug, Clone)]
+pub struct Reader(PinDir);
+
+impl Reader {
+    pub(super) const fn new(pins: PinDir) -> Self {
+        Self(pins)
+    }
+
+    /// What is attached where.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAttached`] if nothing is.
+    pub fn status(&self) -> Result<Status, Error> {
+        status_of(&self.0)
+    }
+
+    /// What was counted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAttached`] if nothing is attached.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        stats_of(&self.0)
+    }
+}
+
 /// Opens the pins of an instance that has any.
 fn open(instance: &Instance) -> Result<PinDir, Error> {
     kernel::check()?;
@@ -74,8 +102,12 @@ fn consistently<T>(
 ///
 /// [`Error::NotAttached`] if nothing is.
 pub fn read_status(instance: &Instance) -> Result<Status, Error> {
-    let pins = open(instance)?;
-    let maps = running(&pins)?;
+    status_of(&open(instance)?)
+}
+
+fn status_of(pins: &PinDir) -> Result<Status, Error> {
+    let instance = pins.instance();
+    let maps = running(pins)?;
     let (active, manifest, ()) = consistently(&maps, |_| Ok(()))?;
     let on_trial = active.phase() == Phase::Running;
     let targets = manifest.targets.iter().map(|target| TargetStatus::new(target, &maps)).collect();
@@ -96,8 +128,12 @@ pub fn read_status(instance: &Instance) -> Result<Status, Error> {
 ///
 /// [`Error::NotAttached`] if nothing is attached.
 pub fn read_stats(instance: &Instance) -> Result<Stats, Error> {
-    let pins = open(instance)?;
-    let maps = running(&pins)?;
+    stats_of(&open(instance)?)
+}
+
+fn stats_of(pins: &PinDir) -> Result<Stats, Error> {
+    let instance = pins.instance();
+    let maps = running(pins)?;
     let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
     let (active, manifest, (rules, targets, reasons, interfaces)) =
         consistently(&maps, |manifest| {

@@ -5,7 +5,7 @@ use std::{fs, os::fd::AsFd as _, path::Path};
 use portsteer::dataplane::sys::{self, Instruction, map_type};
 use portsteer_testkit::{
     agent::Agent,
-    sandbox::sandbox,
+    sandbox::{assert_no_pins, sandbox},
     site::{Site, wait_until},
 };
 
@@ -141,5 +141,25 @@ fn pins_that_are_mounted_over_are_not_called_detached() {
         assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
         agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
         assert_eq!(attached(&site.host), [] as [String; 0]);
+    });
+}
+
+/// An agent that hangs finds out when it goes on, and does not attach again.
+#[test]
+fn detach_does_not_wait_for_an_agent_that_hangs() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        agent.signal(libc::SIGSTOP);
+        agent.ask(&["detach"]).expect(0, &["detached from uplink", "the agent did not answer"]);
+        assert_eq!(attached(&site.host), [] as [String; 0]);
+        assert_no_pins();
+        agent.signal(libc::SIGCONT);
+        agent.wait_for_log("detached from outside", 1);
+        assert_eq!(status(&agent)["state"], "detached");
+        assert_eq!(attached(&site.host), [] as [String; 0]);
+        agent.apply(&policy(&["uplink"], 3000), &[]);
+        assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
+        agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
     });
 }

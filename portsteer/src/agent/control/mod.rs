@@ -19,7 +19,9 @@ use super::{
 };
 use crate::{
     api::Refusal,
-    dataplane::{Concluded, Dataplane, Error as DataplaneError, Instance, Interfaces, Order},
+    dataplane::{
+        Concluded, Dataplane, Error as DataplaneError, Instance, Interfaces, Order, Reader,
+    },
     policy::{NextHop, Policy, TargetKind},
 };
 
@@ -121,6 +123,8 @@ impl Desired {
 /// What others may look at while something is done.
 #[derive(Debug, Clone, Default)]
 pub struct View {
+    /// The pins that the agent has opened.
+    pub reader: Option<Reader>,
     pub desired: Option<Desired>,
     pub is_attached: bool,
     /// When the trial ends, and by which clock nobody sets.
@@ -205,6 +209,7 @@ impl Control {
     /// What others may look at.
     pub fn view(&self) -> View {
         View {
+            reader: self.dataplane.as_ref().map(Dataplane::reader),
             desired: self.desired.clone(),
             is_attached: self.is_attached(),
             trial_ends: self.trial_ends,
