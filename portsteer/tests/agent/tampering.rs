@@ -156,7 +156,7 @@ fn detach_does_not_wait_for_an_agent_that_hangs() {
         assert_no_pins();
         agent.signal(libc::SIGCONT);
         agent.wait_for_log("detached from outside", 1);
-        assert_eq!(status(&agent)["state"], "detached");
+        wait_until("the agent says so", || status(&agent)["state"] == "detached");
         assert_eq!(attached(&site.host), [] as [String; 0]);
         agent.apply(&policy(&["uplink"], 3000), &[]);
         assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
