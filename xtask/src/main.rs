@@ -42,10 +42,10 @@ enum Command {
     },
     /// Runs all tests on this machine's kernel; arguments go to `cargo test`
     Test {
-        /// Run the tests that have no end for about this long in all: half of it random policies and packets, on
-        /// which the compiled tables, the kernel and the oracle have to agree; half of it everything at once (traffic,
+        /// Run the tests that have no end for about this long in all: a third of it random policies and packets, on
+        /// which the compiled tables, the kernel and the oracle have to agree; a third of it everything at once (traffic,
         /// mutated packets, policies and trials, edits, agents that are killed, interfaces that flap), ending with an
-        /// account of every packet. After that, kill two hundred agents at moments of their applies,
+        /// account of every packet; a third of it whatever can happen at the deadline of a trial. After that, kill two hundred agents at moments of their applies,
         /// which takes a minute or two
         #[arg(
             long,

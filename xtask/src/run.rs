@@ -96,7 +96,7 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
 }
 
 /// The tests that can go on for as long as they are told to, which share the time: by test binary.
-const SOAKED: [(&str, &[&str]); 2] = [
+const SOAKED: [(&str, &[&str]); 3] = [
     (
         "verdicts",
         &[
@@ -105,6 +105,7 @@ const SOAKED: [(&str, &[&str]); 2] = [
         ],
     ),
     ("soak", &["every_packet_is_accounted_for_whatever_happens"]),
+    ("agent", &["trials::at_the_deadline_a_trial_is_confirmed_or_over"]),
 ];
 
 /// The test that kills more agents then, by its binary.
@@ -116,8 +117,8 @@ const COMPARED: &str = "compared: ";
 /// What the other one says at its end begins with this, and goes on for as long as lines are indented.
 const ACCOUNT: &str = "account: ";
 
-/// For half of so many minutes, has random policies judge random packets, and for the other half lets everything
-/// happen at once, under traffic that is accounted for; then kills agents. Says at the end how many packets were
+/// For a third of so many minutes, has random policies judge random packets, for another lets everything
+/// happen at once, under traffic that is accounted for, and for the last has trials end at all moments; then kills agents. Says at the end how many packets were
 /// compared, and the account.
 pub(crate) fn soak(minutes: u32) -> Result<()> {
     ensure_root("test --soak")?;

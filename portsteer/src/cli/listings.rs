@@ -96,11 +96,20 @@ pub fn status(status: &Status) -> String {
     let rows: Vec<Vec<String>> = status
         .interfaces
         .iter()
-        .map(|InterfaceStatus { name, mode, attached, .. }| {
-            vec![name.clone(), mode.name().to_owned(), state(*attached)]
+        .map(|InterfaceStatus { name, mode, attached, tag, object, .. }| {
+            let tag = tag.clone().unwrap_or_default();
+            // Enough to tell objects apart; `--json` has all of it.
+            let object = object.iter().flat_map(|digest| digest.chars()).take(16).collect();
+            vec![name.clone(), mode.name().to_owned(), state(*attached), tag, object]
         })
         .collect();
-    let columns = [("INTERFACE", Align::Left), ("MODE", Align::Left), ("STATE", Align::Left)];
+    let columns = [
+        ("INTERFACE", Align::Left),
+        ("MODE", Align::Left),
+        ("STATE", Align::Left),
+        ("PROGRAM", Align::Left),
+        ("OBJECT", Align::Left),
+    ];
     let mut text =
         format!("{}\n{}", headline(&status.instance, &status.policy), table(&columns, &rows));
     let columns = [("TARGET", Align::Left), ("TO", Align::Left), ("STATE", Align::Left)];

@@ -1,6 +1,6 @@
 //! What listings show. The field names are those of `--json` and stay.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, os::fd::AsFd as _};
 
 use portsteer_common::{Counter, Reason, Verdict, steering::Losses};
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use super::{
     maps::{Maps, Snapshot},
     reading::Outcomes,
     repairs::Setting,
+    sys,
     targets::{TargetState, losses, state_of},
     total,
 };
@@ -116,6 +117,13 @@ pub struct InterfaceStatus {
     pub mode: AttachedMode,
     /// Whether the program is on the interface.
     pub attached: bool,
+    /// The program's tag: the kernel's hash over its instructions, 16 hexadecimal digits, as `bpftool prog` shows it.
+    #[serde(default)]
+    pub tag: Option<String>,
+    /// The SHA-256 of the object that the program came from, as 64 hexadecimal digits: `portsteer --version` prints that
+    /// of the object which it has.
+    #[serde(default)]
+    pub object: Option<String>,
 }
 
 /// What `portsteer stats` tells.
@@ -192,6 +200,8 @@ impl InterfaceStatus {
             index: pinned.ifindex,
             mode: pinned.record.mode(),
             attached: pinned.ifindex != 0,
+            tag: sys::link_program_tag(pinned.link.as_fd()).ok(),
+            object: Some(pinned.record.object.iter().map(|byte| format!("{byte:02x}")).collect()),
         }
     }
 }
@@ -312,7 +322,7 @@ impl ReasonStats {
 
 impl InterfaceStats {
     pub(super) fn new(pinned: &Pinned, outcomes: &Outcomes) -> Self {
-        let InterfaceStatus { name, index, mode, attached } = InterfaceStatus::new(pinned);
+        let InterfaceStatus { name, index, mode, attached, .. } = InterfaceStatus::new(pinned);
         let packets =
             |verdict| Reason::ALL.iter().map(|&reason| outcomes.get(verdict, reason).packets).sum();
         Self {

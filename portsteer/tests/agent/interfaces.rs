@@ -1,6 +1,11 @@
 //! Interfaces that go and come back, are renamed and changed: attached again by themselves, and `status` tells.
 
-use portsteer::lab::{Device, End, Namespace, Veth, VirtualKind};
+use std::{os::fd::AsFd as _, path::Path};
+
+use portsteer::{
+    dataplane::sys,
+    lab::{Device, End, Namespace, Veth, VirtualKind},
+};
 use portsteer_testkit::{
     agent::{Agent, Stats},
     flood::{assert_all_judged, under_flood},
@@ -267,5 +272,36 @@ fn a_policy_is_edited_whatever_became_of_its_interfaces() {
         for port in 2000..2005 {
             assert!(!is_open(&site, port), "{port}");
         }
+    });
+}
+
+/// What the programs on the kernel's tracepoints know of targets' interfaces: those that there are, and none that are gone.
+#[test]
+fn interfaces_of_targets_that_are_gone_are_forgotten() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let text = policy(&["uplink"], 2000);
+        let (head, rules) = text.split_at(text.find("[[").expect("rules"));
+        let targets = "mode = \"generic\"\n[targets.t]\ninterface = \"out\"\n[[rules]]\nname = \"s\"\n\
+                       protocol = \"udp\"\ndst_port = 7\naction = { steer = \"t\" }\n";
+        let mut out = another_device(&site, "out");
+        let agent = Agent::serve(&site.host, INSTANCE, &format!("{head}{targets}{rules}"));
+        let path = Path::new("/sys/fs/bpf/portsteer").join(INSTANCE).join("device_slots");
+        let map = sys::open_pin(&path).expect("a map");
+        let known = || {
+            let (mut known, mut key) = (Vec::new(), None);
+            while let Some(next) = sys::map_next_key(map.as_fd(), key).expect("a key") {
+                known.push(next);
+                key = Some(next);
+            }
+            known
+        };
+        for _ in 0..4 {
+            wait_until("it is known alone", || known() == [out.index()]);
+            out.delete().unwrap();
+            out = another_device(&site, "out");
+        }
+        wait_until("it is known alone", || known() == [out.index()]);
+        agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
     });
 }
