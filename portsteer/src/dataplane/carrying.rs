@@ -117,6 +117,11 @@ pub(super) fn carry_over(pins: &PinDir) -> Result<Option<PinDir>, Error> {
     sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
     before.carry_counters(&maps)?;
     before.follow_trial(&maps)?;
+    if pins.is_marked_detached() {
+        // `detach` was at work meanwhile, and an agent does not undo it.
+        forget_next(pins)?;
+        return Err(Error::Detached(pins.instance().name().to_owned()));
+    }
     // No other process knows of this directory.
     next.try_lock()?;
     let (now, past) = PinDir::exchange(pins, &next)?;

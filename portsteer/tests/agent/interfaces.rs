@@ -282,7 +282,7 @@ fn interfaces_of_targets_that_are_gone_are_forgotten() {
         let site = Site::quiet();
         let text = policy(&["uplink"], 2000);
         let (head, rules) = text.split_at(text.find("[[").expect("rules"));
-        let targets = "mode = \"generic\"\n[targets.t]\ninterface = \"out\"\n[[rules]]\nname = \"s\"\n\
+        let targets = "mode = \"generic\"\n[targets.t]\ninterface = \"out\"\nmac = \"keep\"\n[[rules]]\nname = \"s\"\n\
                        protocol = \"udp\"\ndst_port = 7\naction = { steer = \"t\" }\n";
         let mut out = another_device(&site, "out");
         let agent = Agent::serve(&site.host, INSTANCE, &format!("{head}{targets}{rules}"));

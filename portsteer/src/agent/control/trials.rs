@@ -13,9 +13,12 @@ use crate::{
     },
     api::{ApplyAnswer, DoneAnswer, How, Refusal},
     compile::Interrupt,
-    dataplane::{Applied, Concluded, Error as DataplaneError, Interfaces, TrialState},
+    dataplane::{Applied, Concluded, Error as DataplaneError, InForce, Interfaces, TrialState},
     policy::Policy,
 };
+
+/// How long the agent waits before it tidies up after a trial once more, if that has failed.
+const RETRY: Duration = Duration::from_secs(1);
 
 impl Control {
     /// Keeps the policy on trial for good.
@@ -25,30 +28,52 @@ impl Control {
         };
         match self.dataplane()?.confirm(&desired.policy) {
             Ok(concluded) => {
-                self.trial_ends = None;
-                let before = self.before_trial.take();
-                self.note_previous(before);
-                let staged = match &desired.unkept {
-                    // Staged once before, unless that failed.
-                    Some(bundle) => self.stage(&desired.record, Some(bundle)),
-                    None => Ok(()),
-                };
-                self.note_staged(staged, reporter);
-                if self.not_kept.is_none()
-                    && let Some(desired) = &mut self.desired
-                {
-                    desired.unkept = None;
-                }
-                self.history.add(None, "the policy on trial was confirmed");
-                reporter.note("confirmed: the policy stays in force");
+                self.keep_confirmed(reporter);
                 Ok(done(&concluded))
             }
             Err(DataplaneError::TrialOver) => {
                 self.end_trial(reporter)?;
                 Err(DataplaneError::TrialOver.into())
             }
+            // The kernel has it: what could not be given up goes with the next change.
+            Err(error) if self.is_confirmed() => {
+                self.keep_confirmed(reporter);
+                let note = format!("what only the policy before needed is still there: {error}");
+                reporter.note(&note);
+                Ok(DoneAnswer { detached: Vec::new(), notes: vec![note] })
+            }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether the kernel says that the policy which was on trial is in force for good: not where nothing is attached.
+    fn is_confirmed(&self) -> bool {
+        let in_force = self.dataplane().and_then(|dataplane| Ok(dataplane.in_force()?));
+        let Ok(InForce { manifest: Some(manifest), trial: TrialState::None, .. }) = in_force else {
+            return false;
+        };
+        self.desired.as_ref().is_some_and(|desired| desired.generation == manifest.generation)
+    }
+
+    /// Keeps what the kernel says is confirmed.
+    fn keep_confirmed(&mut self, reporter: &mut dyn Reporter) {
+        self.trial_ends = None;
+        let before = self.before_trial.take();
+        self.note_previous(before);
+        let Some(desired) = self.desired.clone() else { return };
+        let staged = match &desired.unkept {
+            // Staged once before, unless that failed.
+            Some(bundle) => self.stage(&desired.record, Some(bundle)),
+            None => Ok(()),
+        };
+        self.note_staged(staged, reporter);
+        if self.not_kept.is_none()
+            && let Some(desired) = &mut self.desired
+        {
+            desired.unkept = None;
+        }
+        self.history.add(None, "the policy on trial was confirmed");
+        reporter.note("confirmed: the policy stays in force");
     }
 
     /// Ends a trial whose time is up, if that is so.
@@ -57,11 +82,18 @@ impl Control {
             return Ok(());
         }
         match self.dataplane()?.trial()? {
-            TrialState::Lapsed => self.end_trial(reporter).map(drop),
+            TrialState::Lapsed => self.end_trial(reporter).map(drop).inspect_err(|_| {
+                // Tried again, but not without a pause.
+                self.trial_ends = Some(Instant::now() + RETRY);
+            }),
             TrialState::Running { left } => {
                 // The kernel's clock is the one that counts; a moment more, so that it is over then.
                 let left = left.max(Duration::from_millis(20));
                 self.trial_ends = Some(Instant::now() + left);
+                Ok(())
+            }
+            TrialState::None if self.is_confirmed() => {
+                self.keep_confirmed(reporter);
                 Ok(())
             }
             TrialState::None => {
