@@ -139,8 +139,12 @@ impl Config {
         })?;
         let text =
             String::from_utf8(bytes).map_err(|_| format!("{}: it is not UTF-8", path.display()))?;
-        let config: Self =
-            toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        let config: Self = toml::from_str(&text).map_err(|error| {
+            // In one line: it stands in logs.
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let line = before.map_or(1, |before| 1 + before.matches('\n').count());
+            format!("{}: line {line}: {}", path.display(), error.message().replace('\n', "; "))
+        })?;
         config.check().map_err(|why| format!("{}: {why}", path.display()))?;
         Ok(config)
     }

@@ -30,12 +30,17 @@ struct Told<'a> {
     agent: Option<&'a AgentAnswer>,
 }
 
+/// How long the agent may take to say how things are, before that is read from the pins. It answers beside whatever it
+/// does.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 pub(super) fn status(listing: &Listing) -> u8 {
-    let client = Client::new(&listing.agent);
+    let client = Client::new(&listing.agent).waiting(PATIENCE);
     let answer = client.get::<Answer>("/v1/status");
+    let is_silent = matches!(answer, Err(Failure::Silent { .. }));
     let (status, agent) = match answer {
         Ok(Answer { dataplane, agent }) => (dataplane, Some(agent)),
-        Err(failure @ Failure::NoAgent { .. }) => {
+        Err(failure @ (Failure::NoAgent { .. } | Failure::Silent { .. })) => {
             match dataplane::read_status(&listing.agent.instance.get()) {
                 Ok(status) => (Some(status), None),
                 // It was asked for by name.
@@ -60,9 +65,22 @@ pub(super) fn status(listing: &Listing) -> u8 {
     };
     match &agent {
         Some(agent) => text.push_str(&format!("\n{}", listings::agent(agent))),
+        None if is_silent => text.push_str(&format!("\n{}\n", hanging_agent(&listing.agent))),
         None => text.push_str(&format!("\n{}\n", without_agent(&listing.agent))),
     }
     print(&text, code)
+}
+
+/// What there is to say where an agent is connected to and does not answer.
+fn hanging_agent(agent: &AgentArgument) -> String {
+    let process = agent.instance.get().holder();
+    let process = process.map_or_else(String::new, |process| format!(" (process {process})"));
+    format!(
+        "the agent{process} has not answered for {} s: is it stopped? What is in force stays so, and `portsteer \
+         detach{}` takes it off without the agent",
+        PATIENCE.as_secs(),
+        agent.again()
+    )
 }
 
 /// What there is to say where no agent answers.
@@ -83,18 +101,20 @@ fn without_agent(agent: &AgentArgument) -> String {
 }
 
 pub(super) fn stats(listing: &Listing) -> u8 {
-    let client = Client::new(&listing.agent);
+    let client = Client::new(&listing.agent).waiting(PATIENCE);
     let read = || dataplane::read_stats(&listing.agent.instance.get());
     let asked = || client.get::<Stats>("/v1/stats");
     let stats = match listing.agent.socket {
         Some(_) => match asked() {
-            Err(failure @ Failure::NoAgent { .. }) => read().map_err(|_| failure),
+            Err(failure @ (Failure::NoAgent { .. } | Failure::Silent { .. })) => {
+                read().map_err(|_| failure)
+            }
             answer => answer,
         },
         None => match read() {
             Ok(stats) => Ok(stats),
             Err(error @ DataplaneError::NotPermitted { .. }) => match asked() {
-                Err(Failure::NoAgent { .. }) => return fail(&error),
+                Err(Failure::NoAgent { .. } | Failure::Silent { .. }) => return fail(&error),
                 answer => answer,
             },
             Err(error) => return fail(&error),

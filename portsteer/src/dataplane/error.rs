@@ -92,6 +92,8 @@ pub enum Error {
         humantime::format_duration(Duration::from_secs(left.as_secs()))
     )]
     OnTrial { instance: String, left: Duration },
+    #[error("the pins of instance `{instance}` belong to user {uid}, and this agent is user {own}")]
+    OtherUser { instance: String, uid: u32, own: u32 },
     #[error("another policy has come into force meanwhile, and this one has not")]
     Outdated,
     #[error("instance `{0}` was taken off meanwhile")]
@@ -144,9 +146,13 @@ impl Error {
                  dataplane off"
             ),
             Self::ForeignDirectory { directory, .. } => format!(
-                "look at it (`ls -lad {path}`) and remove it (`rm -r {path}`); `chmod 0700 \
-                 /sys/fs/bpf` keeps other users from making directories there",
+                "look at it (`ls -lad {path}`): if no agent of that user's is meant to run here, remove it (`rm -r \
+                 {path}`); `chmod 0700 /sys/fs/bpf` keeps other users from making directories there",
                 path = directory.display()
+            ),
+            Self::OtherUser { instance, .. } => format!(
+                "start the agent as that user (of the package, `systemctl start portsteer`), or take the dataplane off \
+                 first: `portsteer detach --instance {instance}`"
             ),
             Self::OtherNamespace { instance } => format!(
                 "pins are shared between network namespaces: use another `--instance` than \

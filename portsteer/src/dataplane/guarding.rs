@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -15,8 +15,9 @@ use portsteer_common::{Active, active::Phase};
 
 use super::{
     Dataplane, Error, in_force,
-    maps::{Maps, TRIAL},
+    maps::{COUNTERS, Maps, TRIAL},
     pinned,
+    pins::PinDir,
     slots::Slot,
     sys, trials,
 };
@@ -47,6 +48,8 @@ struct KnownLink {
 pub(super) struct Belief {
     active: Active,
     links: HashMap<u32, KnownLink>,
+    /// What is pinned besides links of interfaces, kept open so that it can be pinned again.
+    pins: HashMap<String, OwnedFd>,
     /// The sum over the image in force, and when it was compared last.
     image: Option<(u64, Instant)>,
     /// The sums over the segments of the tables in force, as far as they were looked at.
@@ -77,7 +80,8 @@ impl Dataplane {
     fn read_belief(&self, maps: &Maps) -> Result<Belief, Error> {
         let active = maps.active();
         let links = known_links(maps)?;
-        Ok(Belief { active, links, image: None, tables: HashMap::new(), next: 0 })
+        let pins = open_pins(self.pins())?;
+        Ok(Belief { active, links, pins, image: None, tables: HashMap::new(), next: 0 })
     }
 
     /// Compares what the kernel has with what it was left with. What is in one word is put right here.
@@ -90,12 +94,13 @@ impl Dataplane {
         if self.is_idle() || !self.holds_lock() {
             return Ok(findings);
         }
-        let maps = Maps::open(self.pins())?;
         let mut state = self.applied();
         let Some(belief) = &mut state.belief else {
-            state.belief = Some(self.read_belief(&maps)?);
+            state.belief = Some(self.read_belief(&Maps::open(self.pins())?)?);
             return Ok(findings);
         };
+        guard_pins(self.pins(), belief, &mut findings)?;
+        let maps = Maps::open(self.pins())?;
         self.guard_word(&maps, belief, &mut findings)?;
         guard_links(&maps, belief, &mut findings)?;
         guard_contents(&maps, belief, &mut findings)?;
@@ -142,6 +147,30 @@ impl Dataplane {
         // From the word to itself: nothing changes but that there is a timer again.
         trials::prepare(maps, left, active, active)?.begin()
     }
+}
+
+/// How many pins are kept open at most: every one is a descriptor.
+const OPENED: usize = 200;
+
+/// Opens what is pinned besides links of interfaces.
+fn open_pins(pins: &PinDir) -> Result<HashMap<String, OwnedFd>, Error> {
+    let mut names = pins.names()?;
+    names.retain(|name| !name.starts_with("link_") && !name.ends_with("_new"));
+    // Counters are the many; without the others, nothing can be read.
+    names.sort_by_key(|name| name.starts_with(COUNTERS));
+    names.truncate(OPENED);
+    Ok(names.into_iter().filter_map(|name| pins.get(&name).ok().map(|fd| (name, fd))).collect())
+}
+
+/// Pins again what was removed. Links of interfaces are not among them: with its last link, an instance is taken off.
+fn guard_pins(pins: &PinDir, belief: &Belief, findings: &mut Findings) -> Result<(), Error> {
+    for (name, object) in &belief.pins {
+        if !pins.has(name)? {
+            findings.differences.push(format!("the pin `{name}` was removed from outside"));
+            pins.pin(object.as_fd(), name).map_err(Error::io(format!("pinning `{name}`")))?;
+        }
+    }
+    Ok(())
 }
 
 fn known_links(maps: &Maps) -> Result<HashMap<u32, KnownLink>, Error> {

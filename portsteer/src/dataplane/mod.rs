@@ -129,6 +129,7 @@ impl Dataplane {
     pub fn lock(instance: Instance) -> Result<Self, Error> {
         kernel::check()?;
         let mut lock = instance.lock()?;
+        lock.pins().refuse_other_user()?;
         detaching::finish(lock.pins())?;
         let carried = carrying::carry_over(lock.pins())?;
         let was_carried_over = carried.is_some();

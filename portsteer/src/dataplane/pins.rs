@@ -265,6 +265,17 @@ impl PinDir {
         Ok(fstat(&*self.directory)?)
     }
 
+    /// Refuses the pins of another user: an agent gives up the right to open them.
+    pub(super) fn refuse_other_user(&self) -> Result<(), Error> {
+        let looking = || Error::io(format!("looking at {}", self.path().display()));
+        let uid = self.status().map_err(looking())?.st_uid;
+        let own = geteuid().as_raw();
+        if uid == own {
+            return Ok(());
+        }
+        Err(Error::OtherUser { instance: self.instance.name().to_owned(), uid, own })
+    }
+
     /// The directory's inode.
     pub(super) fn inode(&self) -> io::Result<u64> {
         Ok(self.status()?.st_ino)

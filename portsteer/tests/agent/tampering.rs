@@ -47,6 +47,24 @@ fn what_is_changed_behind_the_agents_back_is_put_right() {
         wait_until_open(&site, 2000, false);
         wait_until("it is said", || problems(&agent).contains("was taken off uplink"));
 
+        // Pins that are needed to read what is in force.
+        for name in ["policy", "tables", "retired", "counters_0_64"] {
+            // The slot is another one since the interface was attached again.
+            let names = fs::read_dir(pin("")).unwrap().map(|it| it.unwrap().file_name());
+            let name = match name {
+                "counters_0_64" => names
+                    .map(|it| it.into_string().unwrap())
+                    .find(|it| it.starts_with("counters_"))
+                    .expect("counters"),
+                name => name.to_owned(),
+            };
+            fs::remove_file(pin(&name)).unwrap();
+            wait_until("it is pinned again", || pin(&name).exists());
+            wait_until("it is said", || problems(&agent).contains(&format!("the pin `{name}`")));
+        }
+        agent.ask(&["stats"]).expect(0, &["closed"]);
+        assert!(!is_open(&site, 2000));
+
         // The word.
         let active = sys::open_pin(&pin("active")).unwrap();
         let mut word = [0; 8];
