@@ -642,7 +642,7 @@ async fn follow_orders(
                 agent.work(|hands, interrupt| {
                     let Hands { control, reporter } = hands;
                     if let Err(error) = control.look_at_trial(&mut **reporter) {
-                        reporter.refused(&error);
+                        control.complain(&error, &mut **reporter);
                     }
                     control.follow_interfaces(interrupt, &mut **reporter);
                 }).await?;

@@ -261,17 +261,23 @@ impl Store {
     /// # Errors
     ///
     /// The disk may not be written to.
-    pub fn accept(&self) -> Result<(), StoreError> {
-        let Some(directory) = self.open()? else { return Ok(()) };
+    pub fn accept(&self, id: &str) -> Result<(), StoreError> {
+        let other = |detail: &str| StoreError::Damaged {
+            path: self.path(Which::Pending.file()),
+            detail: detail.to_owned(),
+        };
+        let Some(directory) = self.open()? else { return Err(other("it is missing")) };
         let pending = self.read_record(Which::Pending)?;
+        match &pending {
+            Some(pending) if pending.id == id => {}
+            Some(_) => return Err(other("it is another policy than the one in force")),
+            None => return Err(other("it is missing")),
+        }
         let accepted = self.read_record(Which::Accepted).unwrap_or(None);
         let is_same = match (&pending, &accepted) {
             (Some(pending), Some(accepted)) => pending.id == accepted.id,
             _ => false,
         };
-        if pending.is_none() {
-            return Ok(());
-        }
         if accepted.is_some() && !is_same {
             self.link(&directory, Which::Accepted, Which::Previous)?;
         }
@@ -583,7 +589,7 @@ mod tests {
     fn keep(store: &Store, bundle: &Bundle) -> Record {
         let record = Record::of(bundle);
         store.stage(&record, bundle).unwrap();
-        store.accept().unwrap();
+        store.accept(&record.id).unwrap();
         record
     }
 
@@ -630,7 +636,7 @@ mod tests {
         assert_ne!(edited.id, record.id);
         assert_eq!((edited.edited("a.txt"), edited.edited("b.txt")), (1, 0));
         store.stage(&edited, &Bundle::of_text("/etc/p.toml", "text")).unwrap();
-        store.accept().unwrap();
+        store.accept(&edited.id).unwrap();
         let after =
             store.read_bundle(&store.read_record(Which::Accepted).unwrap().unwrap(), &never());
         let content = String::from_utf8(after.unwrap().files[0].content.clone()).unwrap();

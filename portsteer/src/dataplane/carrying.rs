@@ -17,6 +17,7 @@
 //! compiled, and nothing on disk is needed.
 
 use std::{
+    collections::HashMap,
     os::fd::{AsFd as _, OwnedFd},
     thread,
     time::Duration,
@@ -32,7 +33,7 @@ use portsteer_common::{
 };
 
 use super::{
-    Error, Manifest, check_namespace, in_force,
+    Error, Manifest, check_namespace,
     manifest::ManifestTarget,
     maps::{self, Maps, Snapshot, link_pin},
     object,
@@ -80,6 +81,7 @@ struct Before<'a> {
     policy: OwnedFd,
     trial: Option<OwnedFd>,
     manifests: [Option<Manifest>; BANKS],
+    interfaces: OwnedFd,
     links: Vec<Link>,
 }
 
@@ -87,6 +89,7 @@ struct Before<'a> {
 struct Link {
     slot: u32,
     link: OwnedFd,
+    id: u32,
     record: Slot,
     /// 0 if the interface is gone.
     ifindex: u32,
@@ -106,16 +109,21 @@ pub(super) fn carry_over(pins: &PinDir) -> Result<Option<PinDir>, Error> {
     }
     let before = Before::open(pins)?;
     let next = PinDir::make_next(pins.instance())?;
-    let maps = match whole(&next)? {
-        Some(maps) => maps,
-        None => before.build(&next)?,
+    let (maps, counted) = match before.find_whole(&next)? {
+        Some(maps) => (maps, HashMap::new()),
+        None => {
+            let counted = counted_by_programs(&next)?;
+            next.clear()?;
+            (before.build(&next)?, counted)
+        }
     };
     before.pin_links(&next)?;
     before.follow_trial(&maps)?;
+    before.disown_programs()?;
     before.replace_programs(&maps)?;
     // From here on nothing is counted by the layout before.
     sys::wait_for_programs().map_err(Error::io("waiting for running programs"))?;
-    before.carry_counters(&maps)?;
+    before.carry_counters(&maps, counted)?;
     before.follow_trial(&maps)?;
     if pins.is_marked_detached() {
         // `detach` was at work meanwhile, and an agent does not undo it.
@@ -141,16 +149,19 @@ fn is_of_layout_before(pins: &PinDir) -> bool {
     (0..BANKS).any(|bank| Manifest::read_of(pins, bank, BEFORE).is_ok())
 }
 
-/// The maps that stand ready, if an agent was killed after they were whole; what is not whole is removed.
-fn whole(next: &PinDir) -> Result<Option<Maps>, Error> {
-    if !next.linked_slots()?.is_empty()
-        && let Ok(maps) = Maps::open(next)
-        && in_force(&maps).is_ok()
-    {
-        return Ok(Some(maps));
+/// What programs have counted in maps that are to be removed, by slot.
+fn counted_by_programs(next: &PinDir) -> Result<HashMap<u32, Snapshot>, Error> {
+    let mut counted = HashMap::new();
+    for slot in next.counted_slots()? {
+        let mut sum = Snapshot::default();
+        // Sums of what the layout before has counted are made anew.
+        let own = maps::counters(next, slot)?.into_iter();
+        for counters in own.filter(|counters| counters.pin != maps::carried_pin(slot)) {
+            sum.add(counters.read(MAX_PAGES as u32)?);
+        }
+        counted.insert(slot, sum);
     }
-    next.clear()?;
-    Ok(None)
+    Ok(counted)
 }
 
 impl<'a> Before<'a> {
@@ -167,13 +178,14 @@ impl<'a> Before<'a> {
             let link = get(&link_pin(slot))?;
             let info = sys::xdp_link_info(link.as_fd()).map_err(opening(&link_pin(slot)))?;
             let record = Slot::read(interfaces.as_fd(), slot)?;
-            links.push((Link { slot, link, record, ifindex: info.ifindex }, info.program_id));
+            let link = Link { slot, link, id: info.id, record, ifindex: info.ifindex };
+            links.push((link, info.program_id));
         }
         let present = netlink::links().map_err(Error::io("listing the interfaces"))?;
         let attached = links.iter().map(|(link, program)| (link.ifindex, *program));
         check_namespace(pins.instance(), attached, &present)?;
         let links = links.into_iter().map(|(link, _)| link).collect();
-        Ok(Self { pins, policy, trial, manifests, links })
+        Ok(Self { pins, policy, trial, manifests, interfaces, links })
     }
 
     fn read_policy(&self) -> Result<Box<PolicyBefore>, Error> {
@@ -212,6 +224,44 @@ impl<'a> Before<'a> {
                 _ => return Ok((bank, Phase::None)),
             }
         }
+    }
+
+    /// The maps that stand ready, if an agent was killed after they were whole, and nothing has come into force since: the
+    /// version before may have gone on in between.
+    fn find_whole(&self, next: &PinDir) -> Result<Option<Maps>, Error> {
+        let is_whole = !next.linked_slots()?.is_empty() && self.has_same_links(next);
+        let Some(maps) = is_whole.then(|| Maps::open(next).ok()).flatten() else { return Ok(None) };
+        let same_policy = |bank: usize| {
+            let (before, now) = (&self.manifests[bank], Manifest::read(next, bank).ok());
+            match (before, now) {
+                (Some(before), Some(now)) => {
+                    (before.generation, &before.id, &before.text)
+                        == (now.generation, &now.id, &now.text)
+                }
+                (None, None) => true,
+                _ => false,
+            }
+        };
+        let active = maps.active();
+        let (bank, phase) = self.state()?;
+        let same_phase = match (phase, active.phase()) {
+            // One of the two timers was quicker.
+            (Phase::Lapsed, Phase::Running) | (Phase::Running, Phase::Lapsed) => {
+                bank != active.bank()
+            }
+            (before, now) => before == now && bank == active.bank(),
+        };
+        Ok((same_phase && (0..BANKS).all(same_policy)).then_some(maps))
+    }
+
+    /// Whether the links that are pinned there are these, as far as they were pinned before an agent was killed.
+    fn has_same_links(&self, next: &PinDir) -> bool {
+        let is_same = |slot: u32| {
+            let there = next.get(&link_pin(slot)).and_then(|link| sys::xdp_link_info(link.as_fd()));
+            let here = self.links.iter().find(|link| link.slot == slot);
+            matches!((there, here), (Ok(there), Some(here)) if there.id == here.id)
+        };
+        next.linked_slots().is_ok_and(|slots| slots.into_iter().all(is_same))
     }
 
     fn generation(&self, bank: usize) -> u64 {
@@ -356,6 +406,17 @@ impl<'a> Before<'a> {
         Ok(())
     }
 
+    /// Has an agent of the version before, should one go on here, put its own programs on the links: those that are about
+    /// to be there judge by other maps than it changes.
+    fn disown_programs(&self) -> Result<(), Error> {
+        for Link { slot, record, .. } in &self.links {
+            let mut disowned = *record;
+            disowned.object = [0; 32];
+            disowned.write(self.interfaces.as_fd(), *slot)?;
+        }
+        Ok(())
+    }
+
     fn replace_programs(&self, maps: &Maps) -> Result<(), Error> {
         for Link { slot, link, record, .. } in self.links.iter().filter(|link| link.ifindex != 0) {
             let program = object::load(*slot, maps, record.features)?;
@@ -370,7 +431,11 @@ impl<'a> Before<'a> {
     }
 
     /// Adds up what the layout before has counted, which is all of it now.
-    fn carry_counters(&self, maps: &Maps) -> Result<(), Error> {
+    fn carry_counters(
+        &self,
+        maps: &Maps,
+        mut counted: HashMap<u32, Snapshot>,
+    ) -> Result<(), Error> {
         let retired = maps::retired(self.pins)?;
         let mut gone = retired.counters.read(MAX_PAGES as u32)?;
         for slot in self.pins.counted_slots()? {
@@ -381,12 +446,19 @@ impl<'a> Before<'a> {
                 }
             }
             match self.links.iter().any(|link| link.slot == slot) {
-                true => maps.set_carried(slot, carry_pages(sum))?,
+                true => {
+                    let mut carried = carry_pages(sum);
+                    // By programs of this layout, before the version before has gone on for a while.
+                    carried.add(counted.remove(&slot).unwrap_or_default());
+                    maps.set_carried(slot, carried)?;
+                }
                 // An agent was killed while it let the interface go.
                 false => gone.add(sum),
             }
         }
-        maps.set_retired(carry_pages(gone))
+        let mut retired = carry_pages(gone);
+        counted.into_values().for_each(|rest| retired.add(rest));
+        maps.set_retired(retired)
     }
 }
 

@@ -38,14 +38,16 @@ pub fn detach(instance: &Instance) -> Result<Detached, Error> {
     take_off(&pins)
 }
 
-/// Ends what a `detach` has begun that was killed.
-pub(super) fn finish(pins: &PinDir) -> Result<(), Error> {
+/// Ends what a `detach` has begun that was killed. Returns the interfaces that were attached still; `None` if there was
+/// no such `detach`.
+pub(super) fn finish(pins: &PinDir) -> Result<Option<Vec<String>>, Error> {
     if !pins.is_marked_detached() {
-        return Ok(());
+        return Ok(None);
     }
-    detach_links(pins)?;
+    let detached = detach_links(pins)?;
     carrying::forget_next(pins)?;
-    pins.clear().map(drop)
+    pins.clear()?;
+    Ok(Some(detached))
 }
 
 /// How often the directory is emptied, if an agent that does not hear goes on to pin.

@@ -77,6 +77,13 @@ impl Dataplane {
         self.applied().belief = belief;
     }
 
+    /// Says that the word was changed, by what is still at work.
+    pub(super) fn believe_word(&self, active: Active) {
+        if let Some(belief) = &mut self.applied().belief {
+            belief.active = active;
+        }
+    }
+
     fn read_belief(&self, maps: &Maps) -> Result<Belief, Error> {
         let active = maps.active();
         let links = known_links(maps)?;
@@ -91,11 +98,15 @@ impl Dataplane {
     /// The kernel does not tell.
     pub fn guard(&self) -> Result<Findings, Error> {
         let mut findings = Findings::default();
-        if self.is_idle() || !self.holds_lock() {
+        if !self.holds_lock() {
             return Ok(findings);
         }
+        let is_idle = self.is_idle();
         let mut state = self.applied();
         let Some(belief) = &mut state.belief else {
+            if is_idle {
+                return Ok(findings);
+            }
             state.belief = Some(self.read_belief(&Maps::open(self.pins())?)?);
             return Ok(findings);
         };
@@ -162,7 +173,7 @@ fn open_pins(pins: &PinDir) -> Result<HashMap<String, OwnedFd>, Error> {
     Ok(names.into_iter().filter_map(|name| pins.get(&name).ok().map(|fd| (name, fd))).collect())
 }
 
-/// Pins again what was removed. Links of interfaces are not among them: with its last link, an instance is taken off.
+/// Pins again what was removed. Links of interfaces are not among them: they end with their last pin, and are made anew.
 fn guard_pins(pins: &PinDir, belief: &Belief, findings: &mut Findings) -> Result<(), Error> {
     for (name, object) in &belief.pins {
         if !pins.has(name)? {

@@ -72,6 +72,8 @@ pub struct Dataplane {
     lock: Lock,
     /// Whether its pins were of the layout before.
     was_carried_over: bool,
+    /// Whether a `detach` had begun here that was killed, and has been ended.
+    has_finished_a_detach: bool,
     applied: Mutex<State>,
     /// Has what it made of the last policy, so that an edit of a large set is quick.
     compiler: Mutex<Compiler>,
@@ -130,7 +132,7 @@ impl Dataplane {
         kernel::check()?;
         let mut lock = instance.lock()?;
         lock.pins().refuse_other_user()?;
-        detaching::finish(lock.pins())?;
+        let has_finished_a_detach = detaching::finish(lock.pins())?.is_some();
         let carried = carrying::carry_over(lock.pins())?;
         let was_carried_over = carried.is_some();
         if let Some(pins) = carried {
@@ -140,6 +142,7 @@ impl Dataplane {
             instance,
             lock,
             was_carried_over,
+            has_finished_a_detach,
             applied: Mutex::default(),
             compiler: Mutex::default(),
         })
@@ -149,6 +152,21 @@ impl Dataplane {
     #[must_use]
     pub fn was_carried_over(&self) -> bool {
         self.was_carried_over
+    }
+
+    /// Whether a `detach` had begun that was killed, and was ended when the lock was taken.
+    #[must_use]
+    pub fn has_finished_a_detach(&self) -> bool {
+        self.has_finished_a_detach
+    }
+
+    /// Ends a `detach` that was killed and has left its mark. Returns the interfaces that were attached still.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn finish_detach(&self) -> Result<Vec<String>, Error> {
+        Ok(detaching::finish(self.pins())?.unwrap_or_default())
     }
 
     /// The instance.
@@ -243,7 +261,7 @@ impl Dataplane {
     /// Whether somebody has taken the dataplane off behind this value's back.
     #[must_use]
     pub fn was_detached(&self) -> bool {
-        !self.lock.holds() || self.is_idle()
+        !self.lock.holds()
     }
 
     /// Whether no interface is attached.

@@ -393,6 +393,8 @@ pub fn map_name(fd: BorrowedFd<'_>) -> io::Result<String> {
 /// An XDP link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct XdpLinkInfo {
+    /// The link's own number, which no other link has had since the machine started.
+    pub id: u32,
     /// The program that it holds.
     pub program_id: u32,
     /// The interface, as its own network namespace numbers it; 0 once the interface or the
@@ -405,7 +407,7 @@ pub fn xdp_link_info(fd: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
     let info: bpf_link_info = info(fd)?;
     // SAFETY: for an XDP link the kernel fills this member in; for any other it is integers too.
     let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
-    Ok(XdpLinkInfo { program_id: info.prog_id, ifindex })
+    Ok(XdpLinkInfo { id: info.id, program_id: info.prog_id, ifindex })
 }
 
 /// The tag of the program that a link holds: the kernel's hash over its instructions, as hexadecimal digits. From

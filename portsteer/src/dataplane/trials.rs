@@ -141,7 +141,8 @@ impl Dataplane {
         })?;
         // Where the kernel was faster, the word is another one.
         maps.swap_active(active, confirmed).map_err(|_| Error::TrialOver)?;
-        self.conclude_trial(Some(policy))
+        self.believe_word(confirmed);
+        self.conclude_trial(Some(policy)).inspect_err(|_| self.believe())
     }
 
     /// Ends a trial, now or after its time was up: the policy before is in force, and what only the other
@@ -159,10 +160,13 @@ impl Dataplane {
         match (active.phase(), active.lapse()) {
             (Phase::None, _) => return Err(Error::NoTrial),
             // Where this fails, the kernel has done it.
-            (_, Some(lapsed)) => drop(maps.swap_active(active, lapsed)),
+            (_, Some(lapsed)) => {
+                let _ = maps.swap_active(active, lapsed);
+                self.believe_word(maps.active());
+            }
             (_, None) => {}
         }
-        self.conclude_trial(before)
+        self.conclude_trial(before).inspect_err(|_| self.believe())
     }
 
     /// Takes off what an interface has of the policy that is not in force.
@@ -179,14 +183,22 @@ impl Dataplane {
     fn conclude_trial(&self, policy: Option<&Policy>) -> Result<Concluded, Error> {
         let mut maps = Maps::open(self.pins())?;
         let (active, manifest) = in_force(&maps)?;
-        let (Some(manifest), Some(policy)) = (manifest, policy) else {
-            // There was no policy before.
-            let detached = self.detach()?;
-            return Ok(Concluded {
-                detached: detached.interfaces,
-                notes: detached.notes,
-                removed: Vec::new(),
-            });
+        let manifest = match (manifest, policy) {
+            (Some(manifest), _) => manifest,
+            // Its pin was removed: what is attached judges by the image all the same, and stays.
+            (None, Some(_)) => {
+                let detail = "the manifest of the policy in force is missing".to_owned();
+                return Err(Error::other_layout(self.pins(), detail));
+            }
+            (None, None) => {
+                // There was no policy before.
+                let detached = self.detach()?;
+                return Ok(Concluded {
+                    detached: detached.interfaces,
+                    notes: detached.notes,
+                    removed: Vec::new(),
+                });
+            }
         };
         let links = netlink::links().map_err(Error::io("listing the interfaces"))?;
         let pinned = pinned(&maps)?;
@@ -208,7 +220,7 @@ impl Dataplane {
             other: other_manifest.as_ref(),
             kept: &slots,
             unwanted: &unwanted,
-            settings: &repairs::wanted(policy, &modes, &links),
+            settings: &policy.map_or_else(Vec::new, |it| repairs::wanted(it, &modes, &links)),
             switched: &[],
         };
         let concluded = self.conclude(&mut maps, &links, &conclusion)?;

@@ -1,6 +1,10 @@
 //! What a process with the right to it changes behind the agent's back: seen, put right, and said.
 
-use std::{fs, os::fd::AsFd as _, path::Path};
+use std::{
+    fs,
+    os::{fd::AsFd as _, unix::fs::symlink},
+    path::Path,
+};
 
 use portsteer::dataplane::sys::{self, Instruction, map_type};
 use portsteer_testkit::{
@@ -9,7 +13,7 @@ use portsteer_testkit::{
     site::{Site, wait_until},
 };
 
-use crate::{INSTANCE, attached, is_open, policy, status, wait_until_open};
+use crate::{INSTANCE, another_device, attached, is_open, policy, status, wait_until_open};
 
 fn pin(name: &str) -> std::path::PathBuf {
     Path::new("/sys/fs/bpf/portsteer").join(INSTANCE).join(name)
@@ -178,6 +182,44 @@ fn detach_does_not_wait_for_an_agent_that_hangs() {
         assert_eq!(attached(&site.host), [] as [String; 0]);
         agent.apply(&policy(&["uplink"], 3000), &[]);
         assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
+        agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
+    });
+}
+
+/// A `detach` that was killed in the midst of its work is ended by the agent that finds its mark, or by the next one.
+#[test]
+fn a_detach_that_was_killed_is_ended() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let second = another_device(&site, "second");
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink", "second"], 2000));
+        symlink("detached", pin("detached")).unwrap();
+        wait_until("nothing is attached", || attached(&site.host).is_empty());
+        wait_until("the agent says so", || status(&agent)["state"] == "detached");
+        agent.apply(&policy(&["uplink", "second"], 2000), &[]);
+        assert_eq!(attached(&site.host), ["uplink", "second"]);
+
+        agent.kill();
+        symlink("detached", pin("detached")).unwrap();
+        agent.resume_without_waiting();
+        agent.wait_for_log("a `portsteer detach` that was interrupted is done", 1);
+        wait_until("the agent listens", || agent.ask(&["status"]).code == Some(1));
+        assert_eq!(status(&agent)["state"], "detached");
+        assert_eq!(attached(&site.host), [] as [String; 0]);
+        drop(second);
+    });
+}
+
+/// The last link's pin is no mark of a `detach`.
+#[test]
+fn an_interface_whose_pin_is_removed_is_attached_again() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        fs::remove_file(pin("link_0")).unwrap();
+        wait_until("it is said", || problems(&agent).contains("the pin of uplink was removed"));
+        wait_until_open(&site, 2000, false);
+        assert_eq!(attached(&site.host), ["uplink"]);
         agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
     });
 }

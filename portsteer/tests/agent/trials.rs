@@ -421,6 +421,47 @@ fn at_the_deadline_a_trial_is_confirmed_or_over() {
     });
 }
 
+/// An agent that goes on in the midst of a trial keeps nothing of it, whatever has become of the disk meanwhile.
+#[test]
+fn a_trial_that_was_not_confirmed_is_never_accepted() {
+    sandbox(|| {
+        let site = Site::quiet();
+        let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+        // It cannot be staged, as on a full disk.
+        let in_the_way = agent.state().join("pending.json.new");
+        fs::create_dir(&in_the_way).unwrap();
+        try_out(&agent, &policy(&["uplink"], 3000), short());
+        agent.kill();
+        fs::remove_dir(&in_the_way).unwrap();
+        agent.resume();
+        assert!(accepted_text(&agent).contains("dst_port = 2000"), "{}", agent.log());
+        wait_until_open(&site, 3000, true);
+        wait_until("the agent knows", || status(&agent)["state"] == "in force");
+        assert!(accepted_text(&agent).contains("dst_port = 2000"), "{}", agent.log());
+        assert!(!is_open(&site, 2000));
+        agent.ask(&["detach"]).expect(0, &[]);
+    });
+}
+
+/// And one that is confirmed is accepted, whatever has become of the disk meanwhile.
+#[test]
+fn a_trial_that_is_confirmed_is_accepted() {
+    sandbox(|| {
+        let site = Site::quiet();
+        for lost in ["accepted.json", "pending.json"] {
+            let mut agent = Agent::serve(&site.host, INSTANCE, &policy(&["uplink"], 2000));
+            try_out(&agent, &policy(&["uplink"], 3000), 600);
+            fs::write(agent.state().join(lost), "").unwrap();
+            agent.kill();
+            agent.resume();
+            agent.ask(&["confirm"]).expect(0, &["confirmed"]);
+            assert!(accepted_text(&agent).contains("dst_port = 3000"), "{lost}: {}", agent.log());
+            assert!(status(&agent)["not_kept"].is_null(), "{}", status(&agent));
+            agent.ask(&["detach"]).expect(0, &[]);
+        }
+    });
+}
+
 /// The text of the policy that a restarted machine would begin with.
 fn accepted_text(agent: &Agent) -> String {
     let accepted = fs::read_to_string(agent.state().join("accepted.json")).expect("it is kept");

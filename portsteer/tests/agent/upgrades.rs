@@ -207,6 +207,52 @@ fn an_agent_killed_at_any_moment_of_it_leaves_one_layout_whole() {
     });
 }
 
+/// One step forward that is cut short, one back, where another policy comes into force, and one forward again.
+#[test]
+fn what_the_version_before_did_in_between_holds() {
+    let Some(before) = binary_before() else { return };
+    sandbox(|| {
+        for on_trial in [false, true] {
+            let site = Site::quiet();
+            // Some come through before they are killed.
+            let mut agent = loop {
+                let mut agent = begin(&site, &before, &policy(&["uplink"], 2000));
+                if on_trial {
+                    try_out(&agent, 2500, 600);
+                }
+                agent.kill_for(&binary());
+                agent.resume_without_waiting();
+                let ready = Path::new(NEXT).join("link_0");
+                let carried = Path::new("/sys/fs/bpf/portsteer/main/active");
+                wait_until("it has begun", || ready.exists() || carried.exists());
+                agent.kill();
+                if ready.exists() && !carried.exists() {
+                    break agent;
+                }
+                drop(agent);
+                run(&site.host, &["detach"]).expect(0, &[]);
+            };
+            agent.kill_for(&before);
+            agent.resume();
+            if on_trial {
+                agent.ask(&["rollback"]).expect(0, &[]);
+            }
+            agent.apply(&policy(&["uplink"], 3000), &[]);
+            assert_eq!((is_open(&site, 2000), is_open(&site, 3000)), (true, false));
+            let counted = Stats(agent.ask_json(&["stats"])).rule("closed");
+            assert_eq!(counted, 1, "the version before counts");
+            agent.kill_for(&binary());
+            agent.resume();
+            assert!(agent.log().contains("was carried over"), "{}", agent.log());
+            let open = [2000, 2500, 3000].map(|port| is_open(&site, port));
+            assert_eq!(open, [true, true, false], "{}", agent.log());
+            assert_eq!(status(&agent)["state"], "in force");
+            agent.ask(&["detach"]).expect(0, &["detached from uplink"]);
+            assert!(!Path::new(NEXT).exists());
+        }
+    });
+}
+
 /// What stands ready goes with what it was to take the place of.
 #[test]
 fn detach_in_the_middle_of_it_leaves_nothing() {

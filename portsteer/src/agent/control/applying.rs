@@ -108,7 +108,7 @@ impl Control {
         } else if let Some(why) = &next.unkeepable {
             self.not_kept = Some(why.clone());
         } else {
-            self.note_staged(staged, reporter);
+            self.note_staged(staged, &next.record.id, reporter);
         }
         if self.not_kept.is_none() || next.unkeepable.is_some() {
             bundle = None;

@@ -12,7 +12,8 @@ impl Control {
     pub fn detach(&mut self, reporter: &mut dyn Reporter) -> Result<DoneAnswer, Error> {
         let detached = match &self.dataplane {
             Some(dataplane) => dataplane.detach(),
-            None => Err(DataplaneError::NotAttached(self.instance.name().to_owned())),
+            // Whatever is there all the same.
+            None => crate::dataplane::detach(&self.instance),
         };
         let detached = match detached {
             Err(DataplaneError::NotAttached(_)) if self.desired.is_some() => Default::default(),
@@ -28,7 +29,7 @@ impl Control {
         Ok(DoneAnswer { detached: detached.interfaces, notes: detached.notes })
     }
 
-    fn note_detached(&mut self, reporter: &mut dyn Reporter) {
+    pub(super) fn note_detached(&mut self, reporter: &mut dyn Reporter) {
         self.dataplane = None;
         (self.desired, self.before_trial, self.trial_ends) = (None, None, None);
         self.previous = None;
@@ -66,6 +67,15 @@ impl Control {
         if let Some(dataplane) = self.dataplane.take_if(|dataplane| dataplane.was_detached()) {
             let how = if self.store.is_some() { "SIGHUP or `portsteer apply`" } else { "SIGHUP" };
             reporter.note(&format!("detached from outside; {how} attaches again"));
+            // One that was killed in the midst of it has left its mark, and interfaces perhaps.
+            match dataplane.finish_detach() {
+                Ok(interfaces) => {
+                    for name in interfaces {
+                        reporter.note(&format!("detached from {name}"));
+                    }
+                }
+                Err(error) => reporter.note(&format!("detaching what is left: {error}")),
+            }
             match dataplane.switch_back() {
                 Ok(notes) => notes.iter().for_each(|note| reporter.note(note)),
                 Err(error) => reporter.note(&format!("switching offloads back: {error}")),

@@ -57,7 +57,7 @@ impl Control {
             self.not_kept = before;
             return;
         }
-        self.note_staged(staged, reporter);
+        self.note_staged(staged, &record.id, reporter);
         if before.is_some() && self.not_kept.is_none() {
             reporter.note("the policy in force is kept now");
         }
@@ -89,23 +89,40 @@ impl Control {
         self.stage(&next.record, bundle.as_ref())
     }
 
+    /// Stages the policy that was on trial, unless that is so already. What its set files have is on disk, or with it.
+    pub(super) fn stage_confirmed(&self, desired: &Desired) -> Result<(), StoreError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        if let Some(bundle) = &desired.unkept {
+            return store.stage(&desired.record, bundle);
+        }
+        if store.read_record(Which::Pending)?.is_some_and(|it| it.id == desired.record.id) {
+            return Ok(());
+        }
+        let text_alone = Bundle::of_text(&*desired.record.path, &*desired.text);
+        store.stage(&desired.record, &text_alone)?;
+        // What no record has named meanwhile may have been removed.
+        store.read_bundle(&desired.record, &Interrupt::default()).map(drop)
+    }
+
     /// Accepts what was staged, or says that it could not be.
     pub(super) fn note_staged(
         &mut self,
         staged: Result<(), StoreError>,
+        id: &str,
         reporter: &mut dyn Reporter,
     ) {
         self.not_kept = None;
         match staged {
-            Ok(()) => self.accept(reporter),
+            Ok(()) => self.accept(id, reporter),
             Err(error) => self.note_not_kept(&error, reporter),
         }
     }
 
-    pub(super) fn accept(&mut self, reporter: &mut dyn Reporter) {
+    /// Accepts what is staged, which has to be the policy with this id.
+    pub(super) fn accept(&mut self, id: &str, reporter: &mut dyn Reporter) {
         let Some(store) = &self.store else { return };
         store.note_applied();
-        if let Err(error) = store.accept() {
+        if let Err(error) = store.accept(id) {
             self.note_not_kept(&error, reporter);
         }
     }

@@ -338,7 +338,7 @@ impl Control {
     }
 
     /// Says what is wrong, once.
-    fn complain(&mut self, error: &Error, reporter: &mut dyn Reporter) {
+    pub fn complain(&mut self, error: &Error, reporter: &mut dyn Reporter) {
         let text = error.to_refusal().message;
         if self.last_problem.as_ref() != Some(&text) {
             self.say("what could not be done", &text, &text, reporter);

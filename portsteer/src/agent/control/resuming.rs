@@ -20,6 +20,15 @@ use crate::{
     policy::{self, Policy},
 };
 
+/// Whether what is reconstructed is put on disk where it is missing there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    /// It is in force for good.
+    InForce,
+    /// It is on trial, or the policy before: what was confirmed or has lapsed is kept by whoever ends the trial.
+    Nothing,
+}
+
 impl Control {
     /// Starts with a policy, whatever is in force.
     pub fn start_with(
@@ -74,6 +83,12 @@ impl Control {
             }
             _ => {}
         }
+        if self.dataplane.as_ref().is_some_and(Dataplane::has_finished_a_detach) {
+            // It was asked for, and the one who asked was killed.
+            self.note_detached(reporter);
+            reporter.note("a `portsteer detach` that was interrupted is done: `portsteer apply` puts a policy in force");
+            return Ok(());
+        }
         if self.store.as_ref().is_some_and(Store::was_detached) {
             self.was_detached = true;
             reporter.note("taken off by hand since the machine started: `portsteer apply` puts a policy in force");
@@ -100,11 +115,15 @@ impl Control {
         match state {
             TrialState::Running { left } => {
                 let record = pending.filter(|record| record.id == manifest.id);
-                self.desired = Some(self.reconstruct(&manifest, record, interrupt, reporter));
+                // Nothing is kept before it is known which of the two stays.
+                let keeps = Keeps::Nothing;
+                self.desired =
+                    Some(self.reconstruct(&manifest, record, keeps, interrupt, reporter));
                 self.before_trial = before_trial.map(|before| {
                     let record = accepted.filter(|record| record.id == before.id);
-                    self.reconstruct(&before, record, interrupt, reporter)
+                    self.reconstruct(&before, record, keeps, interrupt, reporter)
                 });
+                self.not_kept = Some("it is on trial".to_owned());
                 self.trial_ends = Some(Instant::now() + left);
                 // Nobody knows what the agent before has attached meanwhile.
                 self.is_stale = true;
@@ -116,7 +135,8 @@ impl Control {
             }
             TrialState::Lapsed => {
                 let record = accepted.filter(|record| record.id == manifest.id);
-                let desired = self.reconstruct(&manifest, record, interrupt, reporter);
+                let keeps = Keeps::InForce;
+                let desired = self.reconstruct(&manifest, record, keeps, interrupt, reporter);
                 let concluded = self.dataplane()?.end_trial(Some(&desired.policy))?;
                 self.desired = Some(desired);
                 self.discard();
@@ -138,7 +158,7 @@ impl Control {
                     accepted
                 } else if is(&pending, &manifest) {
                     reporter.note("an apply that was interrupted was complete, and is accepted");
-                    self.accept(reporter);
+                    self.accept(&manifest.id, reporter);
                     pending
                 } else if let Some(previous) = self
                     .kept_or_complain(Which::Previous, reporter)
@@ -152,7 +172,9 @@ impl Control {
                     }
                     None
                 };
-                self.desired = Some(self.reconstruct(&manifest, record, interrupt, reporter));
+                let keeps = Keeps::InForce;
+                self.desired =
+                    Some(self.reconstruct(&manifest, record, keeps, interrupt, reporter));
             }
         }
         let desired = self.desired.clone();
@@ -172,6 +194,7 @@ impl Control {
         &mut self,
         manifest: &Manifest,
         record: Option<Record>,
+        keeps: Keeps,
         interrupt: &Interrupt,
         reporter: &mut dyn Reporter,
     ) -> Desired {
@@ -195,6 +218,8 @@ impl Control {
                 let record = record.unwrap_or_else(|| Record::of(&bundle));
                 if built_in::is_in_force(manifest) {
                     self.not_kept = Some(NOT_ACCEPTED.to_owned());
+                } else if is_whole && keeps == Keeps::Nothing {
+                    unkept = Some(bundle);
                 } else if is_whole {
                     self.not_kept = None;
                     self.keep_now(&record, &bundle, reporter);

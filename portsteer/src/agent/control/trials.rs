@@ -61,12 +61,8 @@ impl Control {
         let before = self.before_trial.take();
         self.note_previous(before);
         let Some(desired) = self.desired.clone() else { return };
-        let staged = match &desired.unkept {
-            // Staged once before, unless that failed.
-            Some(bundle) => self.stage(&desired.record, Some(bundle)),
-            None => Ok(()),
-        };
-        self.note_staged(staged, reporter);
+        let staged = self.stage_confirmed(&desired);
+        self.note_staged(staged, &desired.record.id, reporter);
         if self.not_kept.is_none()
             && let Some(desired) = &mut self.desired
         {
@@ -81,11 +77,15 @@ impl Control {
         if self.trial_ends.is_none() {
             return Ok(());
         }
+        self.try_to_look_at_trial(reporter).inspect_err(|_| {
+            // Tried again, but not without a pause.
+            self.trial_ends = Some(Instant::now() + RETRY);
+        })
+    }
+
+    fn try_to_look_at_trial(&mut self, reporter: &mut dyn Reporter) -> Result<(), Error> {
         match self.dataplane()?.trial()? {
-            TrialState::Lapsed => self.end_trial(reporter).map(drop).inspect_err(|_| {
-                // Tried again, but not without a pause.
-                self.trial_ends = Some(Instant::now() + RETRY);
-            }),
+            TrialState::Lapsed => self.end_trial(reporter).map(drop),
             TrialState::Running { left } => {
                 // The kernel's clock is the one that counts; a moment more, so that it is over then.
                 let left = left.max(Duration::from_millis(20));
@@ -111,6 +111,11 @@ impl Control {
         self.desired = self.before_trial.take();
         self.discard();
         self.not_kept = self.desired.as_ref().and_then(|desired| desired.unkeepable.clone());
+        if self.not_kept.is_none() && self.desired.as_ref().is_some_and(|it| it.unkept.is_some()) {
+            // It could not be kept before the trial, or was found in the kernel alone.
+            self.not_kept = Some("it is not on disk".to_owned());
+            self.keep_again(reporter);
+        }
         let text = match &self.desired {
             Some(before) => format!("the trial is over: {} is back in force", before.record.path),
             None => "the trial is over: nothing is in force, as before".to_owned(),
