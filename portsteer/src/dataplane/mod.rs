@@ -160,6 +160,12 @@ impl Dataplane {
         self.has_finished_a_detach
     }
 
+    /// Whether a `detach` is at work here, or was killed at it: it has left its mark, and not removed the directory yet.
+    #[must_use]
+    pub fn is_being_detached(&self) -> bool {
+        self.pins().is_marked_detached()
+    }
+
     /// Ends a `detach` that was killed and has left its mark. Returns the interfaces that were attached still.
     ///
     /// # Errors

@@ -1,11 +1,16 @@
 //! Takes the dataplane off, and notices when somebody else does.
 
+use std::time::{Duration, Instant};
+
 use super::Control;
 use crate::{
     agent::{Error, Reporter},
     api::DoneAnswer,
     dataplane::{Dataplane, Error as DataplaneError},
 };
+
+/// How long a `detach` that has left its mark may take, before the agent ends what it has begun.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Control {
     /// Takes the dataplane off, until the next apply.
@@ -64,6 +69,14 @@ impl Control {
         if !self.has_attached_before() {
             return;
         }
+        if self.dataplane.as_ref().is_some_and(Dataplane::is_being_detached) {
+            // It may be just at it.
+            let since = *self.mark_seen.get_or_insert_with(Instant::now);
+            if since.elapsed() < PATIENCE {
+                return;
+            }
+        }
+        self.mark_seen = None;
         if let Some(dataplane) = self.dataplane.take_if(|dataplane| dataplane.was_detached()) {
             let how = if self.store.is_some() { "SIGHUP or `portsteer apply`" } else { "SIGHUP" };
             reporter.note(&format!("detached from outside; {how} attaches again"));

@@ -162,6 +162,8 @@ pub struct Control {
     /// Whether interfaces were attached during a trial, for which rules by interface were not compiled.
     is_stale: bool,
     was_detached: bool,
+    /// Since when a `detach` without the agent is at work.
+    mark_seen: Option<Instant>,
     /// What was said last of what could not be done, so that it is said once.
     last_problem: Option<String>,
     /// What was changed behind the agent's back, in words, the latest last.
@@ -197,6 +199,7 @@ impl Control {
             waiting: Vec::new(),
             is_stale: false,
             was_detached: false,
+            mark_seen: None,
             last_problem: None,
             tampered: Vec::new(),
             is_hidden: false,
