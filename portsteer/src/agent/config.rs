@@ -141,9 +141,12 @@ impl Config {
             String::from_utf8(bytes).map_err(|_| format!("{}: it is not UTF-8", path.display()))?;
         let config: Self = toml::from_str(&text).map_err(|error| {
             // In one line: it stands in logs.
-            let before = error.span().and_then(|span| text.get(..span.start));
-            let line = before.map_or(1, |before| 1 + before.matches('\n').count());
-            format!("{}: line {line}: {}", path.display(), error.message().replace('\n', "; "))
+            let start = error.span().map_or(0, |span| span.start.min(text.len()));
+            let line = 1 + text.bytes().take(start).filter(|&byte| byte == b'\n').count();
+            let written: String =
+                text.lines().nth(line - 1).unwrap_or_default().trim().chars().take(80).collect();
+            let why = error.message().replace('\n', "; ");
+            format!("{}: at line {line}, `{written}`: {why}", path.display())
         })?;
         config.check().map_err(|why| format!("{}: {why}", path.display()))?;
         Ok(config)
