@@ -10,7 +10,7 @@ use std::{
         fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use rustix::{
@@ -44,6 +44,39 @@ pub struct Directory {
     path: PathBuf,
 }
 
+/// Opens a directory without following any link in its path.
+///
+/// Where the kernel or a filter of system calls does not know openat2(2), it is opened part by part: systemd's
+/// `RestrictSUIDSGID=` answers ENOSYS, since a filter cannot see what is asked of it.
+pub(crate) fn open_without_links(path: &Path) -> Result<OwnedFd, Errno> {
+    match openat2(CWD, path, DIRECTORY, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::NOSYS) => open_part_by_part(path),
+        result => result,
+    }
+}
+
+fn open_part_by_part(path: &Path) -> Result<OwnedFd, Errno> {
+    let mut parts = path.components().peekable();
+    let start = if path.is_absolute() { "/" } else { "." };
+    let mut fd = openat(CWD, start, DIRECTORY, Mode::empty())?;
+    while let Some(part) = parts.next() {
+        let name = match part {
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => continue,
+            Component::ParentDir => OsStr::new(".."),
+            Component::Normal(name) => name,
+        };
+        // It may be passed through by those who may not read it.
+        let passing = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let flags = if parts.peek().is_some() { passing } else { DIRECTORY };
+        fd = openat(&fd, name, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|error| {
+            let is_link = statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|it| FileType::from_raw_mode(it.st_mode) == FileType::Symlink);
+            if is_link { Errno::LOOP } else { error }
+        })?;
+    }
+    Ok(fd)
+}
+
 impl Directory {
     /// Opens a directory whose path may lead through links, its last part included: the operator's own.
     ///
@@ -61,8 +94,7 @@ impl Directory {
     ///
     /// There is a link in the path, it cannot be made or opened, or other users may write to it.
     pub fn make_without_links(path: &Path, mode: u32, others: Others) -> io::Result<Self> {
-        let opened = openat2(CWD, path, DIRECTORY, Mode::empty(), ResolveFlags::NO_SYMLINKS);
-        let fd = match opened {
+        let fd = match open_without_links(path) {
             Err(Errno::LOOP) => return Err(has_link(path)),
             Err(Errno::NOENT) => {
                 let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -397,6 +429,24 @@ mod tests {
 
     fn set_mode(path: &Path, mode: u32) {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn part_by_part_a_directory_is_opened_as_openat2_does() {
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path().canonicalize().unwrap();
+        std::fs::create_dir_all(place.join("a/b")).unwrap();
+        std::fs::write(place.join("file"), "").unwrap();
+        std::os::unix::fs::symlink(place.join("a"), place.join("link")).unwrap();
+        std::os::unix::fs::symlink("b", place.join("a/last")).unwrap();
+        let paths = ["a/b", "a/../a/b", "link/b", "a/last", "a/missing", "file", "file/b", "."];
+        for path in paths.map(|path| place.join(path)) {
+            let opened = [open_without_links(&path), open_part_by_part(&path)];
+            let [one, other] = opened.map(|fd| {
+                fd.map(|fd| fstat(fd).unwrap()).map(|status| (status.st_dev, status.st_ino))
+            });
+            assert_eq!(one, other, "{}", path.display());
+        }
     }
 
     #[test]

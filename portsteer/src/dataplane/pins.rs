@@ -19,15 +19,15 @@ use std::{
 use caps::{CapSet, Capability};
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fchmod, fstat,
-        fstatfs, mkdirat, openat, openat2, renameat, renameat_with, statat, symlinkat, unlinkat,
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, Stat, fchmod, fstat, fstatfs,
+        mkdirat, openat, renameat, renameat_with, statat, symlinkat, unlinkat,
     },
     io::Errno,
     process::geteuid,
 };
 
 use super::{Error, Instance, kernel::BPFFS, sys};
-use crate::directory::service_user;
+use crate::directory::{open_without_links, service_user};
 
 /// The directory of all instances, in the BPF file system.
 const ALL: &str = "portsteer";
@@ -105,12 +105,10 @@ fn open_checked(
     let foreign =
         |why: &str| Error::ForeignDirectory { directory: path.to_owned(), why: why.into() };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let no_links = ResolveFlags::NO_SYMLINKS;
     let opened = match parent {
-        Some(parent) => {
-            openat2(parent, name, flags, Mode::empty(), no_links | ResolveFlags::BENEATH)
-        }
-        None => openat2(CWD, path, flags, Mode::empty(), no_links),
+        // One part of a path, which leads nowhere else.
+        Some(parent) => openat(parent, name, flags, Mode::empty()),
+        None => open_without_links(path),
     };
     let directory = match opened {
         Ok(directory) => directory,
