@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     musl::{self, TARGET, link_statically, this_cargo},
-    process::{run, say},
+    process::{output, run, say},
     workspace,
 };
 
@@ -19,6 +19,18 @@ const COMMIT: &str = "4185f3d86df421d00ed191213dcbd61662a29db3";
 
 /// What tells the tests where the binary is.
 pub(crate) const VARIABLE: &str = "PORTSTEER_BEFORE";
+
+/// What tells them that this checkout cannot have it.
+pub(crate) const SHALLOW: &str = "PORTSTEER_SHALLOW";
+
+/// Whether this checkout was made without its history.
+pub(crate) fn is_shallow() -> Result<bool> {
+    let root = workspace::root()?;
+    let mut git = Command::new("git");
+    let asked = output(git.args(["rev-parse", "--is-shallow-repository"]).current_dir(root));
+    // What is no checkout has no history either.
+    Ok(asked.map_or(true, |answer| answer.trim() == "true"))
+}
 
 /// Builds it, unless that was done before: linked statically, so that it runs in a guest too. `None` where this
 /// checkout does not have the commit; the tests that need it say so, and fail where everything has to be tried.

@@ -88,11 +88,13 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     ensure_bpffs()?;
     ebpf::check_digest()?;
     let before = before::binary()?;
+    let is_shallow = before.is_none() && before::is_shallow()?;
     // The whole workspace, with the parts of the eBPF crate that do not touch the kernel.
     run(cargo()?
         .args(["test", "--workspace", "--locked", "--no-fail-fast"])
         .args(arguments)
-        .envs(before.map(|binary| (before::VARIABLE, binary))))
+        .envs(before.map(|binary| (before::VARIABLE, binary)))
+        .envs(is_shallow.then_some((before::SHALLOW, "1"))))
 }
 
 /// The tests that can go on for as long as they are told to, which share the time: by test binary.
