@@ -17,6 +17,9 @@ use crate::{
     policy::Policy,
 };
 
+/// Why a trial is over whose time was up.
+const NOT_CONFIRMED: &str = "not confirmed in time";
+
 /// How long the agent waits before it tidies up after a trial once more, if that has failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -32,7 +35,7 @@ impl Control {
                 Ok(done(&concluded))
             }
             Err(DataplaneError::TrialOver) => {
-                self.end_trial(reporter)?;
+                self.end_trial(NOT_CONFIRMED, reporter)?;
                 Err(DataplaneError::TrialOver.into())
             }
             // The kernel has it: what could not be given up goes with the next change.
@@ -85,7 +88,7 @@ impl Control {
 
     fn try_to_look_at_trial(&mut self, reporter: &mut dyn Reporter) -> Result<(), Error> {
         match self.dataplane()?.trial()? {
-            TrialState::Lapsed => self.end_trial(reporter).map(drop),
+            TrialState::Lapsed => self.end_trial(NOT_CONFIRMED, reporter).map(drop),
             TrialState::Running { left } => {
                 // The kernel's clock is the one that counts; a moment more, so that it is over then.
                 let left = left.max(Duration::from_millis(20));
@@ -103,7 +106,12 @@ impl Control {
         }
     }
 
-    pub(super) fn end_trial(&mut self, reporter: &mut dyn Reporter) -> Result<DoneAnswer, Error> {
+    /// Ends a trial, for this reason.
+    pub(super) fn end_trial(
+        &mut self,
+        why: &str,
+        reporter: &mut dyn Reporter,
+    ) -> Result<DoneAnswer, Error> {
         let before = self.before_trial.clone();
         let policy = before.as_ref().map(|before| Arc::clone(&before.policy));
         let concluded = self.dataplane()?.end_trial(policy.as_deref())?;
@@ -117,8 +125,10 @@ impl Control {
             self.keep_again(reporter);
         }
         let text = match &self.desired {
-            Some(before) => format!("the trial is over: {} is back in force", before.record.path),
-            None => "the trial is over: nothing is in force, as before".to_owned(),
+            Some(before) => {
+                format!("the trial is over: {} is back in force ({why})", before.record.path)
+            }
+            None => format!("the trial is over: nothing is in force, as before ({why})"),
         };
         reporter.note(&text);
         self.history.add(None, &text);
@@ -134,7 +144,7 @@ impl Control {
         reporter: &mut dyn Reporter,
     ) -> Result<ApplyAnswer, Error> {
         if self.trial_ends.is_some() {
-            let done = self.end_trial(reporter)?;
+            let done = self.end_trial("rolled back", reporter)?;
             let mut answer = match &self.desired {
                 Some(desired) => answer(desired, &Applied::default(), None, String::new(), true),
                 None => ApplyAnswer::nothing(),
