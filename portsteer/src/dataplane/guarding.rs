@@ -244,7 +244,7 @@ fn guard_contents(maps: &Maps, belief: &mut Belief, findings: &mut Findings) -> 
             belief.image = Some((sum, Instant::now()));
         }
     }
-    let segments = maps.segments_of_active();
+    let segments = maps.active_segments();
     for _ in 0..SEGMENTS.min(segments.len()) {
         let number = if segments.contains(&belief.next) { belief.next } else { segments.start };
         belief.next = number + 1;

@@ -391,11 +391,7 @@ impl Maps {
     }
 
     /// The segments of the tables that the policy in force uses.
-    pub(super) fn segments_of_active(&self) -> Range<usize> {
-        self.active_segments()
-    }
-
-    fn active_segments(&self) -> Range<usize> {
+    pub(super) fn active_segments(&self) -> Range<usize> {
         let bank = self.active_bank();
         // SAFETY: the address of a field of a bank.
         let first = self.word_of_bank(bank, |image| unsafe { &raw mut (*image).first_segment });

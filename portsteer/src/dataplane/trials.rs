@@ -103,16 +103,7 @@ impl Dataplane {
         state(active, manifest.as_ref())
     }
 
-    /// Whether the kernel still has the timer of a trial that runs: its map is pinned.
-    ///
-    /// # Errors
-    ///
-    /// The kernel does not tell.
-    pub fn has_timer(&self) -> Result<bool, Error> {
-        self.pins().has(TRIAL)
-    }
-
-    /// Refuses to change anything while a policy is on trial. Returns which policy is in force.
+    /// Refuses to change anything while a policy is on trial.
     pub(super) fn refuse_trial(&self) -> Result<(), Error> {
         match self.trial()? {
             TrialState::Running { left } => {
